@@ -1,0 +1,38 @@
+# One virtual environment for everything; PYTHON and TORCH can be overridden: make setup PYTHON=python3.12 TORCH=torch==2.11.0
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+EXTRAS ?= cpu,demo,dev
+VENV   := .venv
+BIN    := $(VENV)/bin
+SOURCE := compressor exporters validators tests recipes benchmarks
+
+.PHONY: setup demo test check fmt clean
+
+setup: $(VENV)/.ready
+
+# torch first and pinned: an unpinned torch takes several GB of CUDA packages on Linux
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	@touch $@
+
+demo: setup
+	$(BIN)/python recipes/prepare_demo.py build/demo
+	$(BIN)/python -m compressor run recipes/demo.yaml --out runs/demo --overwrite
+
+test: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check $(SOURCE)
+	$(BIN)/ruff format --check $(SOURCE)
+	$(BIN)/mypy
+
+fmt: setup
+	$(BIN)/ruff check --fix $(SOURCE)
+	$(BIN)/ruff format $(SOURCE)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,193 @@
+"""Training: the head's probe, and whatever a model leaves trainable, through `transformers.Trainer`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor import progress
+from compressor.errors import ModelError
+from compressor.models import head_parameters
+from compressor.recipe import Training
+
+History = list[dict[str, float]]
+
+
+def probe_head_(
+    model: nn.Module, batches: Sequence[dict[str, torch.Tensor]], *, epochs: int = 4, learning_rate: float = 3e-3
+) -> None:
+    """Train the head alone on a frozen encoder, without dropout: gradients behind a random head mean nothing.
+
+    Args:
+        model: a dense transformers model.
+        batches: padded batches with `labels`; seen in a new order every epoch.
+        epochs: passes.
+        learning_rate: of AdamW.
+    """
+    head = list(head_parameters(model).values())
+    with _only_trains(model, head):
+        model.eval()
+        optimizer = torch.optim.AdamW(head, lr=learning_rate, weight_decay=0.0)
+        order = [number for _ in range(epochs) for number in torch.randperm(len(batches)).tolist()]
+        for number in progress.track(order, "probing the head"):
+            model(**batches[number]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+class _only_trains:  # noqa: N801 (a context manager, read as a verb)
+    """Within it, only the given parameters require gradients; afterwards all are as before."""
+
+    def __init__(self, model: nn.Module, chosen: Sequence[nn.Parameter]) -> None:
+        self.model, self.chosen = model, chosen
+
+    def __enter__(self) -> None:
+        self.before = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
+        self.model.requires_grad_(False)
+        for parameter in self.chosen:
+            parameter.requires_grad_(True)
+
+    def __exit__(self, *_: object) -> None:
+        for parameter, trained in self.before.items():
+            parameter.requires_grad_(trained)
+
+
+def trainable(model: nn.Module) -> int:
+    """How many numbers training may move."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def adapt_(
+    model: Any,
+    tokenizer: Any,
+    train: Any,
+    validation: Any | None,
+    training: Training,
+    *,
+    folder: Path,
+    seed: int = 0,
+    title: str = "training",
+) -> History:
+    """Train what requires gradients; ends with the best checkpoint by validation accuracy, or the last without one.
+
+    Checkpoints after every epoch lie in `folder`; a call that finds some there goes on from the last, with the same
+    random numbers, so that it ends where an uninterrupted one would.
+
+    Args:
+        model: a transformers model, dense or factorized.
+        tokenizer: pads the batches.
+        train: a tokenized split (data.tokenize).
+        validation: one that chooses the checkpoint, or None.
+        training: epochs, learning rate, batch size, ...
+        folder: where checkpoints go; removed at the end.
+        seed: of order and dropout.
+        title: what the progress bar says.
+
+    Returns:
+        one row per logged loss and per evaluation: step, epoch, loss | eval_loss and eval_accuracy.
+
+    Raises:
+        ModelError: nothing is trainable, or the loss is not finite.
+    """
+    from transformers import Trainer
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if not trainable(model):
+        raise ModelError("Nothing in the model is trainable: the method's core is frozen and the model has no head.")
+    trainer = Trainer(
+        model=model,
+        args=_arguments(training, folder, seed, evaluated=validation is not None),
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        compute_metrics=_accuracy,
+        callbacks=[_progress_callback(title)],
+    )
+    trainer.remove_callback(_printer())
+    last = get_last_checkpoint(folder) if folder.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    history = _history(trainer.state.log_history)
+    shutil.rmtree(folder, ignore_errors=True)
+    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        raise ModelError(f"{title.capitalize()} diverged: lower the learning rate ({training.learning_rate:g}).")
+    return history
+
+
+def _arguments(training: Training, folder: Path, seed: int, *, evaluated: bool) -> Any:
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=training.epochs,
+        learning_rate=training.learning_rate,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=2 * training.batch_size,
+        weight_decay=training.weight_decay,
+        warmup_steps=training.warmup,  # below 1 it is a share of all steps
+        lr_scheduler_type="cosine",
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch" if evaluated else "no",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=evaluated,
+        metric_for_best_model="accuracy" if evaluated else None,
+        logging_strategy="steps",
+        logging_steps=10,
+        disable_tqdm=True,
+        report_to="none",
+        seed=seed,
+        dataloader_pin_memory=False,
+    )
+
+
+def _accuracy(prediction: Any) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def _history(log: list[dict[str, float]]) -> History:
+    kept = ("step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy")
+    rows = ({key: row[key] for key in kept if key in row} for row in log)
+    return [row for row in rows if "loss" in row or "eval_loss" in row]
+
+
+def _progress_callback(title: str) -> Any:
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):  # type: ignore[misc]
+        """Advances the progress bar."""
+
+        steps: Iterator[int] = iter(())
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.steps = iter(progress.track(count(state.global_step), title, state.max_steps - state.global_step))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            next(self.steps, None)
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+            progress.note(f"  epoch {state.epoch:.0f}: validation accuracy {metrics['eval_accuracy']:.4f}")
+
+    return Progress
+
+
+def _printer() -> Any:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def save_history(path: Path, history: History) -> None:
+    """Write as JSON."""
+    path.write_text(json.dumps(history, indent=1) + "\n")
+
+
+def load_history(path: Path) -> History:
+    """Read what `save_history` wrote; nothing where there is no file."""
+    return json.loads(path.read_text()) if path.is_file() else []

@@ -1,0 +1,233 @@
+"""The run folder: stages that finish whole or not at all, and the artifact's manifest with its digests.
+
+    runs/x/
+      run.json               the recipe as resolved, the stages that are finished, their files' digests and seconds
+      plan.json  statistics.safetensors  spectra.json  history.json
+      model.safetensors  config.json  tokenizer files      the folded model
+      artifact.json          manifest: schema, versions, recipe, plan, and the digest of every file of the artifact
+      baseline/              the dense model on the same task, and its exports
+      exports/<runtime>-<precision>/
+      report.json  report.html  report.md  junit.xml
+      .work/                 scratch and checkpoints; empty when a run is finished
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from compressor import progress
+from compressor.errors import ArtifactError
+from compressor.planning import Plan
+
+SCHEMA_VERSION = 1
+MANIFEST = "artifact.json"
+STATE = "run.json"
+SCRATCH = ".work"
+UNSIGNED = {MANIFEST, STATE, "report.json", "report.html", "report.md", "junit.xml"}  # rewritten by later commands
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_of(folder: Path) -> Iterator[str]:
+    """Relative names of the artifact's files, sorted."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in UNSIGNED and not name.startswith(SCRATCH):
+            yield name
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write whole or not at all."""
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text(json.dumps(data, indent=2) + "\n")
+    scratch.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Raises ArtifactError where the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist: {path.parent} is no run or artifact folder.") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.") from error
+
+
+class Run:
+    """One run folder: which stages are finished, and a place to make the next one in."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
+        """Open a folder for a recipe.
+
+        Raises:
+            ArtifactError: there is something there already and neither flag is given, or it was made by another recipe,
+                or a file of a finished stage has been changed.
+        """
+        self.folder = folder
+        self.scratch = folder / SCRATCH
+        old = read_json(folder / STATE) if (folder / STATE).is_file() else None
+        if folder.exists() and any(folder.iterdir()) and not (resume or overwrite):
+            done = f"finished: {', '.join(old['stages']) or 'nothing'}" if old else "not made by a run"
+            raise ArtifactError(f"{folder} is not empty ({done}). Add --resume to go on or --overwrite to start again.")
+        if folder.exists() and overwrite and not resume:
+            self._empty(old)
+            old = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.state: dict[str, Any] = old or {"schema_version": SCHEMA_VERSION, "recipe": recipe, "stages": {}}
+        if self.state["recipe"] != recipe:
+            changed = ", ".join(_differences(self.state["recipe"], recipe))
+            raise ArtifactError(
+                f"{folder} was begun with another recipe: {changed}. Use another --out, or --overwrite."
+            )
+        self._require_untouched()
+        self._save()
+
+    def _empty(self, old: dict[str, Any] | None) -> None:
+        if old is None and any(self.folder.iterdir()):
+            raise ArtifactError(
+                f"{self.folder} holds files that no run made; --overwrite only replaces runs. Use another --out."
+            )
+        shutil.rmtree(self.folder)
+
+    def _require_untouched(self) -> None:
+        digests = {name: digest for stage in self.state["stages"].values() for name, digest in stage["files"].items()}
+        changed = changed_files(self.folder, digests)
+        if changed:
+            raise ArtifactError(
+                f"{self.folder}: {'; '.join(changed)} since the stage that made it. Restore it, or start again with "
+                "--overwrite (an edited plan is replayed with plan.path)."
+            )
+
+    def _save(self) -> None:
+        write_json(self.folder / STATE, self.state)
+
+    def finished(self, stage: str) -> bool:
+        """Whether a stage's outputs are there."""
+        return stage in self.state["stages"]
+
+    @contextmanager
+    def stage(self, name: str, title: str, outputs: Sequence[str]) -> Iterator[Path]:
+        """A scratch folder to make `outputs` (relative names) in; they move to the run folder when the block ends well."""
+        scratch = self.scratch / name
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        start = time.monotonic()
+        with progress.stage(title):
+            yield scratch
+        for output in outputs:
+            _replace(scratch / output, self.folder / output)
+        shutil.rmtree(scratch)
+        made = [file for output in outputs for file in _files_under(self.folder, output)]
+        digests = {file: file_digest(self.folder / file) for file in made}
+        self.state["stages"][name] = {"files": digests, "seconds": round(time.monotonic() - start, 3)}
+        self._save()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long each finished stage took."""
+        return {name: stage["seconds"] for name, stage in self.state["stages"].items()}
+
+
+def _replace(source: Path, target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(target)
+
+
+def _files_under(folder: Path, name: str) -> list[str]:
+    path = folder / name
+    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [file.relative_to(folder).as_posix() for file in inside if file.is_file()]
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+    elif old != new:
+        yield f"{path} was {old!r}, is {new!r}"
+
+
+def changed_files(folder: Path, digests: dict[str, str]) -> list[str]:
+    """A phrase for each file that is missing or differs from its digest."""
+    phrases = []
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            phrases.append(f"{name} is missing")
+        elif file_digest(path) != digest:
+            phrases.append(f"{name} has been changed")
+    return phrases
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folded model with all that was recorded about it."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> Artifact:
+        """Raises ArtifactError where there is no artifact of a schema that this version reads."""
+        artifact = cls(Path(path))
+        version = artifact.manifest.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}.")
+        return artifact
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """artifact.json."""
+        if not (self.path / MANIFEST).is_file() and (self.path / STATE).is_file():
+            raise ArtifactError(
+                f"{self.path} is an unfinished run; go on with `compressor run RECIPE --out {self.path} --resume`."
+            )
+        return dict(read_json(self.path / MANIFEST))
+
+    @cached_property
+    def plan(self) -> Plan:
+        """plan.json."""
+        return Plan.load(self.path / "plan.json")
+
+
+def seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Write artifact.json with the digests of all files of the artifact that are there now."""
+    digests = {name: file_digest(folder / name) for name in files_of(folder)}
+    write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **facts, "files": digests})
+
+
+def reseal(folder: Path) -> None:
+    """Write the manifest again, with the files that have been added since."""
+    seal(
+        folder,
+        {key: value for key, value in Artifact.open(folder).manifest.items() if key not in ("schema_version", "files")},
+    )
+
+
+def verify(path: Path) -> None:
+    """Compare every file with the manifest; needs no torch.
+
+    Raises:
+        ArtifactError: files are missing, changed or were added; all of them are named.
+    """
+    digests = Artifact.open(path).manifest["files"]
+    faults = changed_files(path, digests)
+    faults += [f"{name} is not in the manifest" for name in files_of(path) if name not in digests]
+    if faults:
+        raise ArtifactError(f"{path} is not what was made:\n" + "\n".join(f"  {fault}" for fault in faults))

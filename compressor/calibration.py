@@ -1,0 +1,236 @@
+"""One streaming pass over a sample: uncentered second moments of every target's input and output gradient."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import ArtifactError, DataError, ModelError
+from compressor.linalg import SecondMoment
+from compressor.methods.base import Moment, Moments
+
+Batch = Mapping[str, Tensor]
+Loss = Callable[[nn.Module, Batch], Tensor]
+
+IGNORED = -100  # label of tokens that are no loss term, as transformers has it
+
+
+def model_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss that a transformers model computes from `labels`, averaged over its terms, ()."""
+    loss: Tensor = model(**batch).loss
+    return loss
+
+
+class Statistics(Mapping[str, Moments]):
+    """The moments of every target, by name; targets that read the same input share that moment.
+
+    `tokens` are the rows that each input moment averages over, `samples` the examples seen.
+    """
+
+    def __init__(
+        self, inputs: dict[str, Tensor], shares: dict[str, str], gradients: dict[str, Tensor], samples: int
+    ) -> None:
+        self._inputs, self._shares, self._gradients, self.samples = inputs, shares, gradients, samples
+        moments = {name: SecondMoment(matrix) for name, matrix in inputs.items()}
+        self._moments = {
+            name: Moments(moments.get(leader), SecondMoment(gradients[name]) if name in gradients else None)
+            for name, leader in shares.items()
+        }
+
+    def __getitem__(self, name: str) -> Moments:
+        return self._moments[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._moments)
+
+    def __len__(self) -> int:
+        return len(self._moments)
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors; each shared input moment once."""
+        from safetensors.torch import save_file
+
+        tensors = {f"{name}.{Moment.INPUT}": matrix for name, matrix in self._inputs.items()}
+        tensors |= {f"{name}.{Moment.GRADIENT}": matrix for name, matrix in self._gradients.items()}
+        save_file(tensors, path, metadata={"shares": json.dumps(self._shares), "samples": str(self.samples)})
+
+    @classmethod
+    def load(cls, path: Path) -> Statistics:
+        """Read what `save` wrote.
+
+        Raises:
+            ArtifactError: the file is missing or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"{path} cannot be read as statistics: {error}. Calibrate again.") from error
+
+        def of(moment: Moment) -> dict[str, Tensor]:
+            return {
+                key.removesuffix(f".{moment}"): value for key, value in tensors.items() if key.endswith(f".{moment}")
+            }
+
+        return cls(of(Moment.INPUT), json.loads(metadata["shares"]), of(Moment.GRADIENT), int(metadata["samples"]))
+
+
+class _Recorder:
+    """Sees one target: its input when the forward pass reaches it, and its output to differentiate by."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+        self.inputs.append(arguments[0])
+        self.outputs.append(output)
+
+    def clear(self) -> None:
+        self.inputs.clear()
+        self.outputs.clear()
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    needs: Iterable[Moment],
+    *,
+    targets: Sequence[str] | None = None,
+    loss: Loss = model_loss,
+) -> Statistics:
+    """Gather the moments that a method needs, in float32, in one pass in evaluation mode.
+
+    Gradients are those of each loss term (the mean loss times its number of terms), so that half of
+    tr(E[gg^T] D E[xx^T] D^T) estimates a weight error D's loss change per token (K-FAC). Padding is dropped where the
+    batch has an `attention_mask (B, T)` and the target sees `(B, T, ...)`.
+
+    Args:
+        model: the dense model, with a head that has been probed (a random head gives meaningless gradients).
+        batches: dictionaries of tensors; `labels` count the loss terms.
+        needs: which moments, from `method.needs()`.
+        targets: names of linear layers; default: `find_targets(model)`.
+        loss: (model, batch) -> the mean loss, ().
+
+    Raises:
+        DataError: no batch.
+        ModelError: a target was never reached, or the activations or gradients are not finite.
+    """
+    from compressor.models import find_targets
+
+    names = list(targets) if targets is not None else [target.name for target in find_targets(model)]
+    gather = _Gather(names, frozenset(needs))
+    was_training = model.training
+    with ExitStack() as hooks:
+        for name in names:
+            handle = model.get_submodule(name).register_forward_hook(gather.recorders[name])
+            hooks.callback(handle.remove)
+        hooks.callback(partial(model.train, was_training))
+        model.eval()
+        for batch in batches:
+            gather.add(model, batch, loss)
+    return gather.statistics()
+
+
+class _Gather:
+    """Running sums over batches."""
+
+    def __init__(self, names: Sequence[str], needs: frozenset[Moment]) -> None:
+        self.needs = needs
+        self.recorders = {name: _Recorder() for name in names}
+        self.shares: dict[str, str] = {}
+        self.inputs: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
+        self.rows: dict[str, int] = dict.fromkeys(names, 0)
+        self.samples = 0
+
+    def add(self, model: nn.Module, batch: Batch, loss: Loss) -> None:
+        """One batch: forward, backward to the targets' outputs only, accumulate."""
+        with torch.set_grad_enabled(Moment.GRADIENT in self.needs):
+            value = loss(model, batch) if self.needs else None
+        self._require_reached()
+        self._share()
+        mask = batch.get("attention_mask")
+        for name, recorder in self.recorders.items():
+            self.rows[name] += sum(len(_rows(x, mask)) for x in recorder.inputs)
+            if Moment.INPUT in self.needs and self.shares[name] == name:
+                for x in recorder.inputs:
+                    _accumulate(self.inputs, name, _rows(x.detach(), mask))
+        if value is not None and Moment.GRADIENT in self.needs:
+            self._differentiate(value * _terms(batch), mask)
+        self.samples += len(next(iter(batch.values())))
+        for recorder in self.recorders.values():
+            recorder.clear()
+
+    def _differentiate(self, total: Tensor, mask: Tensor | None) -> None:
+        owners = [(name, output) for name, recorder in self.recorders.items() for output in recorder.outputs]
+        gradients = torch.autograd.grad(total, [output for _, output in owners], allow_unused=True)
+        for (name, output), gradient in zip(owners, gradients, strict=True):
+            found = torch.zeros_like(output) if gradient is None else gradient
+            _accumulate(self.gradients, name, _rows(found, mask))
+
+    def _require_reached(self) -> None:
+        missed = [name for name, recorder in self.recorders.items() if not recorder.inputs]
+        if missed:
+            raise ModelError(
+                f"{len(missed)} targets were never reached in calibration: {', '.join(missed[:5])}. "
+                "Leave them out with model.exclude."
+            )
+
+    def _share(self) -> None:
+        """Targets that were given the very same tensor share its moment; checked anew on every batch."""
+        leaders: dict[int, str] = {}
+        shares = {}
+        for name, recorder in self.recorders.items():
+            alone = len(recorder.inputs) != 1
+            shares[name] = name if alone else leaders.setdefault(id(recorder.inputs[0]), name)
+        if self.shares and shares != self.shares:
+            raise ModelError(
+                "The model feeds its layers differently from batch to batch; shared inputs cannot be told."
+            )
+        self.shares = shares
+
+    def statistics(self) -> Statistics:
+        """Averages over rows; raises where there is nothing or something not finite."""
+        if not self.samples:
+            raise DataError("The calibration data is empty: give it at least one example.")
+        inputs = {name: matrix / self.rows[name] for name, matrix in self.inputs.items()}
+        gradients = {name: matrix / self.rows[name] for name, matrix in self.gradients.items()}
+        broken = [
+            name for table in (inputs, gradients) for name, matrix in table.items() if not matrix.isfinite().all()
+        ]
+        if broken:
+            raise ModelError(
+                f"Activations or gradients of {', '.join(broken[:5])} are not finite on the calibration data."
+            )
+        return Statistics(inputs, self.shares, gradients, self.samples)
+
+
+def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, T, d) -> (tokens, d) without padding; other shapes are flattened to (rows, d)."""
+    if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
+        return x[mask.bool()]
+    return x.reshape(-1, x.shape[-1])
+
+
+def _terms(batch: Batch) -> int:
+    """How many terms a mean loss averages: the labels that are not ignored, else the examples."""
+    labels = batch.get("labels")
+    return int((labels != IGNORED).sum()) if labels is not None else len(next(iter(batch.values())))
+
+
+def _accumulate(sums: dict[str, Tensor], name: str, rows: Tensor) -> None:
+    rows = rows.float()
+    if name not in sums:
+        sums[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
+    sums[name].addmm_(rows.mT, rows)

@@ -1,0 +1,60 @@
+"""What can be named in a recipe: the registered methods, exporters and checks with their fields."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from compressor import registry
+
+
+class Field(NamedTuple):
+    """One knob of a registered class."""
+
+    name: str
+    type: str
+    default: Any
+    description: str
+
+
+class Entry(NamedTuple):
+    """One row of a registry table."""
+
+    name: str
+    summary: str  # first line of the docstring
+    fields: tuple[Field, ...]
+
+
+def entries(kind: registry.Kind) -> list[Entry]:
+    """All rows of a table; imports the modules that they point to.
+
+    Raises:
+        DependencyError: one of them cannot be imported.
+    """
+    return [_entry(name, registry.load(kind, name)) for name in registry.names(kind)]
+
+
+def to_dict(entry: Entry) -> dict[str, Any]:
+    """JSON-able data."""
+    return entry._asdict() | {"fields": [field._asdict() for field in entry.fields]}
+
+
+def _entry(name: str, cls: Any) -> Entry:
+    summary = (cls.__doc__ or "").strip().partition("\n")[0]
+    described = getattr(cls, "__pydantic_fields__", {})
+    fields = (_field(one, described.get(one.name)) for one in dataclasses.fields(cls) if one.init)
+    return Entry(name, summary, tuple(fields))
+
+
+def _field(field: dataclasses.Field[Any], described: Any) -> Field:
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    plain = default if isinstance(default, bool | int | float | str) else None
+    annotation = described.annotation if described else field.type
+    return Field(field.name, _type_name(annotation), plain, (described and described.description) or "")
+
+
+def _type_name(annotation: Any) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return text.replace("typing.", "")

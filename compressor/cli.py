@@ -1,0 +1,250 @@
+"""The command line: a thin command for each verb. Results go to stdout, progress and errors to stderr.
+
+Exit codes: 0 done, 1 a gate failed, 2 usage, recipe or input, 3 environment, 4 export, runtime or an unexpected
+failure, 5 memory, disk or an interruption. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from compressor import display, terminal
+from compressor.terminal import Verb, show, working
+
+if TYPE_CHECKING:
+    from compressor.recipe import Recipe
+    from validators.report import Report
+
+app = typer.Typer(
+    cls=terminal.Verbs,
+    help="Compress and adapt a pretrained model by low rank, fold, export, and prove it against the dense one.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # rich nearly doubles the time of --help
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="python -m compressor" if Path(sys.argv[0]).name == "__main__.py" else None)
+
+
+@app.callback()
+def program(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More about what is going on.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # noqa: ARG001 (read by Verb)
+    version: Annotated[  # noqa: ARG001 (answered by its callback)
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=terminal.print_version)
+    ] = False,
+) -> None:
+    """Set how much is said."""
+    from compressor import progress
+
+    progress.set_level("off" if quiet else "verbose" if verbose else "normal")
+
+
+@app.command(cls=Verb)
+def run(
+    recipe: terminal.RecipePath,
+    out: terminal.Out,
+    settings: terminal.Settings = None,
+    resume: terminal.Resume = False,
+    overwrite: terminal.Overwrite = False,
+    as_json: terminal.Json = False,
+) -> None:
+    """Do the whole line: baseline, compress, export, validate. Exit code 1 when a gate fails."""
+    asked = _read(recipe, settings)
+    with working():
+        from compressor import pipeline
+
+        report = pipeline.run(asked, out, resume=resume, overwrite=overwrite)
+    _judge(report, as_json)
+
+
+@app.command(cls=Verb)
+def compress(
+    recipe: terminal.RecipePath,
+    out: terminal.Out,
+    settings: terminal.Settings = None,
+    resume: terminal.Resume = False,
+    overwrite: terminal.Overwrite = False,
+    as_json: terminal.Json = False,
+) -> None:
+    """Stop at the folded model: nothing is exported, nothing is judged."""
+    asked = _read(recipe, settings)
+    with working():
+        from compressor import pipeline
+
+        artifact = pipeline.compress(asked, out, resume=resume, overwrite=overwrite)
+    facts = {
+        "path": str(artifact.path),
+        "parameters": artifact.plan.parameters,
+        "dense": artifact.plan.dense_parameters,
+    }
+    show(facts, lambda: f"{artifact.path}: {facts['parameters']:,} of {facts['dense']:,} parameters", as_json)
+
+
+@app.command(cls=Verb)
+def plan(
+    recipe: terminal.RecipePath,
+    out: Annotated[Path | None, typer.Option("--out", help="The run folder; a scratch one otherwise.")] = None,
+    settings: terminal.Settings = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the resolved recipe and the stages.")] = False,
+    resume: terminal.Resume = False,
+    overwrite: terminal.Overwrite = False,
+    as_json: terminal.Json = False,
+) -> None:
+    """Choose the ranks and stop."""
+    from dataclasses import asdict
+
+    asked = _read(recipe, settings)
+    if dry_run:
+        show(display.dry_run(asked, out), lambda: display.dry_run_text(asked, out), as_json)
+        return
+    with working():
+        from compressor import pipeline
+
+        chosen = pipeline.plan(asked, out, resume=resume, overwrite=overwrite)
+    totals = {"parameters": chosen.parameters, "dense_parameters": chosen.dense_parameters}
+    show(asdict(chosen) | totals, lambda: display.plan_table(chosen), as_json)
+
+
+@app.command(cls=Verb)
+def export(
+    path: terminal.RunPath,
+    to: Annotated[str, typer.Option("--to", help="The runtime; `list exporters` names them.")] = "onnx",
+    precision: Annotated[Literal["fp32", "int8"], typer.Option("--precision", help="Of the weights.")] = "fp32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
+    as_json: terminal.Json = False,
+) -> None:
+    """Export a run once more and prove it. Exit code 1 when a gate fails."""
+    from compressor import registry
+
+    registry.load("exporters", to)  # a wrong name is told before anything slow begins
+    with working():
+        from compressor import pipeline
+
+        made = pipeline.export(path, to, precision, overwrite=overwrite)
+        report = pipeline.validate(path, [made.name])
+    _judge(report, as_json)
+
+
+@app.command(cls=Verb)
+def validate(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
+    """Measure every export of a run again. Exit code 1 when a gate fails."""
+    with working():
+        from compressor import pipeline
+
+        report = pipeline.validate(path, None)
+    _judge(report, as_json)
+
+
+@app.command(cls=Verb)
+def report(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
+    """Draw report.md, report.html and junit.xml again from report.json, and print the report."""
+    from validators.report import Report
+
+    saved = Report.read(path)
+    saved.save(path)
+    show(saved.to_dict(), lambda: str(saved), as_json)
+
+
+@app.command(cls=Verb)
+def verify(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
+    """Compare every file of a run with its digest."""
+    from compressor import artifact
+
+    artifact.verify(path)
+    count = len(artifact.Artifact.open(path).manifest["files"])
+    show({"path": str(path), "verified": True, "files": count}, lambda: f"{path}: {count} files, none changed", as_json)
+
+
+@app.command(cls=Verb)
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A local folder or a hub id.")],
+    targets: Annotated[list[str] | None, typer.Option("--targets", help="Globs over module names.")] = None,
+    as_json: terminal.Json = False,
+) -> None:
+    """Show which layers of a model would be compressed, with their shapes and break-even ranks."""
+    from dataclasses import asdict
+
+    from compressor.paths import resolve
+
+    path = resolve(model, Path.cwd(), "RANKFOLD_MODELS")
+    with working():
+        from compressor.models import describe
+
+        found = describe(path, targets or "auto")
+    rows = [asdict(one) | {"parameters": one.parameters, "break_even": one.break_even} for one in found]
+    show({"model": path, "targets": rows}, lambda: display.target_table(found), as_json)
+
+
+@app.command(cls=Verb)
+def doctor(as_json: terminal.Json = False) -> None:
+    """Look over this environment. Exit code 3 when something required is broken."""
+    from dataclasses import asdict
+
+    from compressor.doctor import diagnose
+
+    found = diagnose()
+    healthy = all(one.status != "broken" for one in found)
+    data = {"healthy": healthy, "diagnoses": [asdict(one) for one in found]}
+    show(data, lambda: display.diagnosis_list(found), as_json)
+    if not healthy:
+        raise typer.Exit(3)
+
+
+@app.command(cls=Verb)
+def init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("recipe.yaml")) -> None:
+    """Write a commented recipe to start from."""
+    from importlib.resources import files
+
+    from compressor.errors import InputError
+
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(files("compressor").joinpath("template.yaml").read_text(encoding="utf-8"))
+    except FileExistsError as error:
+        raise InputError(f"{path} is there already and is left as it is; name another file.") from error
+    typer.echo(f"{path}: edit model.path and data, then `python -m compressor run {path} --out runs/first`")
+
+
+@app.command(cls=Verb)
+def schema(
+    table: Annotated[bool, typer.Option("--table", help="Print a Markdown table of the keys.")] = False,
+) -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from compressor import recipe
+    from compressor.schema import markdown
+
+    described = recipe.json_schema()
+    typer.echo(markdown(described).rstrip() if table else display.to_json(described))
+
+
+@app.command("list", cls=Verb)
+def catalog(
+    kind: Annotated[Literal["methods", "exporters", "checks"], typer.Argument(help="What to list.")],
+    as_json: terminal.Json = False,
+) -> None:
+    """Show what can be named in a recipe, with its fields."""
+    from compressor.catalog import entries, to_dict
+
+    found = entries(kind)
+    show({kind: [to_dict(one) for one in found]}, lambda: display.catalog_list(found), as_json)
+
+
+def _read(path: Path, settings: list[str] | None) -> Recipe:
+    from compressor import recipe
+
+    return recipe.read(path, settings or ())
+
+
+def _judge(report: Report, as_json: bool) -> None:
+    show(report.to_dict(), lambda: str(report), as_json)
+    report.raise_for_gates()

@@ -1,0 +1,127 @@
+"""Results as plain text for stdout: aligned columns that stay whole in a pipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compressor.catalog import Entry
+    from compressor.doctor import Diagnosis
+    from compressor.models import Target
+    from compressor.planning import Plan
+    from compressor.recipe import Recipe
+
+STAGE_HEADER = ("stage", "what", "path")
+MARKS = {"ok": "ok", "note": "note", "warning": "WARNING", "broken": "BROKEN"}
+
+
+def columns(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table; numbers are aligned on the right, text on the left."""
+    table = [[_cell(value) for value in row] for row in rows]
+    numeric = [all(isinstance(value, int | float | None) for value in column) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(header, *table, strict=True)]
+    lines = []
+    for row in [list(header), *table]:
+        cells = zip(row, widths, numeric or [False] * len(widths), strict=True)
+        lines.append("  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def to_json(data: Any) -> str:
+    """One JSON object."""
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def plan_table(plan: Plan) -> str:
+    """Ranks of all targets, and what they come to."""
+    header = ("target", "out", "in", "rank", "break-even", "parameters", "energy")
+    rows = [
+        (row.name, row.out_features, row.in_features, row.rank or "dense", row.break_even, row.parameters, row.energy)
+        for row in plan.layers
+    ]
+    share = plan.parameters / plan.dense_parameters
+    total = f"{plan.strategy}: {plan.parameters:,} of {plan.dense_parameters:,} parameters ({share:.1%})"
+    return f"{columns(header, rows)}\n\n{total}, budget {plan.budget:.1%}"
+
+
+def target_table(targets: Sequence[Target]) -> str:
+    """Shapes and break-even ranks of a model's targets."""
+    rows = [(one.name, one.out_features, one.in_features, one.parameters, one.break_even) for one in targets]
+    total = sum(one.parameters for one in targets)
+    table = columns(("target", "out", "in", "parameters", "break-even"), rows)
+    return f"{table}\n\n{len(rows)} targets, {total:,} parameters"
+
+
+def diagnosis_list(found: Sequence[Diagnosis]) -> str:
+    """What doctor found, each with what to do."""
+    width = max(len(one.topic) for one in found)
+    lines = []
+    for one in found:
+        lines.append(f"{MARKS[one.status]:8}{one.topic:{width}}  {one.text}")
+        lines += [f"{'':{8 + width}}  -> {one.remedy}"] if one.remedy else []
+    return "\n".join(lines)
+
+
+def catalog_list(found: Sequence[Entry]) -> str:
+    """Registered names, each with its summary and its fields."""
+    lines = []
+    for entry in found:
+        lines.append(f"{entry.name}: {entry.summary}")
+        lines += [f"  {one.name}: {one.type} = {one.default}  {one.description}".rstrip() for one in entry.fields]
+    return "\n".join(lines)
+
+
+def dry_run(recipe: Recipe, out: Path | None) -> dict[str, Any]:
+    """The resolved recipe and the stages, as JSON-able data."""
+    from compressor.recipe import dump
+
+    steps = [dict(zip(STAGE_HEADER, row, strict=True)) for row in stages(recipe, out)]
+    return {"recipe": dump(recipe), "stages": steps}
+
+
+def dry_run_text(recipe: Recipe, out: Path | None) -> str:
+    """The resolved recipe as YAML, and a table of the stages."""
+    import yaml
+
+    from compressor.recipe import dump
+
+    return f"{yaml.safe_dump(dump(recipe), sort_keys=False)}\n{columns(STAGE_HEADER, stages(recipe, out))}"
+
+
+def stages(recipe: Recipe, out: Path | None) -> list[tuple[str, str, str]]:
+    """What a run of this recipe does: stage, what happens, and where its result goes."""
+    run, base, plan = out or Path("DIR"), recipe.baseline, recipe.plan
+    dense = (
+        f"take {base.path}"
+        if base.path
+        else f"train {base.train}" + f", {base.epochs:g} epochs" * (base.train == "full")
+    )
+    ranks = (
+        f"replay {plan.path}" if plan.path else f"{plan.strategy}, keep {plan.budget.parameters:.1%} of the parameters"
+    )
+    exports = [("export", f"{one.runtime} {one.precision}", str(run / "exports" / one.name)) for one in recipe.export]
+    return [
+        ("read", _kind(recipe.model.path), recipe.model.path),
+        *(("read", _kind(path), path) for path in dict.fromkeys((recipe.data.train.path, recipe.data.evaluation.path))),
+        ("probe", "train the head alone", str(run / "head.safetensors")),
+        ("baseline", dense, str(run / "baseline")),
+        ("calibrate", f"{recipe.data.calibration.samples} examples", str(run / "statistics.safetensors")),
+        ("plan", ranks, str(run / "plan.json")),
+        ("adapt", f"{type(recipe.method).__name__}, {recipe.adapt.epochs:g} epochs", str(run / "history.json")),
+        ("fold", plan.layout, str(run / "model.safetensors")),
+        *exports,
+        ("validate", f"{len(recipe.gates)} gates on {recipe.validation.device}", str(run / "report.json")),
+    ]
+
+
+def _kind(path: str) -> str:
+    return "local" if Path(path).is_absolute() else "from the hub"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

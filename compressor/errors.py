@@ -1,0 +1,91 @@
+"""Every error a user can reach, with the exit code that the command line returns for it.
+
+    RankfoldError
+    ├── GateError            1   a gate failed
+    ├── InputError           2   bad usage or input
+    │   ├── RecipeError          the recipe
+    │   ├── ModelError           the model or its checkpoint
+    │   ├── DataError            a data set
+    │   ├── BudgetError          a budget that cannot be met
+    │   └── ArtifactError        an artifact or run folder
+    ├── DependencyError      3   environment: a package, a provider or a device is missing
+    ├── ExportError          4   a graph that could not be written or does not compute the same
+    ├── RuntimeFailure       4   an inference runtime that failed
+    └── ResourceError        5   memory, disk or an interruption: finished stages are kept, `--resume` goes on
+
+A message is a sentence that says what was wrong, where, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class RankfoldError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 2
+
+
+class GateError(RankfoldError):
+    """A gate failed (or was unsure where the recipe does not accept that)."""
+
+    exit_code = 1
+
+
+class InputError(RankfoldError):
+    """Bad usage or input."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """A recipe that cannot be read or has faults; all of them are listed."""
+
+
+class ModelError(InputError):
+    """A model that cannot be loaded safely, or has nothing to compress."""
+
+
+class DataError(InputError):
+    """A data set that is missing, empty or lacks what the recipe names."""
+
+
+class BudgetError(InputError):
+    """A budget that no choice of ranks meets."""
+
+
+class ArtifactError(InputError):
+    """An artifact or run folder that is missing, incomplete, edited or in the way."""
+
+
+class DependencyError(RankfoldError):
+    """A package, provider or device that this machine lacks."""
+
+    exit_code = 3
+
+
+class ExportError(RankfoldError):
+    """An export that failed or does not compute what the model computes."""
+
+    exit_code = 4
+
+
+class RuntimeFailure(RankfoldError):
+    """An inference runtime that failed while loading or running an export."""
+
+    exit_code = 4
+
+
+class ResourceError(RankfoldError):
+    """Out of memory or disk, or interrupted; what was finished is kept."""
+
+    exit_code = 5
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the nearest allowed word, else an empty string."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else ""

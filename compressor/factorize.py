@@ -1,0 +1,133 @@
+"""On any module: decompose its targets, plan their ranks, factorize_ for training, fold_ for deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from typing import Literal
+
+from torch import nn
+
+from compressor import planning
+from compressor.errors import ModelError
+from compressor.layers import LAYOUTS, CoreLinear
+from compressor.methods.base import Method, Moments, Subspace
+from compressor.models import Target, find_targets, head_parameters, linear, replace_module
+from compressor.planning import Plan, Spectrum, break_even
+from compressor.progress import track
+
+
+def decompose(
+    model: nn.Module,
+    method: Method,
+    moments: Mapping[str, Moments],
+    *,
+    targets: tuple[Target, ...] | None = None,
+    layout: planning.Layout = "two-factor",
+) -> dict[str, Subspace]:
+    """The subspace of every target, up to its break-even rank; the expensive part, done once."""
+    found = targets or find_targets(model)
+    return {
+        target.name: method.subspace(
+            linear(model, target.name).weight.detach(),
+            moments.get(target.name, Moments()),
+            break_even(target.out_features, target.in_features, layout) - 1,
+        )
+        for target in track(found, "decomposing")
+    }
+
+
+def spectra(model: nn.Module, subspaces: Mapping[str, Subspace]) -> list[Spectrum]:
+    """What the plan needs to know of each target."""
+    return [
+        Spectrum(name, layer.out_features, layer.in_features, subspace.gains.tolist(), subspace.total)
+        for name, subspace in subspaces.items()
+        for layer in [linear(model, name)]
+    ]
+
+
+def plan(
+    model: nn.Module,
+    method: Method,
+    moments: Mapping[str, Moments],
+    *,
+    keep: float = 0.5,
+    strategy: Literal["gain", "energy", "uniform"] = "gain",
+    multiple_of: int = 8,
+    layout: planning.Layout = "two-factor",
+) -> Plan:
+    """Choose ranks so that the targets keep the share `keep` of their weights.
+
+    Raises:
+        BudgetError: not even the smallest ranks fit.
+    """
+    subspaces = decompose(model, method, moments, layout=layout)
+    return planning.allocate(
+        spectra(model, subspaces), budget=keep, strategy=strategy, multiple_of=multiple_of, layout=layout
+    )
+
+
+def factorize_(
+    model: nn.Module,
+    method: Method,
+    moments: Mapping[str, Moments],
+    plan: Plan,
+    *,
+    subspaces: Mapping[str, Subspace] | None = None,
+) -> nn.Module:
+    """Replace the planned targets by CoreLinear in place; only cores, their thin updates and the head require gradients.
+
+    Args:
+        model: the dense model.
+        method: what the subspaces and cores are made by.
+        moments: statistics from `calibrate`, by target.
+        plan: the ranks; targets without one stay dense and frozen.
+        subspaces: decompositions that are already there.
+
+    Raises:
+        ModelError: the plan names a layer that the model lacks, or one of another shape.
+    """
+    targets = _planned(model, plan)
+    found = subspaces or decompose(model, method, moments, targets=targets, layout=plan.layout)
+    model.requires_grad_(False)
+    for parameter in head_parameters(model).values():
+        parameter.requires_grad_(True)
+    for name, rank in plan.ranks.items():
+        subspace, dense = found[name].truncate(rank), linear(model, name)
+        layer = CoreLinear(subspace.left, method.core(subspace), subspace.right, dense.bias, method.updates)
+        replace_module(model, name, layer.to(dense.weight.device))
+    return model
+
+
+def _planned(model: nn.Module, plan: Plan) -> tuple[Target, ...]:
+    shapes = {name: tuple(m.weight.shape) for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    faults = []
+    for layer in plan.layers:
+        found, planned = shapes.get(layer.name), (layer.out_features, layer.in_features)
+        if found != planned:
+            faults.append(f"layer '{layer.name}' is {planned} in the plan, {found or 'no linear layer'} in the model")
+    if faults:
+        raise ModelError("The plan does not fit the model:\n" + "\n".join(f"  {fault}" for fault in faults))
+    return tuple(
+        Target(layer.name, layer.out_features, layer.in_features) for layer in plan.layers if layer.rank is not None
+    )
+
+
+def fold_(model: nn.Module, layout: planning.Layout = "two-factor") -> nn.Module:
+    """Replace every CoreLinear by its deployed layer in place: the same function, in float64 until the last rounding."""
+    cores = {name: module for name, module in model.named_modules() if isinstance(module, CoreLinear)}
+    for name, core in cores.items():
+        layer = LAYOUTS[layout](core.in_features, core.rank, core.out_features, bias=core.bias is not None)
+        replace_module(model, name, layer.fill_(*core.factors(), core.bias).to(core.left.device))
+    return model.requires_grad_(True)
+
+
+def restructure_(model: nn.Module, plan: Plan) -> nn.Module:
+    """Give a dense model the empty deployed layers of a plan, ready for the folded weights."""
+    _planned(model, plan)
+    for layer in plan.layers:
+        if layer.rank is not None:
+            bias = linear(model, layer.name).bias is not None
+            empty = LAYOUTS[plan.layout](layer.in_features, layer.rank, layer.out_features, bias=bias)
+            replace_module(model, layer.name, empty)
+    return model

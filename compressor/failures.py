@@ -1,0 +1,50 @@
+"""Exceptions as the command line tells them: one clear sentence and an exit code, never a traceback unasked."""
+
+from __future__ import annotations
+
+import errno
+
+from compressor.errors import DependencyError, InputError, RankfoldError, ResourceError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+UNEXPECTED = 4
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """The sentence for stderr and the exit code."""
+    if isinstance(error, RankfoldError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted. Finished stages are kept: rerun with --resume.", ResourceError.exit_code
+    if _out_of_memory(error):
+        text = (
+            "out of memory. Use a smaller batch_size or another machine; finished stages are kept: rerun with --resume."
+        )
+        return text, ResourceError.exit_code
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        text = f"disk full{_file(error)}. Free some space; finished stages are kept: rerun with --resume."
+        return text, ResourceError.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.strerror}{_file(error)}.", InputError.exit_code
+    if isinstance(error, ImportError):
+        text = f"{error}. `python -m compressor doctor` lists what is missing and how to get it."
+        return text, DependencyError.exit_code
+    return _bug(error), UNEXPECTED
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """torch's own errors are known by name and text, so that torch need not be imported to tell them."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
+        "RuntimeError" in names and "can't allocate memory" in str(error)
+    )
+
+
+def _file(error: OSError) -> str:
+    return f": {error.filename}" if error.filename else ""
+
+
+def _bug(error: BaseException) -> str:
+    first_line = str(error).strip().partition("\n")[0]
+    what = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+    return f"unexpected {what}. This is a bug in rankfold; --debug shows the traceback to report."

@@ -1,0 +1,188 @@
+"""Pure functions on tensors: metrics of second moments, unions of bases, projections, Cayley, the pivoted gauge.
+
+Notation: a weight W is (m, n) = (out_features, in_features). A metric stands for a positive definite matrix A and a
+root R of it, R^T R = A, so that ||R_A E R_B^T||_F^2 = tr(A E B E^T) weighs an error E by output metric A and input
+metric B (the K-FAC form of the loss change, tr(E[gg^T] E E[xx^T] E^T) / 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from compressor.concave import concave_slopes
+
+
+class SecondMoment:
+    """An uncentered second moment E[z z^T] (d, d), decomposed at most once however many layers share it."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+
+    @cached_property
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (d,) in descending order and eigenvectors (d, d) in columns, float64."""
+        symmetric = self.matrix.double()
+        values, vectors = torch.linalg.eigh((symmetric + symmetric.mT) / 2)
+        return values.flip(0).clamp_min(0), vectors.flip(1)
+
+    def top(self, count: int) -> Tensor:
+        """The leading eigenvectors (d, count)."""
+        return self.eigen[1][:, :count]
+
+    def metric(self, ridge: float, *, power: float = 1.0, diagonal: bool = False) -> Metric:
+        """The metric (E[z z^T] + ridge * mean(diag) * I)^power, or the same of its diagonal.
+
+        The ridge is relative; a moment that is zero everywhere gives the plain metric.
+        """
+        spread = self.matrix.diagonal().double()
+        if not spread.any():
+            return Metric.plain(len(spread))
+        values, vectors = (spread, None) if diagonal else self.eigen
+        return Metric((values + ridge * spread.mean()).pow(power / 2), vectors)
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """The root R = diag(scale) vectors^T of a metric A = R^T R; without vectors A is diagonal."""
+
+    scale: Tensor  # (d,) float64, positive
+    vectors: Tensor | None  # (d, d) orthogonal, float64
+
+    @classmethod
+    def plain(cls, size: int) -> Metric:
+        """The identity."""
+        return cls(torch.ones(size, dtype=torch.float64), None)
+
+    def whiten(self, columns: Tensor) -> Tensor:
+        """R @ columns, (d, k) -> (d, k)."""
+        rotated = columns if self.vectors is None else self.vectors.mT @ columns
+        return self.scale[:, None] * rotated
+
+    def unwhiten(self, columns: Tensor) -> Tensor:
+        """R^-1 @ columns, (d, k) -> (d, k)."""
+        shrunk = columns / self.scale[:, None]
+        return shrunk if self.vectors is None else self.vectors @ shrunk
+
+
+def whiten(weight: Tensor, output: Metric, input: Metric) -> Tensor:
+    """R_A W R_B^T (m, n)."""
+    return input.whiten(output.whiten(weight.double()).mT).mT
+
+
+def whitened_svd(weight: Tensor, output: Metric, input: Metric) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors of the best approximations of W in a metric, for every rank at once.
+
+    `left[:, :r] @ diag(s[:r]) @ right[:r]` minimizes ||R_A (W - X) R_B^T||_F over all X of rank r, and the squared
+    error is `sum(s[r:] ** 2)` (Eckart-Young after whitening: SVD-LLM, arXiv 2403.07378, for A = I; GFWSVD, arXiv
+    2505.17974, for both).
+
+    Returns:
+        left (m, k), s (k,) descending, right (k, n), float64, k = min(m, n).
+    """
+    p, s, qt = torch.linalg.svd(whiten(weight, output, input), full_matrices=False)
+    return output.unwhiten(p), s, input.unwhiten(qt.mT).mT
+
+
+def project(
+    weight: Tensor, left_basis: Tensor, right_basis: Tensor, output: Metric, input: Metric
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted least-squares core of W between two ordered bases, for every prefix at once.
+
+    For each r, `left[:, :r] @ core[:r, :r] @ right[:r]` minimizes ||R_A (W - U_r C V_r^T) R_B^T||_F over C, where U_r
+    and V_r are the first r columns of the bases (m, k) and (n, k): C = (U^T A U)^-1 U^T A W B V (V^T B V)^-1.
+    Gram-Schmidt in the metric keeps the spans of the prefixes, so that one factorization serves all ranks.
+
+    Returns:
+        left (m, k), core (k, k), right (k, n), float64.
+    """
+    u = torch.linalg.qr(output.whiten(left_basis)).Q  # (m, k)
+    v = torch.linalg.qr(input.whiten(right_basis)).Q  # (n, k)
+    core = u.mT @ whiten(weight, output, input) @ v  # (k, k)
+    return output.unwhiten(u), core, input.unwhiten(v).mT
+
+
+def prefix_gains(core: Tensor) -> Tensor:
+    """What each further row and column of a core (k, k) adds to its squared norm, made non-increasing, (k,).
+
+    The squared norm of a leading block is what a prefix of the bases explains. Directions of a union come in no strict
+    order, so their gains are replaced by the slopes of the concave envelope (which a greedy allocation needs).
+    """
+    squares = core.square()
+    corner = squares.cumsum(0).cumsum(1).diagonal()  # (k,) squared norm of each leading block
+    rises = torch.diff(corner, prepend=corner.new_zeros(1)).tolist()
+    return torch.tensor(concave_slopes(rises, [1.0] * len(rises)), dtype=core.dtype)
+
+
+def interleave(primary: Tensor, secondary: Tensor, share: float, tolerance: float = 1e-4) -> Tensor:
+    """An orthonormal basis whose prefixes spend `share` of their directions on `secondary`, the rest on `primary`.
+
+    Both are (d, k) with columns in order of importance. Columns whose part outside the span of their predecessors is
+    below `tolerance` of their norm are left out (the orthogonal union).
+
+    Returns:
+        (d, p) with p <= k, orthonormal, float64.
+    """
+    count = primary.shape[1]
+    taken = (torch.arange(1, count + 1, dtype=torch.float64) * share + 1e-9).floor().long()  # of secondary, so far
+    from_secondary = torch.diff(taken, prepend=taken.new_zeros(1)).bool()  # (k,)
+    columns = primary.double()[:, (torch.arange(count) - taken)]  # (d, k)
+    columns[:, from_secondary] = secondary.double()[:, : int(taken[-1])]
+    return orthonormalize(columns, tolerance)
+
+
+def orthonormalize(columns: Tensor, tolerance: float = 1e-4) -> Tensor:
+    """Gram-Schmidt in the given order; dependent columns are left out. (d, k) -> (d, p), p <= min(d, k)."""
+    unit = columns.double() / columns.double().norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+    q, r = torch.linalg.qr(unit)
+    fresh = r.diagonal().abs() > tolerance
+    return q if fresh.all() else torch.linalg.qr(unit[:, : len(fresh)][:, fresh]).Q
+
+
+def canonical(left: Tensor, core: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same product with orthonormal left (m, r) and right (r, n) and a diagonal core, largest entry first.
+
+    Works in float64 and returns float64.
+    """
+    ql, rl = torch.linalg.qr(left.double())
+    qr, rr = torch.linalg.qr(right.double().mT)
+    p, s, qt = torch.linalg.svd(rl @ core.double() @ rr.mT)
+    return ql @ p, torch.diag(s), qt @ qr.mT
+
+
+def balance(left: Tensor, core: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors of left @ core @ right with equal norms: down (r, n), up (m, r), float64."""
+    u, s, v = canonical(left, core, right)
+    root = s.diagonal().sqrt()
+    return root[:, None] * v, u * root
+
+
+def cayley(skew: Tensor) -> Tensor:
+    """The rotation (I - Q)(I + Q)^-1 of a skew-symmetric Q (r, r) (PSOFT, arXiv 2505.11235, section 3)."""
+    identity = torch.eye(len(skew), dtype=skew.dtype, device=skew.device)
+    return torch.linalg.solve(identity + skew, identity - skew, left=False)
+
+
+def pivot(up: Tensor, down: Tensor, bound: float = 1.5) -> tuple[Tensor, Tensor, Tensor]:
+    """The pivoted gauge of up @ down: r rows kept as they are, the others as combinations of them.
+
+    W[pivots] = kept and W[others] = coefficients @ kept, with r (m + n) - r^2 numbers in place of r (m + n) (the layout
+    of PIFA, arXiv 2501.19090). Pivots are swapped until no coefficient exceeds `bound` (maximal volume: each swap
+    multiplies the volume of the pivot rows by more than `bound`, so it ends).
+
+    Returns:
+        pivots (m,): row numbers, the kept r first; kept (r, n); coefficients (m - r, r); float64.
+    """
+    rows, rank = up.shape
+    basis = torch.linalg.qr(up.double()).Q  # (m, r)
+    permutation, _, _ = torch.linalg.lu(basis)
+    order = permutation.argmax(0)  # (m,) rows in pivoting order
+    coefficients = torch.linalg.solve(basis[order[:rank]], basis[order[rank:]], left=False)  # (m - r, r)
+    while rows > rank and coefficients.abs().max() > bound:
+        row, column = divmod(int(coefficients.abs().argmax()), rank)
+        order[column], order[rank + row] = order[rank + row].clone(), order[column].clone()
+        coefficients = torch.linalg.solve(basis[order[:rank]], basis[order[rank:]], left=False)
+    return order, up.double()[order[:rank]] @ down.double(), coefficients

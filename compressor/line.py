@@ -1,0 +1,229 @@
+"""The straight line over one run folder, one method per stage.
+
+Every stage is saved when it ends and read back from disk, in the run that made it as in one that resumes, so that both
+go on with the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor import adapt, data, factorize, models, planning, progress, storage
+from compressor.adapt import History
+from compressor.artifact import Artifact, Run, seal
+from compressor.calibration import Statistics, calibrate
+from compressor.errors import ModelError
+from compressor.machine import versions
+from compressor.methods.base import Subspace
+from compressor.planning import Plan
+from compressor.recipe import Recipe, dump
+
+
+class Line:
+    """The line over one run folder."""
+
+    def __init__(self, recipe: Recipe, run: Run) -> None:
+        self.recipe, self.run, self.folder = recipe, run, run.folder
+        models.quiet_libraries()
+
+    # ---- what every stage reads ----
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer."""
+        section = self.recipe.model
+        return models.load_tokenizer(
+            section.path, revision=section.revision, trust_remote_code=section.trust_remote_code
+        )
+
+    @cached_property
+    def data(self) -> data.Data:
+        """All splits, tokenized."""
+        return data.prepare(self.recipe.data, self.tokenizer, self.recipe.model.max_length, self.recipe.seed)
+
+    def dense(self) -> Any:
+        """A new copy of the pretrained model, with the probed head where that stage is finished."""
+        section = self.recipe.model
+        torch.manual_seed(self.recipe.seed)
+        model = models.load_dense(
+            section.path,
+            section.task,
+            self.data.labels,
+            revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
+        )
+        if self.run.finished("probe"):
+            storage.load_tensors_(model, self.folder / "head.safetensors", strict=False)
+        return model
+
+    def targets(self, model: Any) -> tuple[models.Target, ...]:
+        """The recipe's targets in a dense model."""
+        return models.find_targets(model, self.recipe.model.targets, self.recipe.model.exclude)
+
+    # ---- the stages ----
+
+    def probe(self) -> None:
+        """Train the head alone: calibration's gradients, and both trainings, start from it."""
+        if self.run.finished("probe"):
+            return
+        model = self.dense()
+        self.targets(model)  # nothing to compress is to be said before the work, not after it
+        with self.run.stage("probe", "Probing the head", ["head.safetensors"]) as scratch:
+            batches = list(data.batches(self.data.train, self.tokenizer, 32))
+            adapt.probe_head_(model, batches)
+            storage.save_tensors(models.head_parameters(model), scratch / "head.safetensors")
+
+    def baseline(self) -> None:
+        """The dense model on the same task."""
+        if self.run.finished("baseline"):
+            return
+        section = self.recipe.baseline
+        model = self._given_baseline(section.path) if section.path else self.dense()
+        with self.run.stage("baseline", "Training the dense baseline", ["baseline"]) as scratch:
+            history: History = []
+            if section.train == "full" and not section.path:
+                history = self._train(model, section, "baseline")
+            self._save_model(model, scratch / "baseline")
+            adapt.save_history(scratch / "baseline" / "history.json", history)
+
+    def _given_baseline(self, path: str) -> Any:
+        model = models.load_dense(path, self.recipe.model.task)
+        labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        if labels != self.data.labels:
+            raise ModelError(
+                f"The baseline {path} has the labels {labels[:5]}, ..., the training data {self.data.labels[:5]}, ...: it "
+                "must have been adapted on the same labels in the same order."
+            )
+        return model
+
+    def calibrate(self) -> Statistics:
+        """The moments that the method needs."""
+        path = self.folder / "statistics.safetensors"
+        if not self.run.finished("calibrate"):
+            model, section = self.dense(), self.recipe.data.calibration
+            with self.run.stage("calibrate", "Calibrating", [path.name]) as scratch:
+                batches = list(data.batches(self.data.calibration, self.tokenizer, section.batch_size))
+                names = [target.name for target in self.targets(model)]
+                needs = self.recipe.method.needs()
+                found = calibrate(model, progress.track(batches, "calibrating"), needs, targets=names)
+                found.save(scratch / path.name)
+        return Statistics.load(path)
+
+    @cached_property
+    def subspaces(self) -> dict[str, Subspace]:
+        """The decompositions, made once in a process."""
+        model = self.dense()
+        return factorize.decompose(
+            model, self.recipe.method, self.calibrate(), targets=self.targets(model), layout=self.recipe.plan.layout
+        )
+
+    def plan(self) -> Plan:
+        """The ranks."""
+        if not self.run.finished("plan"):
+            section = self.recipe.plan
+            with self.run.stage("plan", "Planning the ranks", ["plan.json", "spectra.json"]) as scratch:
+                spectra = factorize.spectra(self.dense(), self.subspaces)
+                plan = Plan.load(Path(section.path)) if section.path else self._allocate(spectra)
+                plan.save(scratch / "plan.json")
+                (scratch / "spectra.json").write_text(json.dumps(_curves(spectra)) + "\n")
+        return Plan.load(self.folder / "plan.json")
+
+    def _allocate(self, spectra: Sequence[planning.Spectrum]) -> Plan:
+        section = self.recipe.plan
+        return planning.allocate(
+            spectra,
+            budget=section.budget.parameters,
+            strategy=section.strategy,
+            multiple_of=section.multiple_of,
+            layout=section.layout,
+        )
+
+    def adapt(self) -> None:
+        """Train the cores."""
+        if self.run.finished("adapt"):
+            return
+        model = self.factorized()
+        with self.run.stage("adapt", "Adapting the compressed model", ["cores.safetensors", "history.json"]) as scratch:
+            history = self._train(model, self.recipe.adapt, "adapt")
+            storage.save_tensors(storage.state_of(model), scratch / "cores.safetensors")
+            adapt.save_history(scratch / "history.json", history)
+
+    def factorized(self) -> Any:
+        """A new copy of the model with cores in place of the planned targets, untrained."""
+        model, plan = self.dense(), self.plan()
+        torch.manual_seed(self.recipe.seed)
+        return factorize.factorize_(model, self.recipe.method, self.calibrate(), plan, subspaces=self.subspaces)
+
+    def fold(self) -> Artifact:
+        """The artifact: the folded model, its manifest, no scratch."""
+        if not self.run.finished("fold"):
+            model = self.factorized()
+            storage.load_tensors_(model, self.folder / "cores.safetensors")
+            with self.run.stage("fold", "Folding", ["model.safetensors", *self._sidecars()]) as scratch:
+                factorize.fold_(model, self.plan().layout)
+                self._save_model(model, scratch)
+            seal(self.folder, self.facts())
+        return Artifact.open(self.folder)
+
+    # ---- helpers ----
+
+    def _train(self, model: Any, training: Any, name: str) -> History:
+        return adapt.adapt_(
+            model,
+            self.tokenizer,
+            self.data.train,
+            self.data.validation,
+            training,
+            folder=self.run.scratch / f"{name}-checkpoints",
+            seed=self.recipe.seed,
+            title={"adapt": "adapting", "baseline": "training the baseline"}[name],
+        )
+
+    def _save_model(self, model: Any, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        storage.save_tensors(storage.state_of(model), folder / "model.safetensors")
+        model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _sidecars(self) -> list[str]:
+        """Config and tokenizer files, as the baseline's folder has them."""
+        other = {"model.safetensors", "history.json"}
+        return sorted(
+            file.name for file in (self.folder / "baseline").iterdir() if file.is_file() and file.name not in other
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest records beside the digests."""
+        plan = self.plan()
+        return {
+            "recipe": dump(self.recipe),
+            "task": self.recipe.model.task,
+            "labels": self.data.labels,
+            "data": dict(self.data.facts),
+            "trust_remote_code": self.recipe.model.trust_remote_code,
+            "base_digest": storage.checkpoint_digest(self.recipe.model.path),
+            "parameters": {
+                "targets": plan.dense_parameters,
+                "targets_deployed": plan.parameters,
+                "model": storage.stored_parameters(self.folder / "baseline" / "model.safetensors"),
+                "model_deployed": storage.stored_parameters(self.folder / "model.safetensors"),
+            },
+            "versions": versions(),
+            "seconds": self.run.seconds,
+        }
+
+
+def _curves(spectra: Sequence[planning.Spectrum], points: int = 64) -> dict[str, dict[str, list[float]]]:
+    """Cumulative gain against rank for each target, thinned to a readable number of points."""
+    curves = {}
+    for spectrum in spectra:
+        captured = torch.tensor(spectrum.gains).cumsum(0) / (spectrum.total or 1.0)
+        ranks = torch.linspace(1, len(captured), min(points, len(captured))).round().long()
+        curves[spectrum.name] = {"rank": ranks.tolist(), "energy": [round(float(captured[r - 1]), 5) for r in ranks]}
+    return curves

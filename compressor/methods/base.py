@@ -1,0 +1,104 @@
+"""What every method is, and the subspace that it finds for one weight.
+
+Methods import torch inside their functions, so that recipes can be checked and listed without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compressor.linalg import Metric, SecondMoment
+
+
+class Moment(StrEnum):
+    """What calibration gathers for a target, both uncentered and per token."""
+
+    INPUT = "input_moment"  # E[x x^T] (n, n)
+    GRADIENT = "gradient_moment"  # E[g g^T] (m, m), g = dL/dy
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """The second moments of one target; targets that read the same input share the object, and its decomposition."""
+
+    input: SecondMoment | None = None
+    gradient: SecondMoment | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """A weight written as left @ core @ right, best direction first; every prefix is an approximation of that rank."""
+
+    left: Tensor  # (m, k) independent columns
+    core: Tensor  # (k, k) diagonal for spectral methods
+    right: Tensor  # (k, n) independent rows
+    gains: Tensor  # (k,) non-increasing: loss (or energy) removed by each direction
+    total: float  # the sum of the gains of all directions there are, those beyond k included
+
+    def truncate(self, rank: int) -> Subspace:
+        """The first `rank` directions, with orthonormal bases and a diagonal core (in float64)."""
+        from compressor import linalg
+
+        left, core, right = linalg.canonical(self.left[:, :rank], self.core[:rank, :rank], self.right[:rank])
+        return Subspace(left, core, right, self.gains[:rank], self.total)
+
+
+class Method(Protocol):
+    """One method. `updates` is the rank of the thin trained updates of both bases (0: the core alone is trained)."""
+
+    updates: int
+
+    def needs(self) -> frozenset[Moment]:
+        """Which moments calibration must gather."""
+        ...
+
+    def subspace(self, weight: Tensor, moments: Moments, limit: int) -> Subspace:
+        """The best `limit` directions (fewer where there are no more) of a weight (m, n); expensive, once per target."""
+        ...
+
+    def core(self, subspace: Subspace) -> nn.Module:
+        """A module () -> (r, r) that starts at the truncated subspace's core; its parameters are what is trained."""
+        ...
+
+
+# Every method's dataclass: checked on construction, whether it comes from a recipe or from Python
+method: Any = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+
+
+def metrics(
+    weight: Tensor,
+    moments: Moments,
+    *,
+    output: bool,
+    input: bool,
+    ridge: float,
+    power: float = 1,
+    diagonal: bool = False,
+) -> tuple[Metric, Metric]:
+    """The output metric of E[g g^T] and the input metric of E[x x^T], or the plain one where not asked for."""
+    from compressor.linalg import Metric
+
+    def one(moment: SecondMoment | None, wanted: bool, size: int) -> Metric:
+        if not wanted or moment is None:
+            return Metric.plain(size)
+        return moment.metric(ridge, power=power, diagonal=diagonal)
+
+    rows, columns = weight.shape
+    return one(moments.gradient, output, rows), one(moments.input, input, columns)
+
+
+def scaled(gains: Tensor, total: float, *, loss_units: bool) -> tuple[Tensor, float]:
+    """Gains that can be compared between layers: half the weighted energy when that is a loss change, else its share.
+
+    Without the gradients' moment the energies of two layers have no common scale (methods differ in their norm by
+    orders of magnitude), so each is divided by its layer's total.
+    """
+    return (gains / 2, total / 2) if loss_units else (gains / total, 1.0)

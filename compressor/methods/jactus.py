@@ -1,0 +1,127 @@
+"""JACTUS: joint adaptation and compression with a task-aware union of subspaces (arXiv 2605.02829)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from compressor.methods.base import Moment, Moments, Subspace, method, metrics, scaled
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compressor.linalg import Metric, SecondMoment
+
+
+@method
+class Jactus:
+    """The weight's subspace united with the leading gradient (output) and input directions, approximated in a metric.
+
+    The paper's full text is not public; its abstract fixes the parts, not how they are put together. `reading` says
+    how: R1, R2, R3 are consistent with the abstract, R4 is ours and measures best.
+
+    - R1: the union is the basis. Leading singular directions of W and leading eigenvectors of E[gg^T] (left) and
+      E[xx^T] (right), in the proportion `union`; the core is the least-squares one, nothing is truncated again.
+    - R2: the union of the same plain subspaces is larger than the rank, and W is approximated inside it in the metric.
+    - R3: mixed Gram. Left: eigenvectors of (1 - union) W E[xx^T] W^T / tr + union E[gg^T] / tr; right likewise.
+    - R4: as R1 with the weight's subspace taken in the metric (whitened on both sides). With `union = 0` it is GFWSVD.
+    """
+
+    reading: Annotated[Literal["R1", "R2", "R3", "R4"], Field(description="how the union is formed and used")] = "R4"
+    union: Annotated[
+        float, Field(ge=0, lt=1, description="share of the directions given to the task's gradients and inputs")
+    ] = 0.1
+    metric: Annotated[
+        Literal["plain", "input", "output", "both"], Field(description="which moments weigh the approximation error")
+    ] = "both"
+    ridge: Annotated[float, Field(ge=0, description="damping, as a share of a moment's mean diagonal")] = 0.01
+    updates: Annotated[
+        int, Field(ge=0, description="rank of the thin trained updates of both bases; 0 as published")
+    ] = 16
+
+    def needs(self) -> frozenset[Moment]:
+        """Both, whatever the metric: the union is made of them."""
+        return frozenset(Moment)
+
+    def subspace(self, weight: Tensor, moments: Moments, limit: int) -> Subspace:
+        """Bases of the reading, then the weighted least-squares core between them."""
+        from compressor import linalg
+
+        output, input = metrics(
+            weight,
+            moments,
+            output=self.metric in ("output", "both"),
+            input=self.metric in ("input", "both"),
+            ridge=self.ridge,
+        )
+        bases = {"R1": self._union, "R2": self._truncated, "R3": self._mixed, "R4": self._union}[self.reading]
+        left_basis, right_basis = bases(weight.double(), moments, output, input, limit)
+        count = min(left_basis.shape[1], right_basis.shape[1])
+        left, core, right = linalg.project(weight, left_basis[:, :count], right_basis[:, :count], output, input)
+        energy = float(linalg.whiten(weight, output, input).square().sum())
+        gains, total = scaled(linalg.prefix_gains(core), energy, loss_units=self.metric in ("output", "both"))
+        return Subspace(left, core, right, gains, total)
+
+    def core(self, subspace: Subspace) -> nn.Module:
+        """A dense core, all of it trained."""
+        from compressor.layers import FreeCore
+
+        return FreeCore(subspace.core, free=len(subspace.core))
+
+    def _union(
+        self, weight: Tensor, moments: Moments, output: Metric, input: Metric, limit: int
+    ) -> tuple[Tensor, Tensor]:
+        """R1 and R4: interleaved so that every prefix has its share of task directions."""
+        from compressor import linalg
+
+        plain = (linalg.Metric.plain(weight.shape[0]), linalg.Metric.plain(weight.shape[1]))
+        left, _, right = linalg.whitened_svd(weight, *(plain if self.reading == "R1" else (output, input)))
+        gradient, inputs = _task_directions(moments, limit)
+        return (
+            linalg.interleave(left[:, :limit], gradient, self.union),
+            linalg.interleave(right[:limit].mT, inputs, self.union),
+        )
+
+    def _truncated(
+        self, weight: Tensor, moments: Moments, output: Metric, input: Metric, limit: int
+    ) -> tuple[Tensor, Tensor]:
+        """R2: the best rank-r approximations in the metric inside the union of k_w weight and k_t task directions."""
+        import torch
+
+        from compressor import linalg
+
+        from_task = round(self.union * limit)
+        u, _, vt = torch.linalg.svd(weight, full_matrices=False)
+        gradient, inputs = _task_directions(moments, limit)
+        left_union = linalg.orthonormalize(torch.cat([u[:, : limit - from_task], gradient[:, :from_task]], dim=1))
+        right_union = linalg.orthonormalize(torch.cat([vt.mT[:, : limit - from_task], inputs[:, :from_task]], dim=1))
+        left, core, right = linalg.project(weight, left_union, right_union, output, input)
+        p, _, qt = torch.linalg.svd(core, full_matrices=False)
+        return left @ p, right.mT @ qt.mT
+
+    def _mixed(
+        self, weight: Tensor, moments: Moments, output: Metric, input: Metric, limit: int
+    ) -> tuple[Tensor, Tensor]:
+        """R3: eigenvectors of mixed Gram matrices."""
+        import torch
+
+        gradient, inputs = (moment.matrix.double() for moment in _both(moments))
+
+        def leading(gram: Tensor, moment: Tensor) -> Tensor:
+            mixed = (1 - self.union) * gram / gram.trace() + self.union * moment / moment.trace()
+            return torch.linalg.eigh(mixed).eigenvectors.flip(1)[:, :limit]
+
+        return leading(weight @ inputs @ weight.mT, gradient), leading(weight.mT @ gradient @ weight, inputs)
+
+
+def _both(moments: Moments) -> tuple[SecondMoment, SecondMoment]:
+    if moments.gradient is None or moments.input is None:
+        raise ValueError("JACTUS needs both moments of every target: calibrate with method.needs()")
+    return moments.gradient, moments.input
+
+
+def _task_directions(moments: Moments, count: int) -> tuple[Tensor, Tensor]:
+    """Leading eigenvectors of E[gg^T] (m, count) and of E[xx^T] (n, count)."""
+    gradient, inputs = _both(moments)
+    return gradient.top(count), inputs.top(count)

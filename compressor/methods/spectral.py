@@ -1,0 +1,68 @@
+"""Truncated SVD in a metric: plain SVD, SVD-LLM, GFWSVD and their diagonal relatives, with or without a trained core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from compressor.methods.base import Moment, Moments, Subspace, method, metrics, scaled
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@method
+class Spectral:
+    """Truncated SVD of the whitened weight R_A W R_B^T, mapped back.
+
+    | metric | diagonal | power | published as |
+    |---|---|---|---|
+    | plain | | | SVD |
+    | input | no | 1 | SVD-LLM (arXiv 2403.07378): activations' second moment |
+    | both | no | 1 | GFWSVD (arXiv 2505.17974), OBD-LLM (arXiv 2604.00821): Kronecker-factored Fisher |
+    | output | yes | 1 | FWSVD (arXiv 2207.00112), its row sums of the Fisher taken as diag E[gg^T] |
+    | input | yes | 0.5 | ASVD (arXiv 2312.05821), its mean absolute activation taken as the root mean square |
+    """
+
+    metric: Annotated[
+        Literal["plain", "input", "output", "both"], Field(description="which moments weigh the approximation error")
+    ] = "plain"
+    diagonal: Annotated[bool, Field(description="use the moments' diagonals only")] = False
+    power: Annotated[float, Field(gt=0, le=2, description="exponent of the moments")] = 1.0
+    ridge: Annotated[float, Field(ge=0, description="damping, as a share of a moment's mean diagonal")] = 0.01
+    train: Annotated[Literal["core", "none"], Field(description="train the core, or freeze it")] = "core"
+    updates: Annotated[
+        int, Field(ge=0, description="rank of the trained updates of both bases (LoRA on the factors)")
+    ] = 0
+
+    def needs(self) -> frozenset[Moment]:
+        """The moments that the metric is made of."""
+        wanted = {"plain": (), "input": (Moment.INPUT,), "output": (Moment.GRADIENT,), "both": tuple(Moment)}
+        return frozenset(wanted[self.metric])
+
+    def subspace(self, weight: Tensor, moments: Moments, limit: int) -> Subspace:
+        """Eckart-Young in the metric; the gain of a direction is its squared singular value."""
+        import torch
+
+        from compressor import linalg
+
+        output, input = metrics(
+            weight,
+            moments,
+            output=self.metric in ("output", "both"),
+            input=self.metric in ("input", "both"),
+            ridge=self.ridge,
+            power=self.power,
+            diagonal=self.diagonal,
+        )
+        left, s, right = linalg.whitened_svd(weight, output, input)
+        loss_units = self.metric in ("output", "both") and self.power == 1
+        gains, total = scaled(s.square(), float(s.square().sum()), loss_units=loss_units)
+        return Subspace(left[:, :limit], torch.diag(s[:limit]), right[:limit], gains[:limit], total)
+
+    def core(self, subspace: Subspace) -> nn.Module:
+        """A free core, or a frozen one."""
+        from compressor.layers import FreeCore
+
+        return FreeCore(subspace.core, free=len(subspace.core) if self.train == "core" else 0)

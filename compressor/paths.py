@@ -1,0 +1,55 @@
+"""Where a path of a recipe leads: beside the recipe, the current folder, a collection, or the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from compressor.errors import InputError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+FACTORY = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")  # "package.module:factory"
+FILES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".arrow", ".safetensors", ".zip", ".gz")
+
+
+def resolve(path: str, base: Path, variable: str | None) -> str:
+    """The absolute local path, or the hub id (or "module:factory") unchanged.
+
+    Looked up in turn: beside the recipe (`base`), in the current folder, in the folder that the environment variable
+    `variable` names; what is found nowhere and looks like `name` or `owner/name` is a hub id. Without a variable only
+    local files are meant.
+
+    Raises:
+        InputError: an environment variable is not set, or a local path is nowhere; all places tried are named.
+    """
+    expanded = _expand(path)
+    if variable and FACTORY.fullmatch(expanded):
+        return expanded
+    tried = [folder / expanded for folder in _folders(base, variable)]  # an absolute path swallows the folder
+    found = next((place for place in tried if place.exists()), None)
+    if found is not None:
+        return str(found.resolve())
+    if variable and HUB_ID.fullmatch(expanded) and not expanded.endswith(FILES):
+        return expanded
+    places = ", ".join(dict.fromkeys(map(os.path.abspath, tried)))
+    raise InputError(f"'{path}' does not exist. Looked for {places}.{_hint(expanded, variable)}")
+
+
+def _expand(path: str) -> str:
+    expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 (Path would make a hub id of ./name)
+    unset = re.search(r"\$(\w+|\{[^}]*\})", expanded)
+    if unset:
+        raise InputError(f"'{path}' names the environment variable {unset[0]}, which is not set.")
+    return expanded
+
+
+def _folders(base: Path, variable: str | None) -> list[Path]:
+    collection = os.environ.get(variable) if variable else None
+    return [base, Path.cwd(), *([Path(collection).expanduser()] if collection else [])]
+
+
+def _hint(expanded: str, variable: str | None) -> str:
+    if variable is None or Path(expanded).is_absolute() or variable in os.environ:
+        return ""
+    return f" ${variable} is not set; it may name one more folder to look in."

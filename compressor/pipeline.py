@@ -1,0 +1,125 @@
+"""The verbs: recipe -> run folder -> exports -> report. The stages themselves are in compressor.line."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor import models, progress, registry, storage
+from compressor.artifact import MANIFEST, STATE, Artifact, Run, read_json, reseal
+from compressor.errors import ArtifactError
+from compressor.line import Line
+from compressor.planning import Plan
+from compressor.recipe import Recipe, dump, read
+
+if TYPE_CHECKING:
+    from validators.report import Report
+
+EXAMPLE = ("one text", "another, somewhat longer text for the tracer", "a third")
+
+
+def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> Report:
+    """The whole line: compress, export, validate; the report lies in `out` and is returned, gates not yet raised.
+
+    Raises:
+        RankfoldError: see compressor.errors; what was finished stays in `out`, and `resume=True` goes on.
+    """
+    artifact = compress(recipe, out, resume=resume, overwrite=overwrite)
+    for section in recipe.export:
+        if not (artifact.path / "exports" / section.name).exists():
+            export(artifact, section.runtime, precision=section.precision)
+    return validate(artifact)
+
+
+def compress(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> Artifact:
+    """Recipe -> folded artifact in `out`, with the dense baseline beside it."""
+    line = _line(recipe, out, resume=resume, overwrite=overwrite)
+    line.probe()
+    line.plan()  # before the baseline: a budget or target that cannot be is said in a minute, not after a training
+    line.baseline()
+    line.adapt()
+    return line.fold()
+
+
+def plan(recipe: Recipe, out: Path | None = None, *, resume: bool = False, overwrite: bool = False) -> Plan:
+    """Recipe -> ranks; in `out`, or in a scratch folder that is removed."""
+    if out is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            return plan(recipe, Path(scratch) / "plan")
+    line = _line(recipe, out, resume=resume, overwrite=overwrite)
+    line.probe()
+    return line.plan()
+
+
+def _line(recipe: Recipe | Path | str, out: Path | str, *, resume: bool, overwrite: bool) -> Line:
+    found = recipe if isinstance(recipe, Recipe) else read(Path(recipe))
+    return Line(found, Run(Path(out), dump(found), resume=resume, overwrite=overwrite))
+
+
+def export(
+    path: Artifact | Path | str, runtime: str = "onnx", *, precision: str = "fp32", overwrite: bool = False
+) -> Path:
+    """Fold where that is still to be done, and export the artifact and its dense baseline.
+
+    Writes `exports/<runtime>-<precision>`, and beside the baseline the dense export in fp32 (what everything is held
+    against) and in this precision (what a user would ship without us).
+
+    Raises:
+        ArtifactError: no artifact, or the export is there already and `overwrite` is not set.
+        ExportError: the runtime's exporter failed.
+    """
+    artifact = _folded(path)
+    target = artifact.path / "exports" / f"{runtime}-{precision}"
+    if target.exists():
+        if not overwrite:
+            raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or `validate` it as it is.")
+        shutil.rmtree(target)
+    for kind in dict.fromkeys(["fp32", precision]):
+        _export(artifact.path / "baseline", artifact, runtime, kind, artifact.path / "baseline" / f"{runtime}-{kind}")
+    _export(artifact.path, artifact, runtime, precision, target)
+    reseal(artifact.path)
+    return target
+
+
+def _export(source: Path, artifact: Artifact, runtime: str, precision: str, target: Path) -> None:
+    """One export, with the tokenizer's files beside it; nothing where it is there already."""
+    if target.exists():
+        return
+    exporter = registry.load("exporters", runtime)(precision=precision)
+    tokenizer = models.load_tokenizer(str(source))
+    example = dict(tokenizer(list(EXAMPLE), padding=True, return_tensors="pt"))
+    title = f"Exporting {target.relative_to(artifact.path)}"
+    with progress.stage(title):
+        target.parent.mkdir(exist_ok=True)
+        exporter.export(storage.load(source, artifact.manifest["task"]), example, target)
+        tokenizer.save_pretrained(target)
+
+
+def _folded(path: Artifact | Path | str) -> Artifact:
+    """The artifact at a path; a run that is trained but not yet folded is folded first."""
+    if isinstance(path, Artifact):
+        return path
+    folder = Path(path)
+    if not (folder / MANIFEST).is_file() and (folder / STATE).is_file():
+        state = read_json(folder / STATE)
+        if "adapt" in state["stages"]:
+            line = Line(Recipe.model_validate(state["recipe"]), Run(folder, state["recipe"], resume=True))
+            return line.fold()
+    return Artifact.open(folder)
+
+
+def validate(path: Artifact | Path | str, exports: list[str] | None = None) -> Report:
+    """Measure the exports (all, or those named) against the dense baseline and write the report beside them.
+
+    Raises:
+        ArtifactError: there is no export to validate.
+        DataError: the evaluation data is not the one that the artifact was made with.
+        DependencyError: the asked device is not there.
+    """
+    artifact = path if isinstance(path, Artifact) else Artifact.open(Path(path))
+    report: Report = importlib.import_module("validators.prove").prove(artifact, exports)
+    report.save(artifact.path)
+    return report

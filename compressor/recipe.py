@@ -1,0 +1,165 @@
+"""The YAML recipe, read strictly: every fault is listed at once, with its line and the nearest known key.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, ValidationError
+
+from compressor import document, faults, schema
+from compressor.errors import InputError, RecipeError
+from compressor.paths import resolve as resolve
+from compressor.sections import BaselineSection as BaselineSection
+from compressor.sections import Budget as Budget
+from compressor.sections import Calibration as Calibration
+from compressor.sections import DataSection as DataSection
+from compressor.sections import ExportSection as ExportSection
+from compressor.sections import Gate as Gate
+from compressor.sections import Method as Method
+from compressor.sections import ModelSection as ModelSection
+from compressor.sections import PlanSection as PlanSection
+from compressor.sections import Quantity as Quantity
+from compressor.sections import Section as Section
+from compressor.sections import Source as Source
+from compressor.sections import Training as Training
+from compressor.sections import ValidateSection as ValidateSection
+from compressor.sections import default_method
+
+MODELS, DATA = "RANKFOLD_MODELS", "RANKFOLD_DATA"
+PATHS: dict[tuple[str, ...], str | None] = {
+    ("plan", "path"): None,
+    ("model", "path"): MODELS,
+    ("baseline", "path"): MODELS,
+    ("data", "train", "path"): DATA,
+    ("data", "evaluation", "path"): DATA,
+    ("data", "validation", "path"): DATA,
+    ("data", "calibration", "source", "path"): DATA,
+}
+
+
+class Recipe(Section):
+    """The whole recipe; relative paths are resolved by `read`."""
+
+    version: Literal[1] = Field(default=1, description="of the recipe format")
+    seed: int = Field(default=0, ge=0, description="of every random choice; the same seed gives the same artifact")
+    model: ModelSection
+    data: DataSection
+    method: Method = Field(default_factory=default_method)
+    plan: PlanSection = PlanSection()
+    adapt: Training = Field(default=Training(), description="training of the cores")
+    baseline: BaselineSection = BaselineSection()
+    export: list[ExportSection] = Field(default=[ExportSection()], description="what is exported, from both models")
+    validation: ValidateSection = Field(default=ValidateSection(), alias="validate")
+    gates: dict[Quantity, Gate] = Field(
+        default={}, description="limits on what is measured; every export must hold them"
+    )
+    _source: str = PrivateAttr("")
+
+    @property
+    def source(self) -> str:
+        """The YAML text as read, overrides appended as comments; empty for a recipe that was not read from a file."""
+        return self._source
+
+
+def read(path: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file; `settings` are overrides of the form `plan.budget.parameters=0.3`.
+
+    Local paths in the result are absolute.
+
+    Raises:
+        RecipeError: the file is missing, is no YAML, or has faults; all of them are listed with their lines.
+        DependencyError: the method is registered but cannot be imported.
+    """
+    text = _text(path)
+    found = document.parse(text, str(path))
+    for setting in settings:
+        found.override(setting)
+    _check(found)
+    unresolved = list(_resolve_all(found, path.parent))
+    recipe = Recipe.model_validate(found.data)
+    if conflicts := unresolved + list(_conflicts(recipe)):
+        raise faults.recipe_error(found, conflicts)
+    recipe._source = "".join([text, *(f"\n# --set {setting}" for setting in settings)])
+    return recipe
+
+
+def dump(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON-able data with every default written out; `Recipe.model_validate` reads it back."""
+    return recipe.model_dump(mode="json", by_alias=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the recipe, with one alternative for each registered method."""
+    return schema.build(Recipe)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        hint = f"`python -m compressor init {path}` writes one to start from."
+        raise RecipeError(f"{path}: there is no such file. {hint}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is no UTF-8 text, so it cannot be a recipe.") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}.") from error
+
+
+def _check(found: document.Document) -> None:
+    shape: list[faults.Fault] = []
+    try:
+        Recipe.model_validate(found.data)
+    except ValidationError as error:
+        shape = faults.translate(error.errors(), found.data, json_schema())
+    if found.faults or shape:
+        raise faults.recipe_error(found, [*found.faults, *shape])
+
+
+def _resolve_all(found: document.Document, base: Path) -> Iterator[faults.Fault]:
+    """Make the paths in the data absolute; those that lead nowhere come back as faults."""
+    for location, variable in PATHS.items():
+        section: Any = found.data
+        for key in location[:-1]:
+            section = (section or {}).get(key)
+        if section and section.get("path"):
+            try:
+                section["path"] = resolve(section["path"], base, variable)
+            except InputError as error:
+                yield location, str(error)
+
+
+def _conflicts(recipe: Recipe) -> Iterator[faults.Fault]:
+    """What is valid key by key and still cannot be meant."""
+    yield from _leaks(recipe.data)
+    if recipe.baseline.path and recipe.baseline.train != "none":
+        text = (
+            "cannot stand beside baseline.path, which names a dense model that is already trained; remove one of them."
+        )
+        yield ("baseline", "train"), text
+    if recipe.gates and not recipe.export:
+        yield ("gates",), "limit what exports do, but `export` is empty; add an export or remove the gates."
+    yield from _exports(recipe)
+
+
+def _leaks(data: DataSection) -> Iterator[faults.Fault]:
+    others = {"train": data.train, "validation": data.validation, "calibration": data.calibration.source}
+    for name, source in others.items():
+        if source and (source.path, source.split) == (data.evaluation.path, data.evaluation.split):
+            text = f"evaluates on its own training data: the same path and split as data.{name}. Name another split."
+            yield ("data", "evaluation"), text
+
+
+def _exports(recipe: Recipe) -> Iterator[faults.Fault]:
+    seen: set[str] = set()
+    for index, export in enumerate(recipe.export):
+        if export.name in seen:
+            yield ("export", str(index)), f"{export.name} stands twice; keep one of them."
+        seen.add(export.name)
+        if recipe.validation.device == "cuda" and export.precision == "int8":
+            text = "int8 here is dynamic quantization, which ONNX Runtime computes on the CPU only; use fp32 with cuda."
+            yield ("export", str(index), "precision"), text

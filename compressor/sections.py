@@ -1,0 +1,214 @@
+"""The sections of a recipe as strict pydantic models; `compressor.recipe` puts them together. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from compressor import registry, schema
+from compressor.errors import InputError, RecipeError, did_you_mean
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Quantity = Literal[
+    "accuracy", "parity", "parity_max_difference", "size", "peak_memory", "latency_p50", "latency_p90", "latency_p99"
+]
+
+
+class Section(BaseModel):
+    """A section of the recipe: frozen, and no key is accepted that it does not declare."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class ModelSection(Section):
+    """Which pretrained model, for which task, and which of its layers are compressed."""
+
+    path: str = Field(description="a local folder (relative to the recipe, or under $RANKFOLD_MODELS) or a hub id")
+    task: Literal["text-classification"] = Field(
+        default="text-classification", description="what the model is adapted to do"
+    )
+    targets: Literal["auto"] | list[str] = Field(default="auto", description="'auto', or globs over module names")
+    exclude: list[str] = Field(default=[], description="globs over module names that stay dense")
+    max_length: int = Field(default=128, ge=2, description="tokens; longer texts are cut")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
+    trust_remote_code: bool = Field(
+        default=False, description="run code that the checkpoint ships; recorded in the artifact"
+    )
+
+
+class Source(Section):
+    """One split of a data set and its columns."""
+
+    path: str = Field(description="a folder, a .parquet/.csv/.json/.jsonl file, or a hub id")
+    split: str = Field(default="train", description="split of a folder or hub data set; a single file has only `train`")
+    text: str = Field(default="text", description="column of the text")
+    text_pair: str | None = Field(default=None, description="column of a second text, for pairs")
+    label: str = Field(default="label", description="column of the class")
+    limit: int | None = Field(default=None, ge=1, description="use only so many rows, drawn with the recipe's seed")
+
+
+class Calibration(Section):
+    """The sample that the moments are gathered on; drawn from train unless it names data of its own."""
+
+    samples: int = Field(default=512, ge=1, description="examples that the moments are averaged over")
+    batch_size: int = Field(default=32, ge=1, description="examples per step")
+    source: Source | None = Field(default=None, description="data of its own; never the evaluation data")
+
+
+class DataSection(Section):
+    """Training, validation and evaluation data."""
+
+    train: Source = Field(description="what the dense baseline and the cores are trained on")
+    evaluation: Source = Field(description="what accuracy and parity are measured on; never used to choose anything")
+    validation: Source | None = Field(
+        default=None, description="chooses the best checkpoint; default: `holdout` of train"
+    )
+    holdout: Share = Field(
+        default=0.1, description="share of train kept for choosing the best checkpoint; 0 keeps the last one"
+    )
+    calibration: Calibration = Field(default=Calibration(), description="the sample that the moments are gathered on")
+
+
+class Budget(Section):
+    """What the deployed layers may cost."""
+
+    parameters: float = Field(default=0.5, gt=0, le=1, description="share of the targets' parameters that is kept")
+
+
+class PlanSection(Section):
+    """How ranks are chosen."""
+
+    strategy: Literal["gain", "energy", "uniform"] = Field(
+        default="gain",
+        description="most loss removed per parameter, most energy kept per parameter, or one share for all",
+    )
+    budget: Budget = Field(default=Budget(), description="what the deployed layers may cost")
+    path: str | None = Field(default=None, description="a plan.json, edited or not, replayed instead of choosing ranks")
+    multiple_of: int = Field(default=8, ge=1, description="ranks are multiples of this")
+    layout: Literal["two-factor", "pivoted"] = Field(
+        default="two-factor", description="pivoted stores r*r fewer parameters"
+    )
+
+
+class Training(Section):
+    """One training run."""
+
+    epochs: float = Field(default=3, gt=0, description="passes over the training data")
+    learning_rate: float = Field(default=1e-3, gt=0, description="the highest one, after warmup")
+    batch_size: int = Field(default=32, ge=1, description="examples per step")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled, as in AdamW")
+    warmup: Share = Field(
+        default=0.1, description="share of the steps with rising learning rate; cosine decay after it"
+    )
+
+
+class BaselineSection(Training):
+    """The dense model on the same task, which everything is held against."""
+
+    train: Literal["full", "none"] = Field(
+        default="full", description="train all weights, or none; `none` where `path` is set"
+    )
+    path: str | None = Field(default=None, description="an already adapted dense model, used instead of training one")
+    learning_rate: float = Field(default=1e-4, gt=0, description="the highest one, after warmup")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trained_already(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("path") and "train" not in value:
+            return value | {"train": "none"}
+        return value
+
+
+def _runtime(name: str) -> str:
+    known = registry.names("exporters")
+    if name not in known:
+        raise _custom(f"'{name}' is not one of the runtimes: {', '.join(sorted(known))}.{did_you_mean(name, known)}")
+    return name
+
+
+class ExportSection(Section):
+    """One export."""
+
+    runtime: Annotated[str, AfterValidator(_runtime)] = Field(default="onnx", description="`list exporters` names them")
+    precision: Literal["fp32", "int8"] = Field(
+        default="fp32", description="int8: weights stored, inputs quantized on the fly"
+    )
+
+    @property
+    def name(self) -> str:
+        """Folder name under exports/."""
+        return f"{self.runtime}-{self.precision}"
+
+
+class ValidateSection(Section):
+    """Where and how hard the proofs are measured."""
+
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu", description="where the exports run; int8 runs on the cpu only"
+    )
+    threads: int = Field(default=0, ge=0, description="0: as many as this process may use")
+    batch_size: int = Field(default=1, ge=1, description="of the latency and memory measurements")
+    sequence_length: int = Field(default=64, ge=1, description="of the latency and memory measurements")
+    runs: int = Field(default=200, ge=10, description="timed runs of each model, alternating")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="of every interval")
+
+
+class Gate(Section):
+    """A limit on one quantity: absolute, or against the dense baseline."""
+
+    type: Literal[
+        "threshold", "max-degradation", "percent-max-degradation", "min-improvement", "percent-min-improvement"
+    ] = Field(description="`threshold` is absolute; the others are against dense, in the quantity's unit or in percent")
+    value: float = Field(description="the limit, or the difference to dense")
+    unsure: Literal["fail", "pass"] = Field(default="fail", description="when the interval straddles the limit")
+
+
+def _custom(text: str) -> PydanticCustomError:
+    return PydanticCustomError("rankfold", "{text}", {"text": text})
+
+
+def _method(value: Any) -> Any:
+    """Validate `{name: jactus, ...}` into the method's own dataclass; an instance of one is taken as it is."""
+    if hasattr(value, "subspace"):
+        return value
+    if not isinstance(value, dict):
+        raise _custom(f"must be a section such as {{name: {schema.DEFAULT_METHOD}}}, not {value!r}.")
+    name = str(value.get("name", schema.DEFAULT_METHOD))
+    try:
+        cls = registry.load("methods", name)
+    except InputError as error:
+        details = InitErrorDetails(type=_custom(str(error)), loc=("name",), input=name)
+        raise ValidationError.from_exception_data("Method", [details]) from error
+    return TypeAdapter(cls).validate_python({key: item for key, item in value.items() if key != "name"})
+
+
+def default_method() -> Any:
+    """The default method with its default fields."""
+    return _method({})
+
+
+def _method_section(value: Any) -> dict[str, Any]:
+    cls = type(value)
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    name = next((name for name, row in registry.names("methods").items() if row == target), None)
+    if name is None:
+        raise RecipeError(f"{target} is in no table of methods; register it under the entry point 'rankfold.methods'.")
+    return {"name": name, **TypeAdapter(cls).dump_python(value, mode="json")}
+
+
+Method = Annotated[
+    Any, BeforeValidator(_method), PlainSerializer(_method_section), WithJsonSchema({"description": "see Method"})
+]

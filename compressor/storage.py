@@ -1,0 +1,102 @@
+"""Tensors in and out of safetensors files, and a folded model from its artifact."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.artifact import MANIFEST, Artifact, file_digest
+from compressor.errors import ArtifactError
+from compressor.factorize import restructure_
+from compressor.models import auto_class, first_line
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A model's tensors by name, those that are tied once."""
+    seen: set[int] = set()
+    kept = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen or not tensor.numel():
+            seen.add(tensor.data_ptr())
+            kept[name] = tensor
+    return kept
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write as safetensors."""
+    from safetensors.torch import save_file
+
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"}
+    )
+
+
+def load_tensors_(model: nn.Module, path: Path, *, strict: bool = True) -> nn.Module:
+    """Fill a model from a safetensors file.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or its tensors are not the model's.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read: {first_line(error)}. It is missing, truncated or damaged."
+        ) from error
+    lost = [name for name in missing if strict and name not in _tied_names(model)]
+    if unexpected or lost:
+        raise ArtifactError(
+            f"{path} does not fit the model: it lacks {lost[:5]} and has {list(unexpected)[:5]} too many."
+        )
+    return model
+
+
+def _tied_names(model: nn.Module) -> set[str]:
+    """State names that share their tensor with an earlier name."""
+    return set(model.state_dict()) - set(state_of(model))
+
+
+def stored_parameters(path: Path) -> int:
+    """Numbers in a safetensors file, from its header alone."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (not a dict)
+
+
+def checkpoint_digest(path: str) -> str | None:
+    """sha256 over the safetensors files of a local checkpoint; None for a hub id."""
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
+    return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest() if files else None
+
+
+def load(path: Path | str, task: str | None = None) -> Any:
+    """A folded model from its artifact folder: plain linear pairs in a transformers model, in evaluation mode.
+
+    Args:
+        path: the artifact's folder, or a plain dense checkpoint beside it (its `baseline`).
+        task: of a plain checkpoint; an artifact knows its own.
+
+    Raises:
+        ArtifactError: not an artifact, or its files are missing or damaged.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(path)
+    config = AutoConfig.from_pretrained(folder) if folder.is_dir() else None
+    if task is not None and not (folder / MANIFEST).is_file():
+        model = auto_class(task).from_config(config)
+    else:
+        artifact = Artifact.open(folder)
+        model = restructure_(auto_class(artifact.manifest["task"]).from_config(config), artifact.plan)
+    return load_tensors_(model, folder / "model.safetensors").eval()

@@ -1,0 +1,75 @@
+"""What every exporter is: a frozen dataclass whose fields are its knobs, with `export` and `load`.
+
+Nothing in this file, nor `load` of any exporter, imports torch: measuring processes must stay free of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Arrays = Mapping[str, np.ndarray]
+Device = Literal["cpu", "cuda"]
+
+EXPORT_FILE = "export.json"  # written beside every export: what it is and how it was made
+
+
+@dataclass(frozen=True)
+class Session:
+    """How an export is to be run; `threads` counts intra-op threads, 0 = all that this process may use."""
+
+    device: Device = "cpu"
+    threads: int = 0
+
+
+class Runner(Protocol):
+    """A loaded export: named arrays in, named arrays out."""
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """`input_ids (B, T)`, ... -> `logits (B, labels)`; inputs that the graph does not take are ignored."""
+        ...
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers in use, most preferred first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export left behind; the same facts stand in its `export.json`."""
+
+    path: Path
+    model_files: tuple[str, ...]  # graph and weights, without config and tokenizer files
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Exporter(Protocol):
+    """One runtime. `name` is its row in the registry, `precision` one of the precisions it writes."""
+
+    name: str
+    precision: str
+
+    def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
+        """Write `model` as a new folder `path`; `example` has batch >= 2 and an odd length.
+
+        Raises:
+            ExportError: the graph cannot be written, or computes something else at one of the shapes tried.
+        """
+        ...
+
+    def load(self, path: Path, session: Session = Session()) -> Runner:  # noqa: B008 (frozen)
+        """A runner for an exported folder, without importing torch.
+
+        Raises:
+            DependencyError: the runtime or the asked device is not there.
+            RuntimeFailure: the runtime refuses the file.
+        """
+        ...

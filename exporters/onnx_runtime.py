@@ -1,0 +1,143 @@
+"""An ONNX graph in ONNX Runtime: loaded on the device that was asked for, or not at all. Imports neither torch nor onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from compressor.errors import ArtifactError, DependencyError, RuntimeFailure
+from exporters.base import Arrays, Session
+from exporters.threads import usable_threads
+
+GRAPH = "model.onnx"
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+FAILURES = tuple(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception))
+DTYPES: Mapping[str, type[np.generic]] = {
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+}
+# Operators whose place is the GPU. ONNX Runtime puts arithmetic on shapes on the CPU on purpose, which is why
+# `session.disable_cpu_ep_fallback` refuses every graph with dynamic axes and cannot be used to forbid a fallback.
+HEAVY = frozenset(
+    ("MatMul", "Gemm", "FusedMatMul", "MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLinear", "Attention")
+    + ("MultiHeadAttention", "Conv", "Softmax", "LayerNormalization", "SkipLayerNormalization", "Gelu", "BiasGelu")
+)
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxRunner:
+    """A loaded graph; call it with named arrays."""
+
+    path: Path
+    session: onnxruntime.InferenceSession
+    inputs: Mapping[str, type[np.generic]]
+    outputs: tuple[str, ...]
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Named arrays in, named arrays out; inputs that the graph lacks are ignored, dtypes are cast to the graph's.
+
+        Raises:
+            RuntimeFailure: an input is missing, or ONNX Runtime fails on these inputs.
+        """
+        missing = sorted(self.inputs.keys() - inputs.keys())
+        if missing:
+            raise RuntimeFailure(f"{self.path} needs the inputs {', '.join(missing)} too; got {', '.join(inputs)}.")
+        feed = {name: np.asarray(inputs[name]).astype(dtype, copy=False) for name, dtype in self.inputs.items()}
+        try:
+            results = self.session.run(None, feed)
+        except FAILURES as error:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in feed.items())
+            raise RuntimeFailure(f"ONNX Runtime failed to run {self.path} on {shapes}: {error}") from error
+        return dict(zip(self.outputs, results, strict=True))
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers in use, most preferred first."""
+        return tuple(self.session.get_providers())
+
+
+def load(folder: Path, session: Session) -> OnnxRunner:
+    """A runner for the graph in `folder`.
+
+    Raises:
+        ArtifactError: the folder has no graph.
+        DependencyError: this ONNX Runtime has no CUDA, or its CUDA does not start.
+        RuntimeFailure: ONNX Runtime refuses the graph, or runs a heavy part of it elsewhere than asked.
+    """
+    path = folder / GRAPH
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist, so {folder} is no ONNX export. Export the model again.")
+    if session.device == "cuda" and CUDA not in onnxruntime.get_available_providers():
+        raise DependencyError(_no_cuda("offers no CUDA"))
+    loaded = _open(path, session)
+    if session.device == "cuda":
+        _check_cuda(path, loaded)
+    dtypes = {node.name: DTYPES[node.type] for node in loaded.get_inputs()}
+    return OnnxRunner(path, loaded, dtypes, tuple(node.name for node in loaded.get_outputs()))
+
+
+def _open(path: Path, session: Session) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(
+            path, options(session), providers=_providers(session), enable_fallback=0
+        )
+    except FAILURES as error:
+        raise RuntimeFailure(
+            f"ONNX Runtime refuses {path} ({path.stat().st_size} bytes): {error}. If the file was cut off or edited, "
+            "restore it or export the model again."
+        ) from error
+
+
+def options(session: Session) -> onnxruntime.SessionOptions:
+    """Session options: as many intra-op threads as asked for or allowed, one inter-op thread, errors only as exceptions."""
+    chosen = onnxruntime.SessionOptions()
+    chosen.intra_op_num_threads = session.threads or usable_threads()
+    chosen.inter_op_num_threads = 1
+    chosen.log_severity_level = 4  # what goes wrong is raised as a sentence instead of logged to stderr
+    if session.device == "cuda":
+        chosen.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return chosen
+
+
+def _providers(session: Session) -> list[str | tuple[str, dict[str, Any]]]:
+    if session.device == "cpu":
+        return [CPU]
+    return [(CUDA, {"arena_extend_strategy": "kSameAsRequested"}), CPU]
+
+
+def _check_cuda(path: Path, loaded: onnxruntime.InferenceSession) -> None:
+    """A silent fallback to the CPU is a failure, not a result."""
+    if loaded.get_providers()[0] != CUDA:
+        raise DependencyError(_no_cuda("could not start CUDA (a driver or a CUDA or cuDNN library is missing)"))
+    strays = misplaced(loaded)
+    if strays:
+        raise RuntimeFailure(
+            f"ONNX Runtime has no CUDA kernel for {', '.join(strays)} of {path} and would run them on the CPU. Export "
+            "with precision fp32 for CUDA, or validate this export with `device: cpu`."
+        )
+
+
+def misplaced(loaded: onnxruntime.InferenceSession) -> list[str]:
+    """Operator types of heavy nodes that were not given to CUDA."""
+    elsewhere = (part for part in loaded.get_provider_graph_assignment_info() if part.ep_name != CUDA)
+    return sorted({node.op_type for part in elsewhere for node in part.get_nodes()} & HEAVY)
+
+
+def _no_cuda(what: str) -> str:
+    return (
+        f"The device cuda was asked for, but onnxruntime {onnxruntime.__version__} {what}; it has "
+        f"{', '.join(onnxruntime.get_available_providers())}. Install `rankfold[gpu]` into an environment without the "
+        "CPU-only onnxruntime (the two overwrite each other), or ask for `device: cpu`."
+    )

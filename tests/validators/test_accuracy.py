@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from validators.accuracy import Accuracy, difference_interval, mcnemar
+
+
+def one_hot(labels: np.ndarray, classes: int = 4) -> np.ndarray:
+    return np.eye(classes)[labels]
+
+
+def paired(both: int, base_alone: int, ours_alone: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    base = np.array([1] * both + [1] * base_alone + [0] * ours_alone + [0] * neither, bool)
+    ours = np.array([1] * both + [0] * base_alone + [1] * ours_alone + [0] * neither, bool)
+    return base, ours
+
+
+def brute_force(base: np.ndarray, ours: np.ndarray, confidence: float, resamples: int) -> np.ndarray:
+    """Draw row numbers with replacement, one resample at a time."""
+    rng = np.random.default_rng(11)
+    drawn = (rng.integers(0, len(base), len(base)) for _ in range(resamples))
+    gains = [ours[rows].mean() - base[rows].mean() for rows in drawn]
+    return np.quantile(gains, ((1 - confidence) / 2, (1 + confidence) / 2))
+
+
+@pytest.mark.parametrize("counts", [(300, 30, 10, 60), (900, 5, 5, 90), (20, 60, 60, 60)])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_the_interval_is_that_of_resampled_rows(counts: tuple[int, int, int, int], confidence: float):
+    base, ours = paired(*counts)
+    ends = difference_interval(base, ours, confidence, 10_000, seed=0)
+    assert np.allclose(ends, brute_force(base, ours, confidence, 10_000), atol=0.005)
+
+
+def test_pairing_makes_the_interval_narrower_than_independent_rows_would():
+    base, ours = paired(800, 10, 10, 180)
+    low, high = difference_interval(base, ours, 0.95, 10_000, seed=0)
+    independent = 2 * 1.96 * math.sqrt(2 * 0.81 * 0.19 / 1000)
+    assert high - low < independent / 3
+
+
+def test_the_interval_of_another_seed_differs_and_of_the_same_does_not():
+    base, ours = paired(300, 30, 10, 60)
+    assert difference_interval(base, ours, 0.95, 100, 0) == difference_interval(base, ours, 0.95, 100, 0)
+    assert difference_interval(base, ours, 0.95, 100, 0) != difference_interval(base, ours, 0.95, 100, 1)
+
+
+def test_the_interval_covers_the_true_difference_as_often_as_it_says():
+    rng = np.random.default_rng(5)
+    truth, hits = 0.05 - 0.08, 0
+    for _ in range(300):
+        drawn = rng.choice(4, size=400, p=[0.2, 0.05, 0.08, 0.67])  # neither, ours, base, both
+        low, high = difference_interval(drawn >= 2, drawn % 2 == 1, 0.9, 1_000, 0)
+        hits += low - 1e-12 <= truth <= high + 1e-12
+    assert 0.84 <= hits / 300 <= 0.96
+
+
+@pytest.mark.parametrize(("base_alone", "ours_alone"), [(0, 0), (5, 5), (12, 3), (3, 12)])
+def test_mcnemar_is_the_exact_two_sided_binomial(base_alone: int, ours_alone: int):
+    n, tail = base_alone + ours_alone, min(base_alone, ours_alone)
+    by_hand = min(1.0, 2 * sum(math.comb(n, k) for k in range(tail + 1)) / 2**n)
+    assert mcnemar(*paired(40, base_alone, ours_alone, 5)) == pytest.approx(by_hand)
+
+
+def test_accuracies_of_exports_and_torch_models_are_told_apart(answered: Any):
+    labels = np.arange(40) % 4
+    wrong = (labels + 1) % 4
+    dense = answered(one_hot(labels), labels=labels)
+    guesses = np.where(np.arange(40) < 30, labels, wrong)
+    folded = np.where(np.arange(40) < 36, labels, wrong)
+    candidate = answered(one_hot(guesses), reference=one_hot(folded), labels=labels)
+    (finding,) = Accuracy().run(dense, candidate)
+    assert (finding.dense, finding.candidate) == (1.0, 0.75)
+    assert finding.details["candidate_torch_accuracy"] == 0.9
+    assert finding.details["n"] == 40
+    assert finding.interval is not None
+    assert finding.interval[0] < 0.75 < finding.interval[1] < 1
+
+
+def test_macro_f1_weighs_labels_alike(answered: Any):
+    labels = np.array([0] * 8 + [1] * 2)
+    guesses = np.array([0] * 8 + [0, 1])  # label 0: precision 8/9, recall 1; label 1: precision 1, recall 1/2
+    (finding,) = Accuracy().run(answered(one_hot(labels), labels=labels), answered(one_hot(guesses), labels=labels))
+    assert finding.details["candidate_macro_f1"] == pytest.approx((2 * 8 / 17 + 2 / 3) / 2)
+
+
+def test_rows_that_are_not_finite_count_as_wrong(answered: Any):
+    labels = np.zeros(10, int)  # NaN's argmax would be 0 and right
+    logits = one_hot(labels)
+    logits[:4] = np.nan
+    (finding,) = Accuracy().run(answered(one_hot(labels), labels=labels), answered(logits, labels=labels))
+    assert finding.candidate == 0.6

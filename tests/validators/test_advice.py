@@ -1,0 +1,135 @@
+"""The advice names the best option, low-rank or not, and does not flatter us."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from compressor.recipe import Gate
+from validators.base import Finding
+from validators.report import ExportReport, Report
+
+ACCURACY = Gate(type="max-degradation", value=0.01)
+GATES = {"accuracy": ACCURACY, "size": Gate(type="percent-min-improvement", value=30)}
+
+
+def export(
+    precision: str,
+    role: Any = "candidate",
+    accuracy: float = 0.93,
+    size: float = 50.0,
+    memory: float = 80.0,
+    latency: float = 5.0,
+    gates: dict[str, Gate] | None = None,
+) -> ExportReport:
+    """An export beside a dense model of accuracy 0.93, 100 MiB, 100 MiB and 10 ms."""
+    near = (accuracy - 0.005, accuracy + 0.005)
+    findings = [
+        Finding("accuracy", "share", "higher", 0.93, accuracy, near, 0.95, details={"n": 1000}),
+        Finding("parity", "agreement", "higher", 1.0, 0.999),
+        Finding("size", "MiB", "lower", 100.0, size),
+        Finding("peak_memory", "MiB", "lower", 100.0, memory, (memory - 1, memory + 1)),
+        Finding("latency_p50", "ms", "lower", 10.0, latency, (0.98 * latency, 1.02 * latency), 0.95),
+    ]
+    judged = tuple(f.judged(gates[f.quantity]) if gates and f.quantity in gates else f for f in findings)
+    name = f"onnx-{precision}" if role == "candidate" else f"dense-onnx-{precision}"
+    return ExportReport(name, "onnx", precision, role, judged)
+
+
+def with_finding(report: ExportReport, quantity: str, **changes: Any) -> ExportReport:
+    changed = tuple(replace(f, **changes) if f.quantity == quantity else f for f in report.findings)
+    return replace(report, findings=changed)
+
+
+def dense_int8(accuracy: float = 0.93, size: float = 25, memory: float = 60, latency: float = 5) -> ExportReport:
+    return export("int8", "reference", accuracy, size, memory, latency)
+
+
+def test_advice_is_low_rank_int8_where_it_beats_dense_int8() -> None:
+    report = Report((export("fp32"), export("int8", size=15, latency=3, memory=50), dense_int8(size=25, latency=5)))
+    assert report.advice() == (
+        "Low-rank int8 is the best choice here: smaller (0.15x), faster (0.30x) and lighter in memory (0.50x) "
+        "than dense fp32 at the same accuracy. "
+        "Against dense int8 it is smaller (0.60x), faster (0.60x) and lighter in memory (0.83x) at the same accuracy."
+    )
+
+
+def test_advice_says_plainly_when_low_rank_is_not_the_answer() -> None:
+    report = Report((export("fp32", size=70, latency=8), export("int8", size=40, latency=7), dense_int8()))
+    assert report.advice() == (
+        "Dense int8 is smaller (0.62x), faster (0.71x) and lighter in memory (0.75x) than low-rank int8 "
+        "at the same accuracy: low-rank is not the answer here."
+    )
+
+
+def test_advice_names_what_low_rank_is_still_good_for() -> None:
+    report = Report((export("int8", size=20, latency=9, memory=60), dense_int8(size=25, latency=4, memory=60)))
+    assert "the better balance" in report.advice()
+    assert "Low-rank int8 is the answer only where size counts most" in report.advice()
+    assert "not the answer" not in report.advice()
+
+
+def test_advice_is_against_low_rank_that_loses_the_accuracy() -> None:
+    gates = {"accuracy": ACCURACY}
+    lost = export("int8", accuracy=0.80, size=5, latency=1, memory=50, gates=gates)
+    assert Report((lost, dense_int8())).advice() == (
+        "No low-rank export holds accuracy and parity: low-rank is not the answer here. Deploy dense int8."
+    )
+    kept = export("fp32", size=10, latency=2, memory=50, gates=gates)
+    assert Report((kept, lost, dense_int8())).advice().endswith("Low-rank int8 does not hold accuracy and parity.")
+
+
+def test_a_reference_below_the_accuracy_limit_is_no_option() -> None:
+    candidate = export("int8", size=30, gates={"accuracy": ACCURACY})
+    advice = Report((candidate, dense_int8(accuracy=0.91, size=20, latency=1))).advice()
+    assert advice.startswith("Low-rank int8 is the best choice")
+    assert "Dense int8 does not hold accuracy and parity." in advice
+
+
+def test_advice_keeps_dense_fp32_when_nothing_is_gained() -> None:
+    advice = Report((export("fp32", size=130, latency=14, memory=120),)).advice()
+    assert advice.startswith("Dense fp32 is smaller (0.77x), faster (0.71x)")
+    assert advice.endswith("low-rank is not the answer here.")
+
+
+def test_advice_names_the_gates_that_the_best_option_fails() -> None:
+    advice = Report((export("int8", size=80, latency=2, gates=GATES), dense_int8(size=90, latency=9))).advice()
+    assert advice.startswith("Low-rank int8 is the best choice")
+    assert advice.endswith("It fails its gate on size.")
+
+
+def test_advice_without_dense_int8_says_what_is_unproven() -> None:
+    assert "Dense int8 was not measured" in Report((export("int8", size=20),)).advice()
+
+
+def test_differences_within_noise_are_no_reason() -> None:
+    """Overlapping intervals of accuracy and costs within 2% leave the choice to what does differ."""
+    candidate = export("int8", accuracy=0.929, size=20.0, latency=5.05, memory=60.5)
+    advice = Report((candidate, dense_int8(accuracy=0.931, size=25.0, latency=5.0, memory=60))).advice()
+    assert "Against dense int8 it is smaller (0.80x) at the same accuracy." in advice
+
+
+@pytest.mark.parametrize("quantity", ["accuracy", "parity"])
+def test_what_is_no_number_is_never_recommended(quantity: str) -> None:
+    broken = with_finding(export("int8", size=1, latency=1), quantity, candidate=math.nan, interval=None)
+    assert Report((broken, dense_int8())).advice().endswith("Deploy dense int8.")
+
+
+def test_nothing_is_recommended_without_measurements() -> None:
+    bare = export("int8")
+    costs = {"size", "latency_p50", "peak_memory"}
+    no_accuracy = replace(bare, findings=tuple(f for f in bare.findings if f.quantity != "accuracy"))
+    no_costs = replace(bare, findings=tuple(f for f in bare.findings if f.quantity not in costs))
+    assert "Accuracy was not measured" in Report((no_accuracy,)).advice()
+    assert "Neither size, latency nor memory" in Report((no_costs,)).advice()
+    assert "no low-rank export" in Report((dense_int8(),)).advice()
+    for report in (no_accuracy, no_costs):
+        assert Report((report,)).verdict == "pass"
+
+
+def test_two_exports_of_one_kind_are_told_apart() -> None:
+    other = replace(export("int8", size=10, latency=2), name="openvino-int8", runtime="openvino")
+    assert "Low-rank int8 (openvino-int8) is the best" in Report((export("int8"), other)).advice()

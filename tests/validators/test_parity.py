@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from scipy.stats import entropy
+
+from compressor.recipe import Gate
+from validators.parity import Parity, differences, wilson
+
+RNG = np.random.default_rng(3)
+
+
+def wilson_by_hand(k: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    p, shrink = k / n, 1 + z * z / n
+    half = z / shrink * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (p + z * z / (2 * n)) / shrink - half, (p + z * z / (2 * n)) / shrink + half
+
+
+@pytest.mark.parametrize(("k", "n"), [(997, 1000), (0, 50), (50, 50), (25, 50)])
+def test_the_interval_is_wilsons(k: int, n: int):
+    assert wilson(k, n, 0.95) == pytest.approx(wilson_by_hand(k, n), abs=1e-12)
+
+
+def test_agreement_and_largest_difference_are_counted_for_both_sides(answered: Any):
+    reference = RNG.normal(size=(100, 5))
+    shifted = reference + 1e-4
+    broken = reference.copy()
+    broken[:7] = np.roll(broken[:7], 1, axis=1)  # another label wins in 7 rows
+    agreement, difference = Parity().run(answered(shifted, reference), answered(broken, reference))
+    assert (agreement.dense, agreement.candidate) == (1.0, 0.93)
+    assert agreement.interval == pytest.approx(wilson_by_hand(93, 100))
+    assert agreement.details["disagreements"] == 7
+    assert difference.dense == pytest.approx(1e-4)
+    assert difference.candidate == pytest.approx(np.max(np.abs(broken[:7] - reference[:7])))
+
+
+def test_details_match_scipy(answered: Any):
+    reference = RNG.normal(size=(40, 6))
+    logits = reference + RNG.normal(scale=0.1, size=reference.shape)
+    found = differences(answered(logits, reference))
+    kl = entropy(softmax(reference, axis=1), softmax(logits, axis=1), axis=1).mean()
+    assert found["kl"] == pytest.approx(kl)
+    assert found["mean_difference"] == pytest.approx(np.abs(logits - reference).mean())
+    assert found["median_difference"] == pytest.approx(np.median(np.abs(logits - reference)))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", ["export", "torch", "both"])
+def test_outputs_that_are_not_finite_never_pass(answered: Any, poison: float, side: str):
+    logits, reference = RNG.normal(size=(10, 3)), RNG.normal(size=(10, 3))
+    logits[:] = reference
+    if side in ("export", "both"):
+        logits[4, 1] = poison
+    if side in ("torch", "both"):
+        reference[4, 1] = poison
+    agreement, difference = Parity().run(answered(reference, reference), answered(logits, reference))
+    assert agreement.candidate == 0.9
+    assert difference.candidate == math.inf
+    assert difference.details["nonfinite_rows"] == 1
+    assert not difference.judged(Gate(type="threshold", value=1.0, unsure="pass")).ok
+
+
+def test_an_export_without_one_finite_row_is_measured_without_a_warning(answered: Any):
+    reference = RNG.normal(size=(5, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agreement, difference = Parity().run(
+            answered(reference), answered(np.full((5, 3), np.nan, np.float32), reference)
+        )
+    assert (agreement.candidate, difference.candidate) == (0.0, math.inf)
+    assert difference.details == {"nonfinite_rows": 5}

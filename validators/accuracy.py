@@ -1,0 +1,88 @@
+"""Accuracy: what the candidate export loses, or gains, against the dense export on the whole evaluation set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from scipy.stats import binomtest
+
+from validators.base import Finding, Subject, outputs, predictions
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of right predictions, with a paired bootstrap interval (Efron & Tibshirani 1993, percentile).
+
+    Both exports answer the same rows, so rows are resampled in pairs: much of the spread cancels, and the interval is
+    that of the difference, laid around the dense value.
+    """
+
+    quantities: ClassVar[tuple[str, ...]] = ("accuracy",)
+    confidence: float = 0.95
+    resamples: int = 10_000
+    seed: int = 0
+
+    def run(self, dense: Subject, candidate: Subject) -> tuple[Finding, ...]:
+        """Finding `accuracy`; details name the torch models' accuracies, macro F1 and McNemar's exact p-value.
+
+        Raises:
+            RuntimeFailure: an export's outputs do not have the shape of its reference.
+        """
+        base, ours = right(dense), right(candidate)  # each (N,) bool
+        low, high = difference_interval(base, ours, self.confidence, self.resamples, self.seed)
+        center = float(base.mean())
+        values = center, float(ours.mean()), (center + low, center + high)
+        return (Finding("accuracy", "share", "higher", *values, self.confidence, details=_details(dense, candidate)),)
+
+
+def right(subject: Subject) -> np.ndarray:
+    """Rows (N,) bool that the export classifies rightly."""
+    return predictions(outputs(subject)) == subject.evaluation.labels
+
+
+def difference_interval(
+    base: np.ndarray, ours: np.ndarray, confidence: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of mean(ours) - mean(base) over paired rows, both (N,) bool.
+
+    Resampling N pairs with replacement and counting the four outcomes is one multinomial draw: exact, and no loop.
+    Without a single discordant pair the interval is a point.
+    """
+    n = len(base)
+    outcomes = np.bincount(2 * base.astype(int) + ours, minlength=4)  # (4,) neither, ours alone, base alone, both
+    drawn = np.random.default_rng(seed).multinomial(n, outcomes / n, size=resamples)  # (resamples, 4)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile((drawn[:, 1] - drawn[:, 2]) / n, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def mcnemar(base: np.ndarray, ours: np.ndarray) -> float:
+    """Exact two-sided p-value that both are equally often right (McNemar 1947); 1 without a discordant pair."""
+    ours_alone, discordant = int((ours & ~base).sum()), int((ours != base).sum())
+    return float(binomtest(ours_alone, discordant).pvalue) if discordant else 1.0
+
+
+def macro_f1(subject: Subject) -> float:
+    """Mean F1 over the labels of the evaluation set."""
+    from sklearn.metrics import f1_score
+
+    labels = subject.evaluation.labels
+    guesses = predictions(outputs(subject))
+    return float(f1_score(labels, guesses, labels=np.unique(labels), average="macro", zero_division=0))
+
+
+def _details(dense: Subject, candidate: Subject) -> dict[str, float]:
+    return {
+        "n": len(dense.evaluation.labels),
+        "mcnemar_p": mcnemar(right(dense), right(candidate)),
+        "dense_torch_accuracy": _torch_accuracy(dense),
+        "candidate_torch_accuracy": _torch_accuracy(candidate),
+        "dense_macro_f1": macro_f1(dense),
+        "candidate_macro_f1": macro_f1(candidate),
+    }
+
+
+def _torch_accuracy(subject: Subject) -> float:
+    return float((predictions(subject.reference) == subject.evaluation.labels).mean())

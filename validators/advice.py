@@ -1,0 +1,234 @@
+"""Which export to deploy, by the Pareto front of accuracy, size, latency and memory.
+
+An option is sound when its accuracy (and parity) is good enough. One option beats another in a quantity when their
+intervals do not overlap, and dominates it when it beats it somewhere and is beaten nowhere. Of the sound options that
+nothing dominates, the one with the least geometric mean of size, latency and memory is recommended.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from validators.base import Finding
+from validators.wording import listed
+
+if TYPE_CHECKING:
+    from validators.report import ExportReport
+
+COSTS = ("size", "latency_p50", "peak_memory")
+MATERIAL = 0.02  # costs that differ by less than 2% are nothing to choose by: one machine's noise from day to day
+ADJECTIVES = {
+    "size": ("smaller", "larger"),
+    "latency_p50": ("faster", "slower"),
+    "peak_memory": ("lighter in memory", "heavier in memory"),
+}
+NOUNS = {"accuracy": "accuracy", "size": "size", "latency_p50": "latency", "peak_memory": "memory"}
+NOT_THE_ANSWER = "low-rank is not the answer here"
+
+
+class Span(NamedTuple):
+    """A value with the interval it lies in; lower is better."""
+
+    low: float
+    value: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Option:
+    """Something that could be deployed.
+
+    `costs` are ratios to dense (1.0 = as dense), measured side by side with it; under `accuracy` stands the accuracy
+    lost against dense.
+    """
+
+    label: str
+    name: str
+    low_rank: bool
+    sound: bool
+    failed: tuple[str, ...]
+    costs: Mapping[str, Span]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The recommended option (None where nothing can be recommended) and the reason in words."""
+
+    best: Option | None
+    text: str
+
+
+def recommend(exports: Sequence[ExportReport]) -> Recommendation:
+    """Choose among the dense baseline and all exports, and say why."""
+    candidates = [export for export in exports if export.role == "candidate"]
+    if not candidates:
+        return Recommendation(None, "There is no low-rank export to hold against the dense model.")
+    if any(export.finding("accuracy") is None for export in candidates):
+        return Recommendation(None, "Accuracy was not measured, so nothing can be recommended.")
+    found = options(exports)
+    shared = [cost for cost in COSTS if all(cost in option.costs for option in found)]
+    if not shared:
+        return Recommendation(None, "Neither size, latency nor memory was measured, so nothing can be recommended.")
+    best = _best(found, shared)
+    return Recommendation(best, _explain(best, found, shared))
+
+
+def options(exports: Sequence[ExportReport]) -> tuple[Option, ...]:
+    """The dense baseline, then every export whose accuracy was measured."""
+    measured = [export for export in exports if export.finding("accuracy")]
+    limit = max(_accuracy_limits(measured), default=None)
+    baseline = {"accuracy": Span(0.0, 0.0, 0.0)} | dict.fromkeys(COSTS, Span(1.0, 1.0, 1.0))
+    labels = _labels(measured)
+    return (
+        Option("dense fp32", "dense", low_rank=False, sound=True, failed=(), costs=baseline),
+        *(_option(export, label, limit) for export, label in zip(measured, labels, strict=True)),
+    )
+
+
+def _accuracy_limits(exports: Sequence[ExportReport]) -> Iterator[float]:
+    for export in exports:
+        accuracy = export.finding("accuracy")
+        if export.role == "candidate" and accuracy is not None and accuracy.limit is not None:
+            yield accuracy.limit
+
+
+def _labels(exports: Sequence[ExportReport]) -> list[str]:
+    """`low-rank int8`, `dense int8`; with the export's name where two would read alike."""
+    plain = [f"{'low-rank' if e.role == 'candidate' else 'dense'} {e.precision}" for e in exports]
+    twice = {label for label in plain if [*plain, "dense fp32"].count(label) > 1}
+    return [f"{p} ({e.name})" if p in twice else p for p, e in zip(plain, exports, strict=True)]
+
+
+def _option(export: ExportReport, label: str, limit: float | None) -> Option:
+    low_rank = export.role == "candidate"
+    failed = tuple(finding.quantity for finding in export.failures)
+    return Option(label, export.name, low_rank, _is_sound(export, limit), failed, dict(_costs(export)))
+
+
+def _is_sound(export: ExportReport, limit: float | None) -> bool:
+    accuracy, parity = export.finding("accuracy"), export.finding("parity")
+    if accuracy is None or not math.isfinite(accuracy.candidate):
+        return False
+    if parity is not None and not (parity.ok and math.isfinite(parity.candidate)):
+        return False
+    if accuracy.verdict != "ungated":
+        return accuracy.ok
+    if limit is not None:  # a reference has no gate of its own: hold it to the candidates' limit
+        return accuracy.candidate >= limit
+    return max(accuracy.candidate, *(accuracy.interval or ())) >= accuracy.dense
+
+
+def _costs(export: ExportReport) -> Iterator[tuple[str, Span]]:
+    """Measured quantities with lower is better: accuracy lost, and ratios to dense."""
+    for finding in export.findings:
+        low, high = finding.interval or (finding.candidate, finding.candidate)
+        values = (low, finding.candidate, high)
+        if finding.quantity == "accuracy":
+            yield "accuracy", _span([finding.dense - value for value in values])
+        elif finding.quantity in COSTS and _is_comparable(finding):
+            yield finding.quantity, _span([value / finding.dense for value in values])
+
+
+def _is_comparable(finding: Finding) -> bool:
+    return math.isfinite(finding.ratio) and finding.ratio > 0
+
+
+def _span(values: Sequence[float]) -> Span:
+    value = values[1]
+    known = [v for v in values if math.isfinite(v)]
+    return Span(min(known, default=math.inf), value, max(known, default=math.inf))
+
+
+def beats(one: Option, other: Option, quantity: str) -> bool:
+    """Whether `one` is clearly better than `other`: by more than noise, and for costs by more than 2%."""
+    mine, theirs = one.costs[quantity], other.costs[quantity]
+    material = quantity == "accuracy" or mine.value < theirs.value * (1 - MATERIAL)
+    return mine.high < theirs.low and material
+
+
+def dominates(one: Option, other: Option, quantities: Sequence[str]) -> bool:
+    """Whether `one` is clearly better somewhere and clearly worse nowhere."""
+    better = any(beats(one, other, quantity) for quantity in quantities)
+    return better and not any(beats(other, one, quantity) for quantity in quantities)
+
+
+def _best(found: Sequence[Option], shared: Sequence[str]) -> Option:
+    quantities = ("accuracy", *shared)
+    sound = [option for option in found if option.sound]
+    front = [o for o in sound if not any(dominates(other, o, quantities) for other in sound)]
+    return min(front or sound, key=lambda option: _mean_cost(option, shared))
+
+
+def _mean_cost(option: Option, shared: Sequence[str]) -> float:
+    """Geometric mean of the ratios to dense."""
+    return math.exp(sum(math.log(option.costs[cost].value) for cost in shared) / len(shared))
+
+
+def _explain(best: Option, found: Sequence[Option], shared: Sequence[str]) -> str:
+    rivals = [option for option in found if option.low_rank and option.sound]
+    lost = [option.label for option in found if option.low_rank and not option.sound]
+    if not rivals:
+        return f"No low-rank export holds accuracy and parity: {NOT_THE_ANSWER}. Deploy {best.label}."
+    rival = min(rivals, key=lambda option: _mean_cost(option, shared))
+    text = _for_low_rank(best, found, shared) if best.low_rank else _against_low_rank(best, rival, shared)
+    return f"{text} {_capital(listed(lost))} {_do_not_hold(len(lost))}." if lost else text
+
+
+def _for_low_rank(best: Option, found: Sequence[Option], shared: Sequence[str]) -> str:
+    text = f"{_capital(best.label)} is the best choice here: {_compared(best, found[0], shared)}."
+    quantized = [option for option in found[1:] if not option.low_rank]
+    if not quantized:
+        text += " Dense int8 was not measured, so this is unproven against it."
+    for option in quantized:
+        text += f" {_beside(best, option, shared)}."
+    return text + (f" It fails {_gates(best)}." if best.failed else "")
+
+
+def _beside(best: Option, reference: Option, shared: Sequence[str]) -> str:
+    if not reference.sound:
+        return f"{_capital(reference.label)} {_do_not_hold(1)}"
+    return f"Against {reference.label} it is {_compared(best, reference, shared, named=False)}"
+
+
+def _against_low_rank(best: Option, rival: Option, shared: Sequence[str]) -> str:
+    quantities = ("accuracy", *shared)
+    said = f"{_capital(best.label)} is {_compared(best, rival, shared)}"
+    ahead = [NOUNS[quantity] for quantity in quantities if beats(rival, best, quantity)]
+    if not ahead:
+        return f"{said}: {NOT_THE_ANSWER}."
+    return f"{said}: the better balance. {_capital(rival.label)} is the answer only where {listed(ahead)} counts most."
+
+
+def _compared(one: Option, other: Option, shared: Sequence[str], named: bool = True) -> str:
+    """`smaller (0.28x) and faster (0.55x) than dense fp32 at the same accuracy`."""
+    words = [word for cost in shared if (word := _difference(one, other, cost))]
+    than = f" {'than' if words else 'as'} {other.label}" if named else ""
+    return f"{listed(words) or 'about as large, fast and heavy'}{than} {_accuracy(one, other)}"
+
+
+def _difference(one: Option, other: Option, cost: str) -> str | None:
+    better, worse = ADJECTIVES[cost]
+    word = better if beats(one, other, cost) else worse if beats(other, one, cost) else None
+    return word and f"{word} ({one.costs[cost].value / other.costs[cost].value:.2f}x)"
+
+
+def _accuracy(one: Option, other: Option) -> str:
+    points = 100 * abs(one.costs["accuracy"].value - other.costs["accuracy"].value)
+    if beats(one, other, "accuracy"):
+        return f"with {points:.2f} points more accuracy"
+    return f"with {points:.2f} points less accuracy" if beats(other, one, "accuracy") else "at the same accuracy"
+
+
+def _do_not_hold(count: int) -> str:
+    return f"{'does' if count == 1 else 'do'} not hold accuracy and parity"
+
+
+def _gates(option: Option) -> str:
+    return f"{'its gate on' if len(option.failed) == 1 else 'its gates on'} {listed(list(option.failed))}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

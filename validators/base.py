@@ -1,0 +1,132 @@
+"""Subjects, findings and gates: what a check measures, what it returns, and how a verdict is reached.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+
+from compressor import registry
+from compressor.errors import RuntimeFailure
+from compressor.recipe import Gate
+from exporters.base import Arrays, Session
+
+Verdict = Literal["pass", "fail", "unsure", "ungated"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The whole evaluation set, tokenized once: padded batches and the labels in the same order."""
+
+    batches: tuple[Arrays, ...]
+    labels: np.ndarray  # (N,) int
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One exported model under test.
+
+    `reference` holds the logits (N, labels) of the torch model that this export must reproduce.
+    """
+
+    name: str  # "dense-onnx-fp32", "onnx-int8"
+    runtime: str  # row of the exporter table
+    path: Path  # the export's folder
+    evaluation: Evaluation
+    session: Session
+    reference: np.ndarray
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """Outputs on the whole evaluation set (N, labels), computed once."""
+        runner = registry.load("exporters", self.runtime)().load(self.path, self.session)
+        return np.concatenate([runner(batch)["logits"] for batch in self.evaluation.batches])
+
+
+def outputs(subject: Subject) -> np.ndarray:
+    """The subject's logits (N, labels), which must be shaped like its reference.
+
+    Raises:
+        RuntimeFailure: they are not.
+    """
+    if subject.logits.shape != subject.reference.shape:
+        raise RuntimeFailure(
+            f"{subject.name} gives logits of shape {subject.logits.shape} on the evaluation set, but the model it was "
+            f"made from gives {subject.reference.shape}: {subject.path} belongs to another model or data set."
+        )
+    return subject.logits
+
+
+def predictions(logits: np.ndarray) -> np.ndarray:
+    """The largest logit's label (N,) of each row (N, labels); -1 where a logit is not finite."""
+    return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measured quantity of a candidate beside the dense baseline.
+
+    `limit` and `interval` are in the candidate's unit: the interval is where the candidate's value lies given the dense
+    one (dense value + interval of the difference, or dense value x interval of the ratio).
+    """
+
+    quantity: str
+    unit: str
+    better: Literal["higher", "lower"]
+    dense: float
+    candidate: float
+    interval: tuple[float, float] | None = None
+    confidence: float | None = None  # of the interval, e.g. 0.95
+    limit: float | None = None
+    verdict: Verdict = "ungated"
+    accept_unsure: bool = False  # the recipe lets an interval that straddles the limit pass
+    details: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """candidate / dense."""
+        return self.candidate / self.dense if self.dense else float("nan")
+
+    @property
+    def ok(self) -> bool:
+        """Whether this finding lets the build go on."""
+        return self.verdict in ("pass", "ungated") or (self.verdict == "unsure" and self.accept_unsure)
+
+    def judged(self, gate: Gate) -> Finding:
+        """The same finding with the gate's limit and verdict."""
+        limit = limit_of(gate, self.dense, self.better)
+        low, high = self.interval or (self.candidate, self.candidate)
+        worst, best = (low, high) if self.better == "higher" else (-high, -low)
+        bound = limit if self.better == "higher" else -limit
+        verdict: Verdict = "pass" if worst >= bound else "unsure" if best >= bound else "fail"  # NaN fails
+        return replace(self, limit=limit, verdict=verdict, accept_unsure=gate.unsure == "pass")
+
+
+def limit_of(gate: Gate, dense: float, better: Literal["higher", "lower"]) -> float:
+    """The worst allowed candidate value, in the candidate's unit.
+
+    `threshold` is absolute; `max-degradation` and `min-improvement` are differences to dense in the quantity's unit;
+    their `percent-` forms are percentages of the dense value.
+    """
+    sign = 1 if better == "higher" else -1
+    amount = abs(dense) * gate.value / 100 if gate.type.startswith("percent-") else gate.value
+    if gate.type == "threshold":
+        return gate.value
+    return dense + sign * amount if gate.type.endswith("min-improvement") else dense - sign * amount
+
+
+class Check(Protocol):
+    """One proof: a frozen dataclass whose fields are its knobs; `quantities` names what it measures."""
+
+    quantities: ClassVar[tuple[str, ...]]
+
+    def run(self, dense: Subject, candidate: Subject) -> tuple[Finding, ...]:
+        """Measure the candidate beside the dense subject; findings come back ungated."""
+        ...

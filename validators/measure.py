@@ -1,0 +1,72 @@
+"""Every check on every candidate, each finding judged by its gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from compressor import progress, registry
+from compressor.errors import RecipeError, did_you_mean
+from validators.base import Check, Finding, Subject
+
+if TYPE_CHECKING:
+    from compressor.recipe import Gate, ValidateSection
+
+Job = tuple[Subject, Check]
+Track = Callable[[Iterable[Job], str, int], Iterable[Job]]
+
+
+def measure(
+    dense: Subject,
+    candidates: Sequence[Subject],
+    validation: ValidateSection,
+    gates: Mapping[str, Gate],
+    track: Track | None = None,
+) -> dict[str, tuple[Finding, ...]]:
+    """Findings by candidate name, judged where a gate names their quantity.
+
+    Args:
+        dense: the baseline's export that all candidates are held against.
+        candidates: exports with names of their own; device and threads are those of each subject's session.
+        validation: the knobs; a check takes those that it has a field for.
+        gates: by quantity; pass an empty mapping for what is only compared.
+        track: shows progress over the (candidate, check) pairs, as `compressor.progress.track` does (the default).
+
+    Raises:
+        RecipeError: a gate names a quantity that no check measures.
+        DependencyError: the runtime or the device is missing.
+        RuntimeFailure, ResourceError: an export cannot be run.
+    """
+    built = checks(validation)
+    _refuse_unmeasured(gates, built)
+    findings: dict[str, tuple[Finding, ...]] = {candidate.name: () for candidate in candidates}
+    jobs = [(candidate, check) for candidate in candidates for check in built]
+    for candidate, check in (track or progress.track)(jobs, "measuring", len(jobs)):
+        findings[candidate.name] += tuple(_judged(finding, gates) for finding in check.run(dense, candidate))
+    return findings
+
+
+def checks(validation: ValidateSection) -> tuple[Check, ...]:
+    """Every check of the registry table, with the recipe's value for each field that the recipe has too."""
+    return tuple(_built(registry.load("checks", name), validation) for name in registry.names("checks"))
+
+
+def _built(check: Any, validation: ValidateSection) -> Check:
+    known = type(validation).model_fields
+    return check(**{field.name: getattr(validation, field.name) for field in fields(check) if field.name in known})
+
+
+def _judged(finding: Finding, gates: Mapping[str, Gate]) -> Finding:
+    gate = gates.get(finding.quantity)
+    return finding if gate is None else finding.judged(gate)
+
+
+def _refuse_unmeasured(gates: Mapping[str, Gate], built: Sequence[Check]) -> None:
+    measured = [quantity for check in built for quantity in check.quantities]
+    for name in gates:
+        if name not in measured:
+            allowed = ", ".join(sorted(measured))
+            raise RecipeError(
+                f"gates.{name}: no check measures '{name}'; allowed are {allowed}.{did_you_mean(name, measured)}"
+            )

@@ -1,0 +1,73 @@
+"""Parity: does the export say what the torch model says that it was made from?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from scipy.special import log_softmax
+from scipy.stats import binomtest
+
+from validators.base import Finding, Subject, outputs, predictions
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Agreement of predictions and largest difference of logits, export against its own torch model.
+
+    Measured on the whole evaluation set, for the candidate and for the dense baseline alike. The interval of the
+    agreement is Wilson's: where it lies for texts like these. A row that is not finite on either side never agrees,
+    and makes the largest difference infinite.
+    """
+
+    quantities: ClassVar[tuple[str, ...]] = ("parity", "parity_max_difference")
+    confidence: float = 0.95
+
+    def run(self, dense: Subject, candidate: Subject) -> tuple[Finding, ...]:
+        """Findings `parity` (share of predictions) and `parity_max_difference` (logits).
+
+        Raises:
+            RuntimeFailure: an export's outputs do not have the shape of its reference.
+        """
+        base, ours = agreeing(dense), agreeing(candidate)  # each (N,) bool
+        interval = wilson(int(ours.sum()), len(ours), self.confidence)
+        shares = float(base.mean()), float(ours.mean()), interval
+        counts = {"n": len(ours), "disagreements": int((~ours).sum())}
+        maxima = max_difference(dense), max_difference(candidate)
+        return (
+            Finding("parity", "agreement", "higher", *shares, self.confidence, details=counts),
+            Finding("parity_max_difference", "logit", "lower", *maxima, details=differences(candidate)),
+        )
+
+
+def agreeing(subject: Subject) -> np.ndarray:
+    """Rows (N,) bool where export and torch model predict the same and all logits of both are finite."""
+    ours, theirs = predictions(outputs(subject)), predictions(subject.reference)
+    return (ours == theirs) & (ours >= 0)
+
+
+def max_difference(subject: Subject) -> float:
+    """Largest |logit difference|; infinite where a logit of either side is not finite."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        largest = float(np.abs(outputs(subject) - subject.reference).max(initial=0))
+    return largest if np.isfinite(largest) else float("inf")
+
+
+def differences(subject: Subject) -> dict[str, float]:
+    """Mean and median |logit difference| and mean KL(torch || export) in nats over finite rows; rows that are not."""
+    ours, theirs = outputs(subject).astype(np.float64), subject.reference.astype(np.float64)
+    finite = np.isfinite(ours).all(axis=1) & np.isfinite(theirs).all(axis=1)  # (N,)
+    counts = {"nonfinite_rows": float((~finite).sum())}
+    if not finite.any():
+        return counts
+    p, q = log_softmax(theirs[finite], axis=1), log_softmax(ours[finite], axis=1)
+    gaps = np.abs(ours - theirs)[finite]
+    kl = float((np.exp(p) * (p - q)).sum(axis=1).mean())
+    return {"mean_difference": float(gaps.mean()), "median_difference": float(np.median(gaps)), "kl": kl} | counts
+
+
+def wilson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927); honest near 1, where the normal one has no width."""
+    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)

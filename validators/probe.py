@@ -1,0 +1,129 @@
+"""The measuring child: `python -m validators.probe memory|latency REQUEST`, one JSON object on stdout.
+
+It never imports torch and loads little but NumPy and the runtime, so that what it measures is what a deployment takes.
+REQUEST is a JSON object: `subjects` (one for memory, two for latency; each `runtime`, `path`, `device`, `threads`),
+`inputs` (an .npz file) and the knobs of the mode. The exit code is that of the error; its sentence is on stderr.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor import registry
+from compressor.errors import DependencyError, InputError, RankfoldError, ResourceError, RuntimeFailure
+from exporters.base import Arrays, Exporter, Runner, Session
+from validators.gauges import gauge
+
+
+def memory(request: dict[str, Any]) -> dict[str, float]:
+    """MiB at each stage of one export's life: floor (imports done), load, first run, steady, and the peak."""
+    (subject,) = request["subjects"]
+    inputs, exporter = _inputs(request), _exporter(subject)
+    read = gauge(subject["device"])
+    floor = read()
+    runner = _load(exporter, subject)
+    loaded = read()
+    runner(inputs)
+    first = read()
+    for _ in range(request["steady_runs"]):
+        runner(inputs)
+    steady = read()
+    stages = {"floor": floor.now, "load": loaded.now, "first_run": first.now, "steady": steady.now}
+    return stages | {"load_peak": loaded.peak, "peak": steady.peak}
+
+
+def latency(request: dict[str, Any]) -> dict[str, list[list[int]]]:
+    """Nanoseconds of each timed run: (runs, 2), one column per subject, the two alternating run by run."""
+    inputs = _inputs(request)
+    runners = [_load(_exporter(subject), subject) for subject in request["subjects"]]
+    for _ in range(request["warmup"]):
+        for runner in runners:
+            runner(inputs)
+    return {"nanoseconds": alternate(runners, inputs, request["runs"], request["seed"])}
+
+
+def alternate(runners: Sequence[Runner], inputs: Arrays, runs: int, seed: int) -> list[list[int]]:
+    """Nanoseconds (runs, runners): every runner once per round, in a random order so that neither always follows."""
+    order, shuffle = list(range(len(runners))), random.Random(seed).shuffle  # noqa: S311 (no secret)
+    times = [[0] * len(runners) for _ in range(runs)]
+    gc.collect()
+    gc.disable()
+    try:
+        for row in times:
+            shuffle(order)
+            for column in order:
+                row[column] = _timed(runners[column], inputs)
+    finally:
+        gc.enable()
+    return times
+
+
+def _timed(runner: Runner, inputs: Arrays) -> int:
+    start = time.perf_counter_ns()
+    runner(inputs)
+    return time.perf_counter_ns() - start
+
+
+def _inputs(request: dict[str, Any]) -> Arrays:
+    with np.load(request["inputs"]) as archive:
+        return dict(archive)
+
+
+def _exporter(subject: dict[str, Any]) -> Exporter:
+    return registry.load("exporters", subject["runtime"])()
+
+
+def _load(exporter: Exporter, subject: dict[str, Any]) -> Runner:
+    """The subject's runner, refused where it quietly runs elsewhere than on the asked device."""
+    runner = exporter.load(Path(subject["path"]), Session(subject["device"], subject["threads"]))
+    if subject["device"] == "cuda" and not (runner.providers and "CUDA" in runner.providers[0].upper()):
+        raise DependencyError(
+            f"{subject['path']} was to run on cuda but runs on {', '.join(runner.providers) or 'nothing'}: "
+            "install `rankfold[gpu]` with a working driver, or set `validate.device: cpu`."
+        )
+    return runner
+
+
+def _refuse_torch() -> None:
+    if "torch" in sys.modules:
+        raise RuntimeFailure(
+            "torch was imported into the measuring process, so its memory is not the export's. "
+            "Import torch only inside the exporter's `export`."
+        )
+
+
+MODES: dict[str, Callable[[dict[str, Any]], Any]] = {"memory": memory, "latency": latency}
+
+
+def _answer(arguments: Sequence[str]) -> str:
+    if len(arguments) != 2 or arguments[0] not in MODES:
+        raise InputError("Usage: python -m validators.probe memory|latency REQUEST, where REQUEST is a JSON object.")
+    result = MODES[arguments[0]](json.loads(arguments[1]))
+    _refuse_torch()
+    return json.dumps(result)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Answer on stdout; errors as sentences on stderr. Returns the exit code."""
+    try:
+        sys.stdout.write(_answer(arguments) + "\n")
+    except MemoryError:
+        sys.stderr.write("The measuring process ran out of memory.\n")
+        return ResourceError.exit_code
+    except RankfoldError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,141 @@
+"""From an artifact with exports to its report: subjects, findings, context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor import adapt, data, models, storage
+from compressor.artifact import STATE, Artifact, read_json
+from compressor.errors import ArtifactError, DataError
+from compressor.machine import machine, versions
+from compressor.progress import stage
+from compressor.recipe import Recipe, dump
+from exporters.base import EXPORT_FILE, Session
+from validators.base import Evaluation, Subject
+from validators.measure import measure
+from validators.report import ExportReport, Report
+
+
+def prove(artifact: Artifact, exports: Sequence[str] | None = None) -> Report:
+    """Run every check on the exports (all, or those named) and on the dense exports beside them.
+
+    Raises:
+        ArtifactError: there is no such export.
+        DataError: the evaluation data is not the one that the artifact was made with.
+        DependencyError: the asked device is not there.
+    """
+    recipe = Recipe.model_validate(artifact.manifest["recipe"])
+    candidates = _folders(artifact.path / "exports", exports)
+    prover = _Prover(artifact, recipe)
+    runtime = read_json(candidates[0] / EXPORT_FILE)["runtime"]
+    dense = prover.subject(artifact.path / "baseline" / f"{runtime}-fp32", "dense-")
+    others = [folder for folder in _folders(artifact.path / "baseline") if folder != dense.path]
+    subjects = {"candidate": [prover.subject(folder) for folder in candidates]}
+    subjects["reference"] = [prover.subject(folder, "dense-") for folder in others]
+    rows: list[ExportReport] = []
+    for role, found in subjects.items():
+        gates = recipe.gates if role == "candidate" else {}
+        findings = measure(dense, found, recipe.validation, gates)
+        rows += [_row(subject, role, findings[subject.name]) for subject in found]
+    return Report(tuple(rows), context(artifact, recipe))
+
+
+def _folders(parent: Path, names: Sequence[str] | None = None) -> list[Path]:
+    there = {folder.name: folder for folder in sorted(parent.glob("*")) if (folder / EXPORT_FILE).is_file()}
+    missing = [name for name in names or there if name not in there]
+    if missing or not there:
+        raise ArtifactError(
+            f"{parent} has no export {', '.join(missing)}".rstrip() + f"; it has {', '.join(there) or 'none'}. "
+            "`compressor export RUN --to onnx --precision fp32` makes one."
+        )
+    return [there[name] for name in names or there]
+
+
+def _row(subject: Subject, role: Any, findings: Any) -> ExportReport:
+    precision = read_json(subject.path / EXPORT_FILE)["precision"]
+    return ExportReport(subject.name, subject.runtime, precision, role, findings)
+
+
+class _Prover:
+    """What all subjects of one artifact share: the evaluation set and the torch models' logits on it."""
+
+    def __init__(self, artifact: Artifact, recipe: Recipe) -> None:
+        models.quiet_libraries()
+        self.artifact = artifact
+        self.session = Session(recipe.validation.device, recipe.validation.threads)
+        tokenizer = models.load_tokenizer(str(artifact.path))
+        rows = data.read(recipe.data.evaluation, recipe.seed)
+        if data.digest(rows) != artifact.manifest["data"]["evaluation"]["digest"]:
+            raise DataError(
+                f"{recipe.data.evaluation.path} is not the evaluation data that the artifact was made with: "
+                "its digest differs. Bring the data back, or make a new run."
+            )
+        encoded = data.tokenize(
+            rows, tokenizer, artifact.manifest["labels"], recipe.model.max_length, "data.evaluation"
+        )
+        self.batches = list(data.batches(encoded, tokenizer, 32))
+        arrays = tuple(
+            {key: value.numpy() for key, value in batch.items() if key != "labels"} for batch in self.batches
+        )
+        self.evaluation = Evaluation(arrays, np.concatenate([batch["labels"].numpy() for batch in self.batches]))
+        with stage("Evaluating the dense and the folded model in torch"):
+            self.logits = {folder: self._predict(folder) for folder in (artifact.path, artifact.path / "baseline")}
+
+    def _predict(self, folder: Path) -> np.ndarray:
+        return data.predict(storage.load(folder, self.artifact.manifest["task"]), self.batches)
+
+    def subject(self, folder: Path, prefix: str = "") -> Subject:
+        """An export folder as a subject; `baseline/<export>` reproduces the dense model, the others the folded one."""
+        source = folder.parent if folder.parent.name == "baseline" else self.artifact.path
+        runtime = read_json(folder / EXPORT_FILE)["runtime"]
+        return Subject(prefix + folder.name, runtime, folder, self.evaluation, self.session, self.logits[source])
+
+
+def context(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
+    """What was measured on what: docs/report.md lists the keys."""
+    manifest, path = artifact.manifest, artifact.path
+    config = read_json(path / "config.json")
+    settings = dump(recipe)
+    return {
+        "model": {
+            "path": recipe.model.path,
+            "class": ", ".join(config.get("architectures") or [config.get("model_type", "")]),
+            "digest": manifest["base_digest"],
+            "task": manifest["task"],
+            "parameters": manifest["parameters"],
+            "trust_remote_code": manifest["trust_remote_code"],
+        },
+        "method": settings["method"],
+        "plan": {**settings["plan"], "budget": artifact.plan.budget},
+        "layers": [_layer(layer) for layer in artifact.plan.layers],
+        "spectra": read_json(path / "spectra.json"),
+        "history": adapt.load_history(path / "history.json"),
+        "baseline_history": adapt.load_history(path / "baseline" / "history.json"),
+        "data": manifest["data"],
+        "machine": machine() | {"threads": recipe.validation.threads or machine()["cores"]},
+        "versions": versions(),
+        "seed": recipe.seed,
+        "seconds": {name: found["seconds"] for name, found in read_json(path / STATE)["stages"].items()},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "recipe": settings,
+    }
+
+
+def _layer(layer: Any) -> dict[str, Any]:
+    kept = layer.rank is None
+    return {
+        "name": layer.name,
+        "out_features": layer.out_features,
+        "in_features": layer.in_features,
+        "rank": layer.rank,
+        "break_even": layer.break_even,
+        "parameters": layer.parameters,
+        "energy": layer.energy,
+        "kept": kept,
+        "reason": "the rank it asks for costs as much as the dense layer" if kept else "",
+    }

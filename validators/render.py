@@ -1,0 +1,166 @@
+"""The report drawn as markdown, JUnit XML and one self-contained HTML page.
+
+Names of models, layers and labels are untrusted text: every format escapes them.
+"""
+
+from __future__ import annotations
+
+import html as html_text
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from validators import advice, facts, wording
+from validators.base import Finding
+
+if TYPE_CHECKING:
+    from validators.report import ExportReport, Report
+
+OVERVIEW = ("accuracy", "size", "peak_memory", "latency_p50")
+MARKS = {"pass": "✓", "fail": "✗", "unsure": "?", "ungated": ""}
+NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
+
+
+def markdown(report: Report) -> str:
+    """A short summary, fit for a GitHub step summary."""
+    parts = [f"## {_md(report.headline)}", _md(report.advice())]
+    for export in report.exports:
+        parts += [f"### {_md(export.name)} ({export.role})", _md_table([wording.HEADERS, *_rows(export)])]
+    measured = [f"{name}: {value}" for name, value in facts.brief(report.context)]
+    return "\n\n".join([*parts, *([_md("; ".join(measured) + ".")] if measured else [])]) + "\n"
+
+
+def _rows(export: ExportReport) -> list[tuple[str, ...]]:
+    return [wording.row(finding) for finding in export.findings]
+
+
+def _md_table(rows: list[tuple[str, ...]]) -> str:
+    lines = [f"| {' | '.join(map(_md, row))} |" for row in rows]
+    rule = "|".join(["", " --- ", *[" ---: "] * 3, *[" --- "] * (len(rows[0]) - 4), ""])
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _md(text: str) -> str:
+    """Text that markdown shows as it stands: on one line, no markup, no HTML, no cell ends."""
+    flat = html_text.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|~#@!])", r"\\\1", flat)
+
+
+def junit(report: Report) -> str:
+    """One test suite per export, one test case per gated finding; `unsure` that the recipe accepts passes.
+
+    Findings without a gate are properties of their suite, not skipped cases: they cannot fail, and a skip would read as
+    something that was left undone.
+    """
+    root = ElementTree.Element("testsuites", {"name": "rankfold"} | _counts(report.exports))
+    for export in report.exports:
+        suite = ElementTree.SubElement(root, "testsuite", {"name": _xml(export.name)} | _counts((export,)))
+        properties = ElementTree.SubElement(suite, "properties")
+        for finding in export.findings:
+            value = _xml(wording.amount(finding, finding.candidate))
+            ElementTree.SubElement(properties, "property", name=_xml(finding.quantity), value=value)
+        for finding in export.gated:
+            _case(suite, export, finding)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _counts(exports: tuple[ExportReport, ...]) -> dict[str, str]:
+    tests, failures = (sum(len(getattr(export, name)) for export in exports) for name in ("gated", "failures"))
+    return {"tests": str(tests), "failures": str(failures), "errors": "0", "skipped": "0"}
+
+
+def _case(suite: ElementTree.Element, export: ExportReport, finding: Finding) -> None:
+    case = ElementTree.SubElement(
+        suite, "testcase", classname=_xml(f"rankfold.{export.name}"), name=_xml(finding.quantity)
+    )
+    facts_of_it = "\n".join(f"{h}: {c}" for h, c in zip(wording.HEADERS, wording.row(finding), strict=True))
+    if finding.ok:
+        ElementTree.SubElement(case, "system-out").text = _xml(facts_of_it)
+        return
+    message = _xml(wording.complaint(finding))
+    ElementTree.SubElement(case, "failure", type=finding.verdict, message=message).text = _xml(facts_of_it)
+
+
+def _xml(text: str) -> str:
+    return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def html(report: Report) -> str:
+    """One page without scripts and without anything from the network; it follows the reader's light or dark mode."""
+    import jinja2
+
+    from validators import plots
+
+    here = jinja2.FileSystemLoader(Path(__file__).parent)
+    page = jinja2.Environment(
+        loader=here, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return page.get_template("report.html.j2").render(
+        report=report,
+        judged=any(export.gated for export in report.exports),
+        recommendation=advice.recommend(report.exports),
+        overview=_overview(report),
+        overview_headers=[wording.label(quantity) for quantity in OVERVIEW],
+        headers=wording.HEADERS,
+        exports=[(export, _html_rows(export)) for export in report.exports],
+        complaints=[(export.name, wording.complaint(finding)) for export, finding in report.failures],
+        plots=plots.draw(report),
+        model=facts.title(report.context),
+        groups=facts.groups(report.context),
+        layers=facts.layers(report.context),
+        recipe=facts.recipe(report.context),
+    )
+
+
+def _html_rows(export: ExportReport) -> list[dict[str, Any]]:
+    """Cells by header, with the mark that says the verdict without color, and the details in words."""
+    return [
+        {
+            "name": row[0],
+            "cells": list(zip(wording.HEADERS[1:-1], row[1:-1], strict=True)),
+            "verdict": row[-1],
+            "state": ("unsure-ok" if finding.ok else "unsure") if finding.verdict == "unsure" else finding.verdict,
+            "mark": MARKS[finding.verdict],
+            "details": [(key.replace("_", " "), wording.detail(value)) for key, value in finding.details.items()],
+        }
+        for row, finding in zip(_rows(export), export.findings, strict=True)
+    ]
+
+
+def _overview(report: Report) -> list[dict[str, Any]]:
+    """Dense first, then every export: for each quantity of OVERVIEW the value and its ratio to dense."""
+    best = advice.recommend(report.exports).best
+    dense = {"label": "dense fp32", "name": "the baseline", "cells": [_dense_cell(report, q) for q in OVERVIEW]}
+    rows = [dense | {"best": best is not None and best.name == "dense", "verdict": "-", "state": "ungated"}]
+    labels: Mapping[str, str] = {option.name: option.label for option in advice.options(report.exports)[1:]}
+    for export in report.exports:
+        state = export.verdict if export.gated else "ungated"
+        rows.append(
+            {
+                "label": labels.get(export.name, export.name),
+                "name": export.name,
+                "cells": [_cell(export.finding(quantity)) for quantity in OVERVIEW],
+                "best": best is not None and best.name == export.name,
+                "verdict": f"{MARKS[state]} {state}" if export.gated else "-",
+                "state": state,
+            }
+        )
+    return rows
+
+
+def _cell(finding: Finding | None) -> tuple[str, str]:
+    if finding is None:
+        return "-", ""
+    ratio = wording.ratio(finding)
+    shown = finding.quantity not in wording.SHARES and ratio != "-"
+    return wording.amount(finding, finding.candidate), f"{ratio}x" if shown else ""
+
+
+def _dense_cell(report: Report, quantity: str) -> tuple[str, str]:
+    """The dense value; where every export was measured beside dense anew, the middle one."""
+    found = [finding for export in report.exports if (finding := export.finding(quantity))]
+    found.sort(key=lambda finding: finding.dense)
+    return (wording.amount(found[len(found) // 2], found[len(found) // 2].dense), "") if found else ("-", "")

@@ -1,0 +1,229 @@
+"""The report: what was measured of every export, the verdict, and what to deploy.
+
+`report.json` is the data; `report.md`, `junit.xml` and `report.html` are drawn from it. Nothing here imports torch, and
+nothing at import time loads a template engine or a plotting library.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from compressor.errors import ArtifactError, GateError
+from validators import advice, wording
+from validators.base import Finding
+
+SCHEMA_VERSION = 1
+REPORT_FILE = "report.json"
+Role = Literal["candidate", "reference"]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """The findings of one export, each beside the dense baseline.
+
+    A `candidate` is what the gates judge; a `reference` (plain dense int8, say) is shown beside it and never gated.
+    """
+
+    name: str
+    runtime: str
+    precision: str
+    role: Role
+    findings: tuple[Finding, ...]
+
+    def finding(self, quantity: str) -> Finding | None:
+        """The finding of one quantity, or None where it was not measured."""
+        return next((finding for finding in self.findings if finding.quantity == quantity), None)
+
+    @property
+    def gated(self) -> tuple[Finding, ...]:
+        """The findings that a gate judged."""
+        return tuple(f for f in self.findings if f.verdict != "ungated") if self.role == "candidate" else ()
+
+    @property
+    def failures(self) -> tuple[Finding, ...]:
+        """The findings that fail the build."""
+        return tuple(finding for finding in self.gated if not finding.ok)
+
+    @property
+    def verdict(self) -> Literal["pass", "fail"]:
+        """`fail` when a gate failed, or was unsure where the recipe does not accept that."""
+        return "fail" if self.failures else "pass"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All exports of a run with the context (machine, versions, seeds, digests) they were measured in.
+
+    `context` is JSON data; docs/report.md lists the keys that are drawn, all of them optional.
+    """
+
+    exports: tuple[ExportReport, ...]
+    context: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def failures(self) -> tuple[tuple[ExportReport, Finding], ...]:
+        """Every failed gate with the export that failed it."""
+        return tuple((export, finding) for export in self.exports for finding in export.failures)
+
+    @property
+    def verdict(self) -> Literal["pass", "fail"]:
+        """`fail` when any export fails."""
+        return "fail" if self.failures else "pass"
+
+    @property
+    def headline(self) -> str:
+        """The verdict in plain words."""
+        gates = sum(len(export.gated) for export in self.exports)
+        if not gates:
+            return "No gates were set: nothing was judged"
+        if not self.failures:
+            return "Pass: the gate holds" if gates == 1 else f"Pass: all {gates} gates hold"
+        return f"Fail: {len(self.failures)} of {gates} gates {'does' if len(self.failures) == 1 else 'do'} not hold"
+
+    def advice(self) -> str:
+        """Which of dense and low-rank, fp32 and int8, is best here; says plainly when low-rank is not the answer."""
+        return advice.recommend(self.exports).text
+
+    def raise_for_gates(self) -> None:
+        """Do nothing when every gate holds.
+
+        Raises:
+            GateError: one line per failed gate, with the figures and the limit.
+        """
+        if not self.failures:
+            return
+        lines = [f"  {export.name}: {wording.complaint(finding)}" for export, finding in self.failures]
+        if any(finding.verdict == "unsure" for _, finding in self.failures):
+            lines.append("Where a gate is unsure, measure more (validate.runs, more rows) or set its `unsure: pass`.")
+        raise GateError("\n".join([f"{self.headline}.", *lines]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data; numbers that are not finite become None."""
+        head = {"schema_version": self.schema_version, "verdict": self.verdict, "advice": self.advice()}
+        exports = [_export_to_dict(export) for export in self.exports]
+        return head | {"exports": exports, "context": _jsonable(self.context)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """The report behind `to_dict`; verdict and advice are derived again.
+
+        Raises:
+            ArtifactError: another schema version, or fields that are missing or of the wrong type; all are listed.
+        """
+        import pydantic
+
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"The report has schema_version {version!r}; this version reads {SCHEMA_VERSION}. "
+                "Read it with the version that wrote it, or run `python -m compressor validate` again."
+            )
+        try:
+            return pydantic.TypeAdapter(cls).validate_python(_with_nan(data))
+        except pydantic.ValidationError as error:
+            faults = [f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+            raise ArtifactError("\n".join(["The report cannot be read:", *faults])) from error
+
+    def save(self, folder: Path) -> None:
+        """Write report.json, report.md, junit.xml and report.html, each under a scratch name that is then renamed.
+
+        The data comes first, so that nothing measured is lost when drawing fails.
+        """
+        from validators import render
+
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / REPORT_FILE, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        _write(folder / "report.md", render.markdown(self))
+        _write(folder / "junit.xml", render.junit(self))
+        _write(folder / "report.html", render.html(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Report:
+        """The report saved in a run folder.
+
+        Raises:
+            ArtifactError: there is none, or it cannot be read.
+        """
+        path = folder / REPORT_FILE
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{path} does not exist: `python -m compressor validate` writes it.") from error
+        except ValueError as error:
+            raise ArtifactError(f"{path} is not JSON ({error}): run `python -m compressor validate` again.") from error
+        if not isinstance(data, dict):
+            raise ArtifactError(f"{path} holds no report: a JSON object is expected, not {type(data).__name__}.")
+        return cls.from_dict(data)
+
+    def __str__(self) -> str:
+        tables = [f"{export.name} ({export.role})\n{_table(export)}" for export in self.exports]
+        return "\n\n".join([f"{self.headline}\n{self.advice()}", *tables])
+
+
+def _export_to_dict(export: ExportReport) -> dict[str, Any]:
+    findings = {f.quantity: _jsonable(asdict(f) | {"ratio": f.ratio}) for f in export.findings}
+    facts = {"name": export.name, "runtime": export.runtime, "precision": export.precision, "role": export.role}
+    return facts | {"verdict": export.verdict, "findings": findings}
+
+
+def _jsonable(value: Any) -> Any:
+    """Plain JSON data: NumPy scalars unpacked, infinities and NaN as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    plain = value.item() if hasattr(value, "item") else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+def _with_nan(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data as the dataclasses want it: findings in a list, NaN for null; odd shapes are left for its complaint."""
+    exports = data.get("exports")
+    return dict(data) | ({"exports": [_export_with_nan(e) for e in exports]} if isinstance(exports, list) else {})
+
+
+def _export_with_nan(export: Any) -> Any:
+    findings = export.get("findings") if isinstance(export, Mapping) else None
+    if not isinstance(findings, Mapping):
+        return export
+    return dict(export) | {"findings": [_finding_with_nan(finding) for finding in findings.values()]}
+
+
+def _finding_with_nan(finding: Any) -> Any:
+    if not isinstance(finding, Mapping):
+        return finding
+    numbers = {key: _nan(finding[key]) for key in ("dense", "candidate", "details") if key in finding}
+    interval = finding.get("interval")
+    return dict(finding) | numbers | {"interval": None if interval is None else _nan(interval)}
+
+
+def _nan(value: Any) -> Any:
+    """The same value with NaN in place of None."""
+    if isinstance(value, Mapping):
+        return {key: _nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_nan(item) for item in value]
+    return math.nan if value is None else value
+
+
+def _write(path: Path, text: str) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8", newline="\n")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _table(export: ExportReport) -> str:
+    rows = [wording.HEADERS, *(wording.row(finding) for finding in export.findings)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"  {line}".rstrip() for line in lines)
