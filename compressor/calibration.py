@@ -74,7 +74,8 @@ class Statistics(Mapping[str, Moments]):
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, SafetensorError) as error:
+                shares, samples = json.loads(metadata["shares"]), int(metadata["samples"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:  # metadata is None in other files
             raise ArtifactError(f"{path} cannot be read as statistics: {error}. Calibrate again.") from error
 
         def of(moment: Moment) -> dict[str, Tensor]:
@@ -82,7 +83,7 @@ class Statistics(Mapping[str, Moments]):
                 key.removesuffix(f".{moment}"): value for key, value in tensors.items() if key.endswith(f".{moment}")
             }
 
-        return cls(of(Moment.INPUT), json.loads(metadata["shares"]), of(Moment.GRADIENT), int(metadata["samples"]))
+        return cls(of(Moment.INPUT), shares, of(Moment.GRADIENT), samples)
 
 
 class _Recorder:
@@ -113,7 +114,8 @@ def calibrate(
 
     Gradients are those of each loss term (the mean loss times its number of terms), so that half of
     tr(E[gg^T] D E[xx^T] D^T) estimates a weight error D's loss change per token (K-FAC). Padding is dropped where the
-    batch has an `attention_mask (B, T)` and the target sees `(B, T, ...)`.
+    batch has an `attention_mask (B, T)` and the target sees `(B, T, ...)`. A method that needs nothing gets empty
+    statistics, and no batch is read.
 
     Args:
         model: the dense model, with a head that has been probed (a random head gives meaningless gradients).
@@ -128,8 +130,11 @@ def calibrate(
     """
     from compressor.models import find_targets
 
+    wanted = frozenset(needs)
+    if not wanted:
+        return Statistics({}, {}, {}, 0)
     names = list(targets) if targets is not None else [target.name for target in find_targets(model)]
-    gather = _Gather(names, frozenset(needs))
+    gather = _Gather(names, wanted)
     was_training = model.training
     with ExitStack() as hooks:
         for name in names:
@@ -157,7 +162,7 @@ class _Gather:
     def add(self, model: nn.Module, batch: Batch, loss: Loss) -> None:
         """One batch: forward, backward to the targets' outputs only, accumulate."""
         with torch.set_grad_enabled(Moment.GRADIENT in self.needs):
-            value = loss(model, batch) if self.needs else None
+            value = loss(model, batch)
         self._require_reached()
         self._share()
         mask = batch.get("attention_mask")
@@ -166,7 +171,7 @@ class _Gather:
             if Moment.INPUT in self.needs and self.shares[name] == name:
                 for x in recorder.inputs:
                     _accumulate(self.inputs, name, _rows(x.detach(), mask))
-        if value is not None and Moment.GRADIENT in self.needs:
+        if Moment.GRADIENT in self.needs:
             self._differentiate(value * _terms(batch), mask)
         self.samples += len(next(iter(batch.values())))
         for recorder in self.recorders.values():

@@ -130,7 +130,7 @@ def export(
     with working():
         from compressor import pipeline
 
-        made = pipeline.export(path, to, precision, overwrite=overwrite)
+        made = pipeline.export(path, to, precision=precision, overwrite=overwrite)
         report = pipeline.validate(path, [made.name])
     _judge(report, as_json)
 

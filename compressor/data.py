@@ -69,7 +69,8 @@ def _load(source: Source) -> Any:
         raise DataError(f"{source.path} cannot be read as a data set: {reason}") from error
     if source.split not in found:
         raise DataError(
-            f"{source.path} has no split '{source.split}'; it has {', '.join(found)}.{did_you_mean(source.split, found)}"
+            f"{source.path} has no split '{source.split}'; it has {', '.join(found)}."
+            f"{did_you_mean(source.split, found)}"
         )
     return found[source.split]
 

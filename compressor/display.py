@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from compressor.doctor import Diagnosis
     from compressor.models import Target
     from compressor.planning import Plan
-    from compressor.recipe import Recipe
+    from compressor.recipe import BaselineSection, Recipe
 
 STAGE_HEADER = ("stage", "what", "path")
 MARKS = {"ok": "ok", "note": "note", "warning": "WARNING", "broken": "BROKEN"}
@@ -94,11 +94,6 @@ def dry_run_text(recipe: Recipe, out: Path | None) -> str:
 def stages(recipe: Recipe, out: Path | None) -> list[tuple[str, str, str]]:
     """What a run of this recipe does: stage, what happens, and where its result goes."""
     run, base, plan = out or Path("DIR"), recipe.baseline, recipe.plan
-    dense = (
-        f"take {base.path}"
-        if base.path
-        else f"train {base.train}" + f", {base.epochs:g} epochs" * (base.train == "full")
-    )
     ranks = (
         f"replay {plan.path}" if plan.path else f"{plan.strategy}, keep {plan.budget.parameters:.1%} of the parameters"
     )
@@ -107,14 +102,20 @@ def stages(recipe: Recipe, out: Path | None) -> list[tuple[str, str, str]]:
         ("read", _kind(recipe.model.path), recipe.model.path),
         *(("read", _kind(path), path) for path in dict.fromkeys((recipe.data.train.path, recipe.data.evaluation.path))),
         ("probe", "train the head alone", str(run / "head.safetensors")),
-        ("baseline", dense, str(run / "baseline")),
         ("calibrate", f"{recipe.data.calibration.samples} examples", str(run / "statistics.safetensors")),
         ("plan", ranks, str(run / "plan.json")),
+        ("baseline", _dense(base), str(run / "baseline")),
         ("adapt", f"{type(recipe.method).__name__}, {recipe.adapt.epochs:g} epochs", str(run / "history.json")),
         ("fold", plan.layout, str(run / "model.safetensors")),
         *exports,
         ("validate", f"{len(recipe.gates)} gates on {recipe.validation.device}", str(run / "report.json")),
     ]
+
+
+def _dense(baseline: BaselineSection) -> str:
+    if baseline.path:
+        return f"take {baseline.path}"
+    return f"train it, {baseline.epochs:g} epochs" if baseline.train == "full" else "take the checkpoint as it is"
 
 
 def _kind(path: str) -> str:

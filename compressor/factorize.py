@@ -75,7 +75,7 @@ def factorize_(
     *,
     subspaces: Mapping[str, Subspace] | None = None,
 ) -> nn.Module:
-    """Replace the planned targets by CoreLinear in place; only cores, their thin updates and the head require gradients.
+    """Replace the planned targets by CoreLinear in place; only cores, thin updates and the head require gradients.
 
     Args:
         model: the dense model.
@@ -114,7 +114,7 @@ def _planned(model: nn.Module, plan: Plan) -> tuple[Target, ...]:
 
 
 def fold_(model: nn.Module, layout: planning.Layout = "two-factor") -> nn.Module:
-    """Replace every CoreLinear by its deployed layer in place: the same function, in float64 until the last rounding."""
+    """Replace every CoreLinear by its deployed layer in place: the same function, float64 until the last rounding."""
     cores = {name: module for name, module in model.named_modules() if isinstance(module, CoreLinear)}
     for name, core in cores.items():
         layer = LAYOUTS[layout](core.in_features, core.rank, core.out_features, bias=core.bias is not None)

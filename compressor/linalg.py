@@ -15,6 +15,9 @@ from torch import Tensor
 
 from compressor.concave import concave_slopes
 
+FLOOR = 1e-12  # smallest eigenvalue of a metric against its largest: a singular one could not be undone
+TINY = torch.finfo(torch.float64).tiny
+
 
 class SecondMoment:
     """An uncentered second moment E[z z^T] (d, d), decomposed at most once however many layers share it."""
@@ -36,13 +39,15 @@ class SecondMoment:
     def metric(self, ridge: float, *, power: float = 1.0, diagonal: bool = False) -> Metric:
         """The metric (E[z z^T] + ridge * mean(diag) * I)^power, or the same of its diagonal.
 
-        The ridge is relative; a moment that is zero everywhere gives the plain metric.
+        The ridge is relative; without one a singular moment is kept invertible by a floor at 1e-12 of its largest
+        eigenvalue. A moment that is zero everywhere gives the plain metric.
         """
         spread = self.matrix.diagonal().double()
         if not spread.any():
-            return Metric.plain(len(spread))
+            return Metric.plain(len(spread), spread.device)
         values, vectors = (spread, None) if diagonal else self.eigen
-        return Metric((values + ridge * spread.mean()).pow(power / 2), vectors)
+        damped = values + ridge * spread.mean()
+        return Metric(damped.clamp_min(FLOOR * float(damped.max())).pow(power / 2), vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +58,9 @@ class Metric:
     vectors: Tensor | None  # (d, d) orthogonal, float64
 
     @classmethod
-    def plain(cls, size: int) -> Metric:
+    def plain(cls, size: int, device: torch.device | None = None) -> Metric:
         """The identity."""
-        return cls(torch.ones(size, dtype=torch.float64), None)
+        return cls(torch.ones(size, dtype=torch.float64, device=device), None)
 
     def whiten(self, columns: Tensor) -> Tensor:
         """R @ columns, (d, k) -> (d, k)."""
@@ -136,10 +141,20 @@ def interleave(primary: Tensor, secondary: Tensor, share: float, tolerance: floa
 
 def orthonormalize(columns: Tensor, tolerance: float = 1e-4) -> Tensor:
     """Gram-Schmidt in the given order; dependent columns are left out. (d, k) -> (d, p), p <= min(d, k)."""
-    unit = columns.double() / columns.double().norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+    unit = columns.double() / columns.double().norm(dim=0).clamp_min(TINY)
     q, r = torch.linalg.qr(unit)
-    fresh = r.diagonal().abs() > tolerance
-    return q if fresh.all() else torch.linalg.qr(unit[:, : len(fresh)][:, fresh]).Q
+    return q if (r.diagonal().abs() > tolerance).all() else _independent(unit, tolerance)
+
+
+def _independent(unit: Tensor, tolerance: float) -> Tensor:
+    """Gram-Schmidt column by column: QR gives a dependent column a direction that a later one may need."""
+    basis = unit[:, :0]
+    for column in unit.mT:
+        rest = column - basis @ (basis.mT @ column)
+        if rest.norm() > tolerance:
+            rest = rest - basis @ (basis.mT @ rest)  # a second pass, for what rounding left in the first
+            basis = torch.cat([basis, (rest / rest.norm())[:, None]], dim=1)  # (d, p)
+    return basis
 
 
 def canonical(left: Tensor, core: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -97,8 +97,8 @@ class Line:
         labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
         if labels != self.data.labels:
             raise ModelError(
-                f"The baseline {path} has the labels {labels[:5]}, ..., the training data {self.data.labels[:5]}, ...: it "
-                "must have been adapted on the same labels in the same order."
+                f"The baseline {path} has the labels {labels[:5]}, ..., the training data {self.data.labels[:5]}, ...: "
+                "it must have been adapted on the same labels in the same order."
             )
         return model
 

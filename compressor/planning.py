@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from compressor.concave import concave_slopes
 from compressor.errors import ArtifactError, BudgetError
@@ -102,10 +103,12 @@ class Plan:
             data = json.loads(path.read_text())
             layers = [PlanLayer(**row) for row in data.pop("layers")]
             plan = cls(**data, layers=())
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ArtifactError(
                 f"{path} is not a plan: {error}. `compressor plan RECIPE --out DIR` writes one."
             ) from error
+        if plan.layout not in get_args(Layout):
+            raise ArtifactError(f"{path}: layout is {plan.layout!r}; allowed are {', '.join(get_args(Layout))}.")
         faults = [f"{path}: {fault}" for layer in layers for fault in _faults(layer, plan.layout)]
         if faults:
             raise ArtifactError("\n".join(faults))
@@ -114,9 +117,10 @@ class Plan:
 
 def _faults(layer: PlanLayer, layout: Layout) -> Iterator[str]:
     limit = break_even(layer.out_features, layer.in_features, layout)
-    if layer.rank is not None and not 1 <= layer.rank < limit:
+    whole = type(layer.rank) is int  # neither 8.5 nor "8" nor true
+    if layer.rank is not None and not (whole and 1 <= layer.rank < limit):
         yield (
-            f"layer '{layer.name}' has rank {layer.rank}; allowed are 1 to {limit - 1} (below break-even), "
+            f"layer '{layer.name}' has rank {layer.rank!r}; allowed are 1 to {limit - 1} (below break-even), "
             "or null to keep it dense"
         )
 
@@ -162,11 +166,11 @@ def allocate(
     for name, ladder in ladders.items():
         ranks[name], spent = ladder[0].rank, spent + ladder[0].price
     if spent > limit:
-        total = sum(spectrum.dense for spectrum in spectra)
+        least = math.ceil(10_000 * spent / sum(spectrum.dense for spectrum in spectra)) / 10_000  # up: it must suffice
         raise BudgetError(
             f"The budget of {budget:.4g} of the targets' parameters ({limit:,}) cannot be met: with the smallest rank, "
-            f"{multiple_of}, the targets take {spent:,} ({spent / total:.4g}). Raise plan.budget.parameters to at least "
-            f"{spent / total:.4g} or lower plan.multiple_of."
+            f"{multiple_of}, the targets take {spent:,} ({least:.4f}). Raise plan.budget.parameters to at "
+            f"least {least:.4f} or lower plan.multiple_of."
         )
     keys = {s.name: _keys(s, ladders[s.name], strategy) for s in spectra}
     heap = [(keys[name][1], name, 1) for name, ladder in ladders.items() if len(ladder) > 1]

@@ -52,10 +52,17 @@ class Exported:
 
 
 class Exporter(Protocol):
-    """One runtime. `name` is its row in the registry, `precision` one of the precisions it writes."""
+    """One runtime: a frozen dataclass."""
 
-    name: str
-    precision: str
+    @property
+    def name(self) -> str:
+        """Its row in the registry."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """One of the precisions that it writes."""
+        ...
 
     def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
         """Write `model` as a new folder `path`; `example` has batch >= 2 and an odd length.
@@ -65,10 +72,11 @@ class Exporter(Protocol):
         """
         ...
 
-    def load(self, path: Path, session: Session = Session()) -> Runner:  # noqa: B008 (frozen)
+    def load(self, path: Path, session: Session = Session()) -> Runner:
         """A runner for an exported folder, without importing torch.
 
         Raises:
+            ArtifactError: the folder holds no such export.
             DependencyError: the runtime or the asked device is not there.
             RuntimeFailure: the runtime refuses the file.
         """

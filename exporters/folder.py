@@ -29,6 +29,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield scratch
         scratch.rename(path)
     except OSError as error:
-        raise ResourceError(f"The export to {path} could not be written: {error}. Check space and permissions.") from error
+        raise ResourceError(
+            f"The export to {path} could not be written: {error}. Check space and permissions."
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,4 +1,7 @@
-"""An ONNX graph in ONNX Runtime: loaded on the device that was asked for, or not at all. Imports neither torch nor onnx."""
+"""An ONNX graph in ONNX Runtime: loaded on the device that was asked for, or not at all.
+
+Imports neither torch nor onnx.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,9 @@ DTYPES: Mapping[str, type[np.generic]] = {
 # Operators whose place is the GPU. ONNX Runtime puts arithmetic on shapes on the CPU on purpose, which is why
 # `session.disable_cpu_ep_fallback` refuses every graph with dynamic axes and cannot be used to forbid a fallback.
 HEAVY = frozenset(
-    ("MatMul", "Gemm", "FusedMatMul", "MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLinear", "Attention")
-    + ("MultiHeadAttention", "Conv", "Softmax", "LayerNormalization", "SkipLayerNormalization", "Gelu", "BiasGelu")
+    {"MatMul", "Gemm", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+    | {"DynamicQuantizeLinear", "Attention", "MultiHeadAttention", "Conv", "Softmax", "Gelu", "BiasGelu"}
+    | {"LayerNormalization", "SkipLayerNormalization"}
 )
 
 
@@ -90,9 +94,7 @@ def load(folder: Path, session: Session) -> OnnxRunner:
 
 def _open(path: Path, session: Session) -> onnxruntime.InferenceSession:
     try:
-        return onnxruntime.InferenceSession(
-            path, options(session), providers=_providers(session), enable_fallback=0
-        )
+        return onnxruntime.InferenceSession(path, options(session), providers=_providers(session), enable_fallback=0)
     except FAILURES as error:
         raise RuntimeFailure(
             f"ONNX Runtime refuses {path} ({path.stat().st_size} bytes): {error}. If the file was cut off or edited, "
@@ -101,7 +103,7 @@ def _open(path: Path, session: Session) -> onnxruntime.InferenceSession:
 
 
 def options(session: Session) -> onnxruntime.SessionOptions:
-    """Session options: as many intra-op threads as asked for or allowed, one inter-op thread, errors only as exceptions."""
+    """As many intra-op threads as asked for or allowed, one inter-op thread, errors as exceptions only."""
     chosen = onnxruntime.SessionOptions()
     chosen.intra_op_num_threads = session.threads or usable_threads()
     chosen.inter_op_num_threads = 1

@@ -12,7 +12,7 @@ CGROUP = Path("/sys/fs/cgroup")
 def usable_threads() -> int:
     """CPUs that the scheduler may give this process, cut to the container's CPU quota; at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, math.ceil(_quota(CGROUP))))
+    return math.ceil(min(allowed, _quota(CGROUP)))
 
 
 def _quota(cgroup: Path) -> float:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from compressor.machine import cores
+from exporters.threads import usable_threads
 from validators.base import Finding, Subject
 from validators.child import ask, tiled
 
@@ -39,7 +39,7 @@ class Latency:
         answer = ask("latency", [dense, candidate], inputs, **knobs)
         times = np.asarray(answer["nanoseconds"]) / 1e6  # (runs, 2) ms
         p50, *tails = self._findings(times)
-        details = _details(times) | {"warmup": self.warmup, "threads": dense.session.threads or cores()}
+        details = _details(times) | {"warmup": self.warmup, "threads": dense.session.threads or usable_threads()}
         return (replace(p50, details=details), *tails)
 
     def _findings(self, times: np.ndarray) -> list[Finding]:

@@ -61,8 +61,9 @@ def differences(subject: Subject) -> dict[str, float]:
     counts = {"nonfinite_rows": float((~finite).sum())}
     if not finite.any():
         return counts
-    p, q = log_softmax(theirs[finite], axis=1), log_softmax(ours[finite], axis=1)
-    gaps = np.abs(ours - theirs)[finite]
+    ours, theirs = ours[finite], theirs[finite]
+    p, q = log_softmax(theirs, axis=1), log_softmax(ours, axis=1)
+    gaps = np.abs(ours - theirs)
     kl = float((np.exp(p) * (p - q)).sum(axis=1).mean())
     return {"mean_difference": float(gaps.mean()), "median_difference": float(np.median(gaps)), "kl": kl} | counts
 

@@ -61,7 +61,7 @@ class Method(Protocol):
         ...
 
     def subspace(self, weight: Tensor, moments: Moments, limit: int) -> Subspace:
-        """The best `limit` directions (fewer where there are no more) of a weight (m, n); expensive, once per target."""
+        """The best `limit` directions, or all there are, of a weight (m, n); expensive, once per target."""
         ...
 
     def core(self, subspace: Subspace) -> nn.Module:
@@ -88,7 +88,7 @@ def metrics(
 
     def one(moment: SecondMoment | None, wanted: bool, size: int) -> Metric:
         if not wanted or moment is None:
-            return Metric.plain(size)
+            return Metric.plain(size, weight.device)
         return moment.metric(ridge, power=power, diagonal=diagonal)
 
     rows, columns = weight.shape
@@ -99,6 +99,6 @@ def scaled(gains: Tensor, total: float, *, loss_units: bool) -> tuple[Tensor, fl
     """Gains that can be compared between layers: half the weighted energy when that is a loss change, else its share.
 
     Without the gradients' moment the energies of two layers have no common scale (methods differ in their norm by
-    orders of magnitude), so each is divided by its layer's total.
+    orders of magnitude), so each is divided by its layer's total. A weight of zeros gains nothing.
     """
-    return (gains / 2, total / 2) if loss_units else (gains / total, 1.0)
+    return (gains / 2, total / 2) if loss_units else (gains / (total or 1.0), 1.0)

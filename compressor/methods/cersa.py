@@ -37,7 +37,7 @@ class Cersa:
         import torch
 
         u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
-        energy = s.square() / s.square().sum()
+        energy = s.square() / (s.square().sum() or 1.0)  # a weight of zeros has none
         rank = min(limit, 1 + int((energy.cumsum(0) < self.alpha - 1e-12).sum()))
         return Subspace(u[:, :rank], torch.diag(s[:rank]), vt[:rank], energy[:rank], 1.0)
 

@@ -75,7 +75,7 @@ class Jactus:
         """R1 and R4: interleaved so that every prefix has its share of task directions."""
         from compressor import linalg
 
-        plain = (linalg.Metric.plain(weight.shape[0]), linalg.Metric.plain(weight.shape[1]))
+        plain = metrics(weight, moments, output=False, input=False, ridge=0)
         left, _, right = linalg.whitened_svd(weight, *(plain if self.reading == "R1" else (output, input)))
         gradient, inputs = _task_directions(moments, limit)
         return (
@@ -106,10 +106,13 @@ class Jactus:
         """R3: eigenvectors of mixed Gram matrices."""
         import torch
 
+        from compressor.linalg import TINY
+
         gradient, inputs = (moment.matrix.double() for moment in _both(moments))
 
         def leading(gram: Tensor, moment: Tensor) -> Tensor:
-            mixed = (1 - self.union) * gram / gram.trace() + self.union * moment / moment.trace()
+            mixed = (1 - self.union) * gram / gram.trace().clamp_min(TINY)
+            mixed = mixed + self.union * moment / moment.trace().clamp_min(TINY)
             return torch.linalg.eigh(mixed).eigenvectors.flip(1)[:, :limit]
 
         return leading(weight @ inputs @ weight.mT, gradient), leading(weight.mT @ gradient @ weight, inputs)

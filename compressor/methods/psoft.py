@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @method
 class Psoft:
-    """Plain SVD with a rotated core diag(s) diag(beta) R diag(alpha); the residual is dropped, which is the compression.
+    """Plain SVD with a rotated core diag(s) diag(beta) R diag(alpha); the residual is dropped: the compression.
 
     The asymmetric split of the paper's eq. (6), all singular values on one side of R, is what makes a strict R keep the
     angles between neurons (its theorem 4.1).

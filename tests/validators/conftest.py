@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporters.base import Session
 from validators.base import Evaluation, Subject
+
+Tensors = list[np.ndarray]
 
 EXPORTERS = """
 import os, signal, sys, types
@@ -129,18 +132,27 @@ def evaluation() -> Evaluation:
     return Evaluation(tuple(batches), rng.integers(0, 4, 20))
 
 
-@pytest.fixture
-def pair(tmp_path: Path, runtimes: None, evaluation: Evaluation) -> tuple[Subject, Subject]:
-    """A dense export of 40 MiB and a rank-8 candidate of 1.3 MiB."""
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Tensors]]:
+    """Exports, written once: `dense` of 40 MiB and a rank-8 `small` of 1.3 MiB, each with its tensors."""
     rng = np.random.default_rng(1)
-    embedding, weight = rng.normal(size=(40_000, 256)).astype("f4"), rng.normal(size=(256, 4)).astype("f4")
-    left, right = rng.normal(size=(1_300, 256)).astype("f4"), rng.normal(size=(256, 8)).astype("f4")
-    up = rng.normal(size=(8, 4)).astype("f4")
-    dense = write_export(tmp_path / "dense", embedding, weight)
-    candidate = write_export(tmp_path / "candidate", left, right, up)
+    shapes = {"dense": [(40_000, 256), (256, 4)], "small": [(1_300, 256), (256, 8), (8, 4)]}
+    tensors = {name: [rng.normal(size=shape).astype("f4") for shape in all_] for name, all_ in shapes.items()}
+    root = tmp_path_factory.mktemp("exports")
+    return {name: (write_export(root / name, *arrays), arrays) for name, arrays in tensors.items()}
+
+
+@pytest.fixture
+def pair(
+    tmp_path: Path, runtimes: None, evaluation: Evaluation, folders: dict[str, tuple[Path, Tensors]]
+) -> tuple[Subject, Subject]:
+    """The dense export and a copy of the small one, which a test may spoil."""
+    (dense, large_tensors), (small, small_tensors) = folders["dense"], folders["small"]
+    copy = shutil.copytree(small, tmp_path / "small")
+    session = Session(threads=1)
     return (
-        Subject("dense", "tiny", dense, evaluation, Session(threads=1), numpy_logits(evaluation, embedding, weight)),
-        Subject("small", "tiny", candidate, evaluation, Session(threads=1), numpy_logits(evaluation, left, right, up)),
+        Subject("dense", "tiny", dense, evaluation, session, numpy_logits(evaluation, *large_tensors)),
+        Subject("small", "tiny", copy, evaluation, session, numpy_logits(evaluation, *small_tensors)),
     )
 
 

@@ -1,4 +1,4 @@
-"""What stands in an ONNX file: inputs, outputs, operators and the bytes of its weights."""
+"""ONNX files: saved in one rule, and read for what stands in them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir
 
+LARGE = 1_500_000_000  # bytes of weights above which they move beside the graph: protobuf ends at 2 GiB
 PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger"})
+LAYOUT = frozenset({"Transpose", "Cast"})  # between a weight and its product they change no number of it
+
+
+def save(model: onnx_ir.Model, path: Path) -> None:
+    """Write the graph with its weights inside, or beside it in one `<path>.data` where they are large."""
+    weights = (value.const_value for value in model.graph.initializers.values())
+    large = sum(tensor.nbytes for tensor in weights if tensor is not None) > LARGE
+    if large:
+        onnx_ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        onnx_ir.save(onnx_ir.external_data.load_to_model(model), path)
 
 
 def read(path: Path) -> dict[str, Any]:
     """Facts of the graph at `path`, read without its external data.
 
     `matmul_weight_bytes` counts the initializers that are factors of a matrix product, each once, so neither
-    embeddings nor biases.
+    biases nor embeddings that are not tied to a head.
     """
     graph = onnx.load(path, load_external_data=False).graph
     sizes = {tensor.name: _bytes(tensor) for tensor in graph.initializer}
@@ -30,7 +43,15 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _factors(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    return {name for node in nodes if node.op_type in PRODUCTS for name in node.input[:2]}
+    """What the matrix products read, traced back through changes of layout."""
+    sources: dict[str, str] = {}
+    factors = set()
+    for node in nodes:  # in topological order
+        if node.op_type in LAYOUT:
+            sources[node.output[0]] = sources.get(node.input[0], node.input[0])
+        elif node.op_type in PRODUCTS:
+            factors |= {sources.get(name, name) for name in node.input[:2]}
+    return factors
 
 
 def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:

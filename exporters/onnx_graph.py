@@ -1,0 +1,168 @@
+"""From an nn.Module to an ONNX graph with free axes and named weights, by torch.onnx (dynamo)."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+
+from compressor.errors import ExportError
+from exporters import onnx_file
+from exporters.verify import Inputs, is_sequence, logits_of
+
+AXES = ("batch_size", "sequence_length")  # as optimum names them
+PREFIX = "model."  # what _Logits puts before every weight's name
+KNOWN_WARNINGS = (
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    "# The axis name: .* will not be used, since it shares the same shape constraints",
+)
+
+
+class _Logits(nn.Module):
+    """The model with positional inputs and nothing but logits: caches and hidden states never become outputs."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return logits_of(self.model(**dict(zip(self.names, values, strict=True))))
+
+
+def write(model: nn.Module, example: Inputs, opset: int, path: Path) -> None:
+    """Trace `model` on `example` and save the graph as `path`.
+
+    Raises:
+        ExportError: the example or the model cannot be traced, or an axis that should be free was fixed.
+    """
+    _check(model, example)
+    graph = _trace(model, example, opset)
+    _check_axes(graph, example)
+    _name_weights(graph, model)
+    ClearMetadataAndDocStringPass()(graph)  # stack traces name paths of the exporting machine
+    onnx_file.save(graph, path)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"torch.onnx wrote a graph that the ONNX checker refuses: {error}") from error
+
+
+def weights_digest(model: nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of the state_dict in sorted name order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """The raw bytes in row-major order; numpy has no bfloat16, so they are read as uint8."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _check(model: nn.Module, example: Inputs) -> None:
+    other = sorted({str(tensor.dtype) for tensor in model.parameters()} - {"torch.float32"})
+    if other:
+        raise ExportError(f"The model has weights of {', '.join(other)}; call `model.float()` before exporting fp32.")
+    small = [name for name, tensor in example.items() if min(tensor.shape[: 1 + is_sequence(tensor)], default=0) < 2]
+    if small or not example:
+        raise ExportError(
+            f"The example needs at least 2 rows and 2 tokens, since torch fixes axes of length 1; too small: "
+            f"{', '.join(small) or 'no inputs at all'}."
+        )
+
+
+def _trace(model: nn.Module, example: Inputs, opset: int) -> onnx_ir.Model:
+    names = tuple(example)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                _Logits(model, names).eval(),
+                tuple(example.values()),
+                dynamo=True,
+                dynamic_shapes=(tuple(map(_free_axes, example.values())),),
+                input_names=names,
+                output_names=("logits",),
+                opset_version=opset,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(
+            f"torch.onnx cannot export {type(model).__name__} at opset {opset}: {_reason(error)}"
+        ) from error
+    assert program is not None  # dynamo=True without a file returns the program
+    return program.model
+
+
+def _free_axes(tensor: Tensor) -> dict[int, Any]:
+    return {axis: torch.export.Dim(AXES[axis]) for axis in range(1 + is_sequence(tensor))}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # "torchvision is not installed" and the like
+    try:
+        with warnings.catch_warnings():
+            for message in KNOWN_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line, with its place in the model's code; torch wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    place = re.search(r'File "(.+?)", line (\d+)', str(error))
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}" + (
+        f" ({place[1]}:{place[2]})" if place else ""
+    )
+
+
+def _check_axes(graph: onnx_ir.Model, example: Inputs) -> None:
+    """torch.onnx quietly fixes an axis that the model turns into a number; that graph would serve one length only."""
+    fixed = [
+        f"{AXES[axis]} of {value.name} to {value.shape[axis]}"
+        for value, tensor in zip(graph.graph.inputs, example.values(), strict=True)
+        for axis in range(1 + is_sequence(tensor))
+        if value.shape is not None and not isinstance(value.shape[axis], onnx_ir.SymbolicDim)
+    ]
+    if fixed:
+        raise ExportError(
+            f"The export fixed {', '.join(fixed)}: the model's forward turns this size into a constant. Keep sizes "
+            "symbolic there: no int() of a size, no branch on it, no layer made for one length."
+        )
+
+
+def _name_weights(graph: onnx_ir.Model, model: nn.Module) -> None:
+    """Call every weight as the model does; one that was transposed for MatMul gets `.T` behind its name."""
+    weights = graph.graph.initializers
+    transposed = {_key(tensor.mT): f"{name}.T" for name, tensor in _matrices(model).items()}
+    for value in list(weights.values()):
+        name = (value.name or "").removeprefix(PREFIX)
+        if value.const_value is not None and len(value.const_value.shape) == 2 and name not in model.state_dict():
+            name = transposed.get(_key(torch.from_numpy(value.const_value.numpy())), name)
+        if name not in weights:
+            value.name = name
+
+
+def _matrices(model: nn.Module) -> Mapping[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim == 2}
+
+
+def _key(tensor: Tensor) -> tuple[tuple[int, ...], bytes]:
+    return tuple(tensor.shape), hashlib.sha256(_bytes(tensor)).digest()

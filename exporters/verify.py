@@ -1,0 +1,136 @@
+"""Does an export compute what the model computes? Both are run at three shapes that the export has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import ExportError, RuntimeFailure
+from exporters.base import Runner
+
+Inputs = Mapping[str, Tensor]
+
+
+@contextmanager
+def settled(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and without gradients; its modules' modes are put back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def beside(model: nn.Module, example: Inputs) -> dict[str, Tensor]:
+    """The example on the model's device."""
+    parameter = next(model.parameters(), None)
+    return {name: tensor if parameter is None else tensor.to(parameter.device) for name, tensor in example.items()}
+
+
+def is_sequence(tensor: Tensor) -> bool:
+    """Whether axis 1 counts tokens: integer tensors (B, T, ...) do, float features do not."""
+    return tensor.ndim > 1 and not tensor.is_floating_point()
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits of a model's output: its `.logits`, its first element, or the tensor itself.
+
+    Raises:
+        ExportError: there are no logits.
+    """
+    found = getattr(output, "logits", output[0] if isinstance(output, (tuple, list)) else output)
+    if not isinstance(found, Tensor):
+        raise ExportError(
+            f"The model returned {type(output).__name__} without logits. Its forward must return a tensor, a tuple "
+            "that starts with one, or an output with `.logits`."
+        )
+    return found
+
+
+def trials(model: nn.Module, example: Inputs) -> list[dict[str, Tensor]]:
+    """Three inputs made of the example's own values: batch 1, a shorter padded batch, a larger and longer one."""
+    batch = len(next(iter(example.values())))
+    length = next((tensor.shape[1] for tensor in example.values() if is_sequence(tensor)), 1)
+    longer = max(length, min(2 * length, _positions(model) - 2))  # RoBERTa's positions start at 2
+    shapes = [(1, length), (batch, length // 2 + 1), (batch + 1, longer)]
+    return [_resized(example, rows, columns, seed) for seed, (rows, columns) in enumerate(shapes)]
+
+
+def _positions(model: nn.Module) -> int:
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None) or 2**31
+
+
+def _resized(example: Inputs, rows: int, columns: int, seed: int) -> dict[str, Tensor]:
+    """Rows and columns of the example drawn anew, so that every value is one that the model accepts."""
+    generator = torch.Generator().manual_seed(seed)
+    pick_rows = torch.randint(len(next(iter(example.values()))), (rows,), generator=generator)
+    pick_columns = torch.rand(columns, generator=generator)
+    resized = {}
+    for name, tensor in example.items():
+        drawn = tensor[pick_rows.to(tensor.device)]
+        if is_sequence(tensor):
+            drawn = drawn[:, (pick_columns * tensor.shape[1]).long().to(tensor.device)]  # (rows, columns)
+        resized[name] = _padding(drawn) if name == "attention_mask" else drawn
+    return resized
+
+
+def _padding(mask: Tensor) -> Tensor:
+    """A mask (B, T) whose row b ends in b padded tokens, at least one token kept."""
+    rows, columns = mask.shape
+    kept = (columns - torch.arange(rows, device=mask.device)).clamp(min=1)
+    return (torch.arange(columns, device=mask.device) < kept[:, None]).to(mask.dtype)
+
+
+def compare(model: nn.Module, runner: Runner, inputs: Sequence[Inputs], limit: float) -> list[dict[str, Any]]:
+    """Per input: its shape, the largest absolute difference of the logits, and the largest logit to set it against.
+
+    Raises:
+        ExportError: the export fails at a shape, gives numbers that are not finite, or differs by more than `limit`.
+    """
+    figures = [_figures(model, runner, trial) for trial in inputs]
+    worst = max(figures, key=lambda figure: figure["max_difference"])
+    if worst["max_difference"] > limit:
+        listed = "; ".join(f"{figure['shape']}: {figure['max_difference']:.2e}" for figure in figures)
+        raise ExportError(
+            f"The export differs from the model by {worst['max_difference']:.2e} (largest logit "
+            f"{worst['largest_logit']:.2e}), more than the {limit:.0e} allowed; by shape: {listed}. Look for "
+            "randomness, branches on values, or sizes that the export has fixed."
+        )
+    return figures
+
+
+def _figures(model: nn.Module, runner: Runner, trial: Inputs) -> dict[str, Any]:
+    expected = _expected(model, trial)
+    shape = list(next(iter(trial.values())).shape)
+    try:
+        found = runner({name: tensor.cpu().numpy() for name, tensor in trial.items()})["logits"]
+    except RuntimeFailure as error:
+        raise ExportError(
+            f"The export does not run at the shape {shape}, probably because an axis was fixed to the example's "
+            f"length: {error}"
+        ) from error
+    if found.shape != expected.shape:
+        raise ExportError(f"At the shape {shape} the export gives logits {found.shape}, the model {expected.shape}.")
+    if not np.isfinite(found).all():
+        raise ExportError(f"At the shape {shape} the export gives logits that are not finite.")
+    difference, largest = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    return {"shape": shape, "max_difference": difference, "largest_logit": largest}
+
+
+def _expected(model: nn.Module, trial: Inputs) -> np.ndarray:
+    try:
+        return logits_of(model(**trial)).float().cpu().numpy()
+    except (RuntimeError, IndexError, ValueError) as error:
+        shapes = {name: tuple(tensor.shape) for name, tensor in trial.items()}
+        raise ExportError(
+            f"The torch model itself fails at {shapes}, so its axes are not free: {error}. Give an example of the "
+            "shapes that it takes."
+        ) from error

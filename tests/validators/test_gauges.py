@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from compressor.errors import DependencyError
+from validators import gauges
+from validators.gauges import MIB, gauge
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@linux
+def test_resident_memory_agrees_with_psutil_and_remembers_its_peak():
+    read = gauge("cpu")
+    before = read()
+    assert before.now == pytest.approx(psutil.Process().memory_info().rss / MIB, abs=2)
+    ballast = np.ones(int(before.peak - before.now + 100) * MIB, np.uint8)
+    during = read()
+    del ballast
+    after = read()
+    assert during.now >= before.peak + 50
+    assert after.peak + 2 >= during.now > after.now + 50  # the kernel's counters lag by a fraction of a MiB
+
+
+def test_a_system_without_a_peak_is_refused_by_name(tmp_path: Path):
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmRSS:\t   1024 kB\n")
+    with pytest.raises(DependencyError, match=r"VmHWM.*Measure on Linux or Windows"):
+        gauges._status(status)
+    with pytest.raises(DependencyError, match="absent"):
+        gauges._status(tmp_path / "absent")
+
+
+class Driver:
+    """NVML as far as we use it, with a list of (device MiB in use, processes) to go through."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *steps: tuple[int, dict[int, int | None]]) -> None:
+        self.steps, self.asked = list(steps), ""
+
+    def nvmlInit(self) -> None:
+        pass
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
+        self.asked = f"index {index}"
+        return "gpu"
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        self.asked = uuid
+        return "gpu"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
+        used, _ = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+        return SimpleNamespace(used=used * MIB)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:
+        _, processes = self.steps[0]
+        sizes = {pid: None if used is None else used * MIB for pid, used in processes.items()}
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in sizes.items()]
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def install(*steps: tuple[int, dict[int, int | None]]) -> Driver:
+        made = Driver(*steps)
+        monkeypatch.setitem(sys.modules, "pynvml", made)
+        return made
+
+    return install
+
+
+def test_gpu_memory_is_that_of_this_process_where_the_driver_lists_it(driver: Any):
+    driver((5000, {}), (5900, {os.getpid(): 700, 1: 5000}))
+    assert gauge("cuda")().now == 700
+
+
+@pytest.mark.parametrize("hidden", [{}, {os.getpid(): None}])
+def test_gpu_memory_is_the_increase_where_process_ids_are_hidden(driver: Any, hidden: dict[int, int | None]):
+    driver((1000, hidden), (1600, hidden), (1250, hidden))
+    read = gauge("cuda")
+    assert read() == (600, 600)
+    assert read() == (250, 600)
+
+
+@pytest.mark.parametrize(("visible", "asked"), [("2,0", "index 2"), ("GPU-abc", "GPU-abc"), (None, "index 0")])
+def test_the_gpu_is_the_first_that_cuda_may_see(
+    driver: Any, monkeypatch: pytest.MonkeyPatch, visible: str | None, asked: str
+):
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    made = driver((0, {}))
+    gauge("cuda")
+    assert made.asked == asked
+
+
+def test_no_driver_is_an_environment_error(driver: Any, monkeypatch: pytest.MonkeyPatch):
+    made = driver((0, {}))
+
+    def refuse() -> None:
+        raise Driver.NVMLError("Driver Not Loaded")
+
+    monkeypatch.setattr(made, "nvmlInit", refuse)
+    with pytest.raises(DependencyError, match=r"Driver Not Loaded.*device: cpu"):
+        gauge("cuda")

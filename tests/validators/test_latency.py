@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compressor.recipe import Gate
+from validators import latency
+from validators.base import Subject
+from validators.latency import Latency, ratio_intervals
+
+
+def noisy(runs: int, ratio: float, seed: int) -> np.ndarray:
+    """Times (runs, 2) with a slowly changing mood shared by both and a little noise of each."""
+    rng = np.random.default_rng(seed)
+    mood = np.zeros(runs)
+    for i in range(1, runs):
+        mood[i] = 0.7 * mood[i - 1] + rng.normal(scale=0.1)
+    own = np.exp(rng.normal(scale=0.05, size=(runs, 2)))
+    return np.exp(mood)[:, None] * own * [10.0, 10.0 * ratio]
+
+
+def brute_force(times: np.ndarray, resamples: int) -> np.ndarray:
+    """Moving blocks of round(runs ** (1/3)) rounds laid end to end, one resample at a time; (3, 2) ends at 90 %."""
+    rng, runs = np.random.default_rng(99), len(times)
+    length = round(runs ** (1 / 3))
+    ratios = []
+    for _ in range(resamples):
+        rows: list[int] = []
+        while len(rows) < runs:
+            start = int(rng.integers(0, runs - length + 1))
+            rows += range(start, start + length)
+        drawn = np.sort(times[rows[:runs]], axis=0)
+        ratios.append([np.percentile(drawn[:, 1], p) / np.percentile(drawn[:, 0], p) for p in (50, 90, 99)])
+    return np.quantile(ratios, (0.05, 0.95), axis=0).T
+
+
+def test_the_intervals_are_those_of_blocks_laid_end_to_end():
+    times = noisy(120, 0.8, seed=0)
+    assert np.allclose(ratio_intervals(times, 0.9, 4_000, 0), brute_force(times, 2_000), rtol=0.02)
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    times = noisy(50, 0.8, seed=0)
+    whole = ratio_intervals(times, 0.9, 300, 0)
+    monkeypatch.setattr(latency, "CHUNK", 1_000)
+    assert np.array_equal(ratio_intervals(times, 0.9, 300, 0), whole)
+
+
+def test_the_interval_of_the_median_covers_the_truth_about_as_often_as_it_says():
+    hits = 0
+    for seed in range(120):
+        low, high = ratio_intervals(noisy(100, 0.8, seed), 0.9, 300, seed)[0]
+        hits += low <= 0.8 <= high
+    assert 0.82 <= hits / 120 <= 1
+
+
+def test_a_mood_shared_by_both_hardly_widens_the_interval():
+    times = noisy(200, 0.8, seed=1)
+    low, high = ratio_intervals(times, 0.95, 2_000, 0)[0]
+    rng = np.random.default_rng(0)
+    apart = np.column_stack([times[:, 0], rng.permutation(times[:, 1])])  # pairs torn apart
+    torn_low, torn_high = ratio_intervals(apart, 0.95, 2_000, 0)[0]
+    assert high - low < torn_high - torn_low
+
+
+def test_one_run_and_equal_times_are_no_special_case():
+    assert ratio_intervals(np.array([[2.0, 1.0]]), 0.95, 50, 0).tolist() == [[0.5, 0.5]] * 3
+    assert ratio_intervals(np.full((30, 2), 3.0), 0.95, 50, 0).tolist() == [[1.0, 1.0]] * 3
+
+
+def test_percentiles_are_those_of_the_childs_times(pair: tuple[Subject, Subject], monkeypatch: pytest.MonkeyPatch):
+    times = noisy(200, 0.5, seed=2)
+    monkeypatch.setattr(latency, "ask", lambda *args, **knobs: {"nanoseconds": np.rint(times * 1e6).tolist()})
+    found = Latency(confidence=0.9).run(*pair)
+    assert [f.quantity for f in found] == ["latency_p50", "latency_p90", "latency_p99"]
+    assert found[0].dense == pytest.approx(np.median(times[:, 0]), rel=1e-5)
+    assert found[1].candidate == pytest.approx(np.percentile(times[:, 1], 90), rel=1e-5)
+    assert found[0].interval is not None
+    assert found[0].interval[0] < found[0].dense * 0.5 < found[0].interval[1]
+    assert found[0].judged(Gate(type="percent-min-improvement", value=30)).verdict == "pass"
+    assert found[0].judged(Gate(type="percent-min-improvement", value=70)).verdict == "fail"
+    assert found[0].judged(Gate(type="percent-min-improvement", value=50)).verdict == "unsure"
+    assert found[0].details["runs"] == 200
+    assert found[0].details["candidate_min"] == pytest.approx(times[:, 1].min(), rel=1e-5)
+
+
+def test_an_export_beside_itself_is_neither_better_nor_worse(pair: tuple[Subject, Subject]):
+    p50, *_ = Latency(runs=40, warmup=3, sequence_length=32).run(pair[0], pair[0])
+    assert p50.interval is not None
+    assert p50.interval[0] < p50.interval[1]
+    assert p50.details["threads"] == 1
+    assert 0 < p50.details["dense_min"] <= p50.dense
