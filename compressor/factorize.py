@@ -85,10 +85,12 @@ def factorize_(
         subspaces: decompositions that are already there.
 
     Raises:
-        ModelError: the plan names a layer that the model lacks, or one of another shape.
+        ModelError: the plan names a layer that the model lacks, or one of another shape, or a rank that the method has
+            no directions for.
     """
     targets = _planned(model, plan)
     found = subspaces or decompose(model, method, moments, targets=targets, layout=plan.layout)
+    _require_directions(found, plan)
     model.requires_grad_(False)
     for parameter in head_parameters(model).values():
         parameter.requires_grad_(True)
@@ -111,6 +113,17 @@ def _planned(model: nn.Module, plan: Plan) -> tuple[Target, ...]:
     return tuple(
         Target(layer.name, layer.out_features, layer.in_features) for layer in plan.layers if layer.rank is not None
     )
+
+
+def _require_directions(subspaces: Mapping[str, Subspace], plan: Plan) -> None:
+    available = {name: len(subspaces[name].gains) if name in subspaces else 0 for name in plan.ranks}
+    short = [
+        f"layer '{name}' has rank {rank} in the plan, the method offers {available[name]} directions"
+        for name, rank in plan.ranks.items()
+        if rank > available[name]
+    ]
+    if short:
+        raise ModelError("The plan does not fit the method or its targets:\n" + "\n".join(f"  {row}" for row in short))
 
 
 def fold_(model: nn.Module, layout: planning.Layout = "two-factor") -> nn.Module:

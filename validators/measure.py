@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from compressor.recipe import Gate, ValidateSection
 
 Job = tuple[Subject, Check]
+Gates = Mapping[Any, "Gate"]  # by quantity; Any, as a mapping of literals is no mapping of str
 Track = Callable[[Iterable[Job], str, int], Iterable[Job]]
 
 
@@ -21,7 +22,7 @@ def measure(
     dense: Subject,
     candidates: Sequence[Subject],
     validation: ValidateSection,
-    gates: Mapping[str, Gate],
+    gates: Gates,
     track: Track | None = None,
 ) -> dict[str, tuple[Finding, ...]]:
     """Findings by candidate name, judged where a gate names their quantity.
@@ -57,12 +58,12 @@ def _built(check: Any, validation: ValidateSection) -> Check:
     return check(**{field.name: getattr(validation, field.name) for field in fields(check) if field.name in known})
 
 
-def _judged(finding: Finding, gates: Mapping[str, Gate]) -> Finding:
+def _judged(finding: Finding, gates: Gates) -> Finding:
     gate = gates.get(finding.quantity)
     return finding if gate is None else finding.judged(gate)
 
 
-def _refuse_unmeasured(gates: Mapping[str, Gate], built: Sequence[Check]) -> None:
+def _refuse_unmeasured(gates: Gates, built: Sequence[Check]) -> None:
     measured = [quantity for check in built for quantity in check.quantities]
     for name in gates:
         if name not in measured:

@@ -1,0 +1,103 @@
+"""What the models that `comparison.py --keep` saved cost and score once exported: fp32 and int8, against dense fp32.
+
+    RANKFOLD_DATA=... python benchmarks/deployment.py build/comparison --out benchmarks/results/deployment.jsonl
+
+One JSON row per export: accuracy on the whole test set, parity with torch, size, peak memory and latency, each beside
+the dense fp32 export measured in the same run, alternating. Rows that are in the file are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from comparison import SUITES, Rows, Suite
+from transformers import AutoConfig
+
+from compressor import data, models, progress, storage
+from compressor.factorize import restructure_
+from compressor.machine import machine, versions
+from compressor.planning import Plan
+from compressor.recipe import Source, ValidateSection
+from exporters.base import Session
+from exporters.onnx import OnnxExporter
+from validators.base import Evaluation, Subject
+from validators.measure import measure
+
+TASK = "text-classification"
+PRECISIONS = ("fp32", "int8")
+
+
+def load(folder: Path) -> Any:
+    """A saved model, folded where a plan lies beside it."""
+    model = models.auto_class(TASK).from_config(AutoConfig.from_pretrained(folder))
+    if (folder / "plan.json").is_file():
+        restructure_(model, Plan.load(folder / "plan.json"))
+    return storage.load_tensors_(model, folder / "model.safetensors").eval()
+
+
+def subjects(folder: Path, suite: Suite, threads: int) -> list[Subject]:
+    """The exports of one saved model, made where they are not there yet, with the test set that they run on."""
+    tokenizer, model = models.load_tokenizer(str(folder)), load(folder)
+    rows = data.read(Source(path=str(Path(os.environ["RANKFOLD_DATA"]) / suite.name), split="test"))
+    labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    batches = list(data.batches(data.tokenize(rows, tokenizer, labels, suite.max_length), tokenizer, 32))
+    arrays = tuple({key: value.numpy() for key, value in batch.items() if key != "labels"} for batch in batches)
+    evaluation = Evaluation(arrays, np.concatenate([batch["labels"].numpy() for batch in batches]))
+    reference = data.predict(model, batches)
+    example = dict(tokenizer(["one text", "another, longer text", "a third"], padding=True, return_tensors="pt"))
+    found = []
+    for precision in PRECISIONS:
+        path = folder / f"onnx-{precision}"
+        if not path.exists():
+            OnnxExporter(precision=precision).export(model, example, path)
+        name = f"{folder.name}-{precision}"
+        found.append(Subject(name, "onnx", path, evaluation, Session("cpu", threads), reference))
+    return found
+
+
+def main() -> None:
+    """Each saved JACTUS model, and dense int8, against the dense fp32 model of the same data set and seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/deployment.jsonl"))
+    parser.add_argument("--arms", nargs="+", default=["jactus"])
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    progress.set_level("normal")
+    models.quiet_libraries()
+    rows = Rows(arguments.out)
+    knobs = ValidateSection(threads=arguments.threads, sequence_length=32)
+    for baseline in sorted(arguments.models.glob("*-dense-1.0-*")):
+        suite_name, seed = baseline.name.split("-dense-1.0-")
+        others = [
+            folder for arm in arguments.arms for folder in sorted(arguments.models.glob(f"{suite_name}-{arm}-*-{seed}"))
+        ]
+        dense, *candidates = subjects(baseline, SUITES[suite_name], arguments.threads)
+        for folder in others:
+            candidates += subjects(folder, SUITES[suite_name], arguments.threads)
+        for candidate in candidates:
+            if not rows.find(export=candidate.name):
+                findings = measure(dense, [candidate], knobs, {})[candidate.name]
+                rows.add(row(candidate, suite_name, int(seed), findings, knobs))
+
+
+def row(candidate: Subject, suite: str, seed: int, findings: Any, knobs: ValidateSection) -> dict[str, Any]:
+    """One export's figures with what they were measured on."""
+    return {
+        "export": candidate.name,
+        "suite": suite,
+        "seed": seed,
+        "findings": {finding.quantity: asdict(finding) for finding in findings},
+        "measured": knobs.model_dump(),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Second moments against a computation example by example, and how often they are decomposed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, gelu
+
+from compressor.calibration import IGNORED, Statistics, calibrate
+from compressor.errors import ArtifactError, DataError, ModelError
+from compressor.factorize import decompose
+from compressor.methods.base import Moment
+from compressor.methods.jactus import Jactus
+from compressor.models import find_targets
+
+BOTH = frozenset(Moment)
+Batch = dict[str, Tensor]
+
+
+class Tagger(nn.Module):
+    """Two layers that read the same input and one that is used twice, with a label for every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleList([nn.ModuleDict({"a": nn.Linear(4, 5), "b": nn.Linear(4, 5), "c": nn.Linear(5, 5)})])
+        self.head = nn.Linear(5, 3)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, 4) -> logits (B, T, 3)."""
+        a, b, c = self.block[0].values()
+        return self.head(self.dropout(c(gelu(c(gelu(a(x) + b(x)))))))
+
+
+def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
+    return cross_entropy(model(batch["x"]).mT, batch["labels"], ignore_index=IGNORED)
+
+
+def tagged_batches(sizes: tuple[int, ...] = (3, 1, 2)) -> list[Batch]:
+    """Batches of different sizes with padding, whose labels are ignored, and here and there another ignored label."""
+    found = []
+    for number, size in enumerate(sizes):
+        mask = (torch.arange(6) < torch.tensor([2 + (number + row) % 5 for row in range(size)])[:, None]).long()
+        labels = torch.randint(0, 3, (size, 6)).masked_fill(mask == 0, IGNORED)
+        labels[:, 0] = IGNORED
+        found.append({"x": torch.randn(size, 6, 4), "attention_mask": mask, "labels": labels})
+    return found
+
+
+def by_hand(model: Tagger, batches: list[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
+    """E[x x^T] and E[g g^T] of a, b and c: one example and one loss term's gradient at a time, without hooks."""
+    a, b, c = model.block[0].values()
+    rows: dict[str, list[tuple[Tensor, Tensor]]] = {"a": [], "b": [], "c": []}
+    for batch in batches:
+        for x, mask, labels in zip(batch["x"], batch["attention_mask"], batch["labels"], strict=True):
+            ya, yb = a(x), b(x)
+            first = gelu(ya + yb)
+            y1 = c(first)
+            second = gelu(y1)
+            y2 = c(second)
+            total = cross_entropy(model.head(y2), labels, ignore_index=IGNORED, reduction="sum")
+            ga, gb, g1, g2 = torch.autograd.grad(total, [ya, yb, y1, y2])
+            seen = mask.bool()
+            rows["a"].append((x[seen], ga[seen]))
+            rows["b"].append((x[seen], gb[seen]))
+            rows["c"] += [(first[seen], g1[seen]), (second[seen], g2[seen])]
+    return {name: (average([x for x, _ in pairs]), average([g for _, g in pairs])) for name, pairs in rows.items()}
+
+
+def average(parts: list[Tensor]) -> Tensor:
+    return torch.stack([torch.outer(z, z) for z in torch.cat(parts).detach().double()]).mean(0)
+
+
+@pytest.fixture
+def tagged() -> tuple[Tagger, list[Batch], Statistics]:
+    model, batches = Tagger(), tagged_batches()
+    return model, batches, calibrate(model, batches, BOTH, loss=mean_loss)
+
+
+# ---- the numbers ----
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_moments_are_those_of_one_example_at_a_time(tagged: tuple[Tagger, list[Batch], Statistics], name: str) -> None:
+    model, batches, statistics = tagged
+    inputs, gradients = by_hand(model.eval(), batches)[name]
+    found = statistics[f"block.0.{name}"]
+    assert found.input is not None
+    assert found.gradient is not None
+    torch.testing.assert_close(found.input.matrix.double(), inputs, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.gradient.matrix.double(), gradients, rtol=1e-4, atol=1e-8)
+
+
+def test_how_the_examples_are_batched_changes_nothing() -> None:
+    model, batches = Tagger(), tagged_batches()
+    single = [{key: value[row : row + 1] for key, value in batch.items()} for batch in batches for row in range(len(batch["x"]))]
+    together, apart = (calibrate(model, given, BOTH, loss=mean_loss) for given in (batches, single))
+    assert together.samples == apart.samples == 6
+    for name in together:
+        for moment in ("input", "gradient"):
+            one, other = getattr(together[name], moment).matrix, getattr(apart[name], moment).matrix
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_targets_of_one_input_share_its_moment(tagged: tuple[Tagger, list[Batch], Statistics]) -> None:
+    statistics = tagged[2]
+    assert statistics["block.0.a"].input is statistics["block.0.b"].input
+    assert statistics["block.0.a"].gradient is not statistics["block.0.b"].gradient
+    assert statistics["block.0.c"].input is not statistics["block.0.a"].input
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = Tagger().train()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    calibrate(model, tagged_batches(), BOTH, loss=mean_loss)
+    assert model.training
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_only_what_is_needed_is_gathered() -> None:
+    statistics = calibrate(Tagger(), tagged_batches(), {Moment.INPUT}, loss=mean_loss)
+    assert {moments.gradient for moments in statistics.values()} == {None}
+    assert all(moments.input is not None for moments in statistics.values())
+
+
+def test_a_method_that_needs_nothing_costs_no_pass() -> None:
+    def never(model: nn.Module, batch: Batch) -> Tensor:
+        raise AssertionError("a batch was read")
+
+    assert not calibrate(Tagger(), tagged_batches(), frozenset(), loss=never)
+
+
+def test_a_real_encoder_gathers_one_input_for_query_key_and_value(
+    tiny_bert: Callable[[], Any], token_batches: Callable[[], list[Batch]]
+) -> None:
+    statistics = calibrate(tiny_bert(), token_batches(), BOTH)
+    attention = "bert.encoder.layer.0.attention.self"
+    shared = {id(statistics[f"{attention}.{name}"].input) for name in ("query", "key", "value")}
+    assert len(shared) == 1
+    assert len({id(moments.input) for moments in statistics.values()}) == 2 * 4
+
+
+# ---- how often they are decomposed ----
+
+
+def test_every_distinct_moment_is_decomposed_once(
+    tiny_bert: Callable[[], Any], token_batches: Callable[[], list[Batch]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_bert()
+    statistics = calibrate(model, token_batches(), BOTH)
+    calls, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: calls.append(len(matrix)) or eigh(matrix))
+    decompose(model, Jactus(), statistics)
+    decompose(model, Jactus(union=0.3), statistics)
+    inputs, gradients = 2 * 4, 2 * 6  # query, key and value share one of six inputs
+    assert len(calls) == inputs + gradients
+
+
+# ---- the file ----
+
+
+def test_statistics_come_back_with_what_they_share(
+    tagged: tuple[Tagger, list[Batch], Statistics], tmp_path: Path
+) -> None:
+    statistics = tagged[2]
+    statistics.save(tmp_path / "statistics.safetensors")
+    read = Statistics.load(tmp_path / "statistics.safetensors")
+    assert (list(read), read.samples) == (list(statistics), statistics.samples)
+    assert read["block.0.a"].input is read["block.0.b"].input
+    for name in statistics:
+        for moment in ("input", "gradient"):
+            assert torch.equal(getattr(read[name], moment).matrix, getattr(statistics[name], moment).matrix)
+
+
+def test_empty_statistics_come_back_empty(tmp_path: Path) -> None:
+    calibrate(Tagger(), [], frozenset()).save(tmp_path / "statistics.safetensors")
+    assert not Statistics.load(tmp_path / "statistics.safetensors")
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "another file"])
+def test_a_damaged_file_is_refused(tagged: tuple[Tagger, list[Batch], Statistics], tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "statistics.safetensors"
+    if damage == "truncated":
+        tagged[2].save(path)
+        path.write_bytes(path.read_bytes()[:-20])
+    elif damage == "another file":
+        save_file({"weight": torch.ones(2)}, path)
+    with pytest.raises(ArtifactError, match=r"statistics\.safetensors cannot be read.*Calibrate again"):
+        Statistics.load(path)
+
+
+# ---- what cannot be calibrated ----
+
+
+def test_empty_data_is_refused() -> None:
+    with pytest.raises(DataError, match="at least one example"):
+        calibrate(Tagger(), [], BOTH, loss=mean_loss)
+
+
+class Bypassed(Tagger):
+    def forward(self, x: Tensor) -> Tensor:
+        a, _, c = self.block[0].values()
+        return self.head(c(a(x)))
+
+
+def test_a_target_that_is_never_reached_is_named() -> None:
+    with pytest.raises(ModelError, match=r"1 targets were never reached.*block\.0\.b.*model\.exclude"):
+        calibrate(Bypassed(), tagged_batches(), BOTH, loss=mean_loss)
+
+
+def test_an_excluded_target_need_not_be_reached() -> None:
+    model = Bypassed()
+    names = [target.name for target in find_targets(model, exclude=["*.b"])]
+    assert list(calibrate(model, tagged_batches(), BOTH, targets=names, loss=mean_loss)) == names
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_are_traced_to_their_layers(value: float) -> None:
+    batches = tagged_batches()
+    batches[1]["x"][0, 0, 0] = value
+    with pytest.raises(ModelError, match=r"block\.0\.a.*not finite"):
+        calibrate(Tagger(), batches, BOTH, loss=mean_loss)
+
+
+def test_hooks_are_removed_even_where_calibration_fails() -> None:
+    model = Bypassed().train()
+    with pytest.raises(ModelError):
+        calibrate(model, tagged_batches(), BOTH, loss=mean_loss)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert model.training

@@ -1,0 +1,135 @@
+"""Loading and running an export: no torch, the right device, and sentences instead of tracebacks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from compressor.errors import ArtifactError, DependencyError, RuntimeFailure
+from exporters import onnx_runtime, threads
+from exporters.base import Session
+from exporters.onnx import OnnxExporter
+
+NO_CUDA = onnx_runtime.CUDA not in onnxruntime.get_available_providers()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An export that doubles `x (B, 2)` and adds the rows of a matrix."""
+    tensors = [helper.make_tensor("eye", TensorProto.FLOAT, (2, 2), [2.0, 0.0, 0.0, 2.0])]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "eye"], ["logits"])],
+        "double",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch_size", 2])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch_size", 2])],
+        tensors,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    return tmp_path
+
+
+def test_inputs_are_cast_and_unknown_ones_ignored(folder: Path) -> None:
+    runner = OnnxExporter().load(folder)
+    found = runner({"x": np.array([[1, 2]], np.int64), "token_type_ids": np.zeros(3)})
+    np.testing.assert_array_equal(found["logits"], [[2.0, 4.0]])
+    assert found["logits"].dtype == np.float32
+    assert runner.providers == ("CPUExecutionProvider",)
+
+
+def test_a_missing_input_is_named(folder: Path) -> None:
+    with pytest.raises(RuntimeFailure, match=r"needs the inputs x too; got y"):
+        OnnxExporter().load(folder)({"y": np.zeros((1, 2))})
+
+
+def test_a_wrong_shape_is_told_with_the_shape(folder: Path) -> None:
+    with pytest.raises(RuntimeFailure, match=r"model\.onnx on x \(1, 3\)"):
+        OnnxExporter().load(folder)({"x": np.zeros((1, 3), np.float32)})
+
+
+def test_a_missing_graph_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=f"{tmp_path / 'model.onnx'} does not exist"):
+        OnnxExporter().load(tmp_path)
+
+
+def test_a_cut_off_graph_is_refused_with_its_path(folder: Path) -> None:
+    graph = folder / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-30])
+    with pytest.raises(RuntimeFailure, match=rf"refuses {graph} \(\d+ bytes\)"):
+        OnnxExporter().load(folder)
+
+
+@pytest.mark.skipif(not NO_CUDA, reason="this ONNX Runtime has CUDA")
+def test_cuda_without_a_cuda_runtime_says_what_to_install(folder: Path) -> None:
+    with pytest.raises(DependencyError, match=r"offers no CUDA; it has .*CPU.*rankfold\[gpu\]") as caught:
+        OnnxExporter().load(folder, Session(device="cuda"))
+    assert caught.value.exit_code == 3
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [onnx_runtime.CUDA, onnx_runtime.CPU])
+    monkeypatch.setattr(onnx_runtime, "_providers", lambda _: [onnx_runtime.CPU])
+    with pytest.raises(DependencyError, match="could not start CUDA"):
+        OnnxExporter().load(folder, Session(device="cuda"))
+
+
+def test_a_heavy_node_that_is_not_on_cuda_is_found(folder: Path) -> None:
+    options = onnx_runtime.options(Session(device="cuda"))
+    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=[onnx_runtime.CPU])
+    assert onnx_runtime.misplaced(session) == ["MatMul"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(NO_CUDA, reason="needs onnxruntime-gpu and an NVIDIA GPU")
+def test_cuda_runs_the_graph(folder: Path) -> None:
+    runner = OnnxExporter().load(folder, Session(device="cuda"))
+    assert runner.providers[0] == onnx_runtime.CUDA
+    np.testing.assert_allclose(runner({"x": np.ones((3, 2), np.float32)})["logits"], np.full((3, 2), 2.0))
+
+
+def test_loading_and_running_imports_neither_torch_nor_onnx(folder: Path) -> None:
+    code = (
+        "import sys, numpy as np; from pathlib import Path; from compressor import registry;"
+        f"runner = registry.load('exporters', 'onnx')().load(Path({str(folder)!r}));"
+        "print(runner({'x': np.ones((1, 2))})['logits'].sum());"
+        "print(sorted({'torch', 'onnx', 'onnx_ir', 'transformers'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["4.0", "[]"]
+    assert done.stderr == ""
+
+
+def test_threads_are_those_asked_for_or_those_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_runtime, "usable_threads", lambda: 3)
+    assert onnx_runtime.options(Session(threads=5)).intra_op_num_threads == 5
+    assert onnx_runtime.options(Session()).intra_op_num_threads == 3
+    assert onnx_runtime.options(Session()).inter_op_num_threads == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({}, 8),
+    ],
+)
+def test_a_container_quota_limits_the_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr(threads, "CGROUP", tmp_path)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert threads.usable_threads() == expected

@@ -1,0 +1,109 @@
+"""The inputs that exports are tried on, and the comparison with the model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import ExportError, RuntimeFailure
+from exporters import verify
+from exporters.base import Arrays
+
+
+class Sum(nn.Module):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return (input_ids * attention_mask).sum(1, keepdim=True).float()  # (B, 1)
+
+
+class Scaled:
+    """A runner whose logits are those of Sum times a factor."""
+
+    providers = ("TestProvider",)
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        total = (inputs["input_ids"] * inputs["attention_mask"]).sum(1, keepdims=True)
+        return {"logits": total.astype(np.float32) * self.factor}
+
+
+class Failing(Scaled):
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        raise RuntimeFailure("Reshape: 7 against 4.")
+
+
+class Flat(Scaled):
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        return {"logits": super().__call__(inputs)["logits"][:, 0]}
+
+
+@pytest.fixture
+def example() -> dict[str, Tensor]:
+    ids = torch.tensor([[3, 5, 7, 11, 13], [17, 19, 23, 29, 31]])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def test_trials_have_new_shapes_known_values_and_padding(example: dict[str, Tensor]) -> None:
+    trials = verify.trials(Sum(), example)
+    assert [tuple(trial["input_ids"].shape) for trial in trials] == [(1, 5), (2, 3), (3, 10)]
+    for trial in trials:
+        assert set(trial["input_ids"].flatten().tolist()) <= set(example["input_ids"].flatten().tolist())
+        assert trial["attention_mask"].sum(1).tolist() == [
+            trial["attention_mask"].shape[1] - row for row in range(len(trial["attention_mask"]))
+        ]
+
+
+def test_trials_stay_within_the_positions_of_the_model(example: dict[str, Tensor]) -> None:
+    model = Sum()
+    model.config = SimpleNamespace(max_position_embeddings=9)  # type: ignore[assignment]
+    assert verify.trials(model, example)[2]["input_ids"].shape == (3, 7)
+
+
+def test_only_the_rows_of_float_features_change() -> None:
+    features = torch.rand(2, 6)
+    trials = verify.trials(nn.Identity(), {"features": features})
+    assert [tuple(trial["features"].shape) for trial in trials] == [(1, 6), (2, 6), (3, 6)]
+
+
+def test_the_figures_are_the_differences(example: dict[str, Tensor]) -> None:
+    trials = verify.trials(Sum(), example)
+    figures = verify.compare(Sum(), Scaled(1.25), trials, limit=1e9)
+    totals = [float((trial["input_ids"] * trial["attention_mask"]).sum(1).max()) for trial in trials]
+    assert [figure["largest_logit"] for figure in figures] == totals
+    assert [figure["max_difference"] for figure in figures] == [total / 4 for total in totals]
+
+
+@pytest.mark.parametrize(
+    ("runner", "message"),
+    [
+        (Scaled(1.25), r"differs from the model by .*, more than the 1e-03 allowed; by shape: \[1, 5\]"),
+        (Scaled(float("nan")), r"At the shape \[1, 5\] the export gives logits that are not finite"),
+        (Failing(1), r"does not run at the shape \[1, 5\], probably because an axis was fixed.*Reshape: 7 against 4"),
+        (Flat(1), r"gives logits \(1,\), the model \(1, 1\)"),
+    ],
+)
+def test_an_export_that_does_otherwise_is_refused(runner: Scaled, message: str, example: dict[str, Tensor]) -> None:
+    with pytest.raises(ExportError, match=message):
+        verify.compare(Sum(), runner, verify.trials(Sum(), example), limit=1e-3)
+
+
+def test_a_model_that_fails_itself_is_not_blamed_on_the_export(example: dict[str, Tensor]) -> None:
+    model = nn.Module()
+    model.forward = lambda input_ids, attention_mask: input_ids.reshape(2, 5)  # type: ignore[assignment]
+    with pytest.raises(ExportError, match="The torch model itself fails at"):
+        verify.compare(model, Scaled(1), verify.trials(model, example), limit=1)
+
+
+@pytest.mark.parametrize("output", [torch.ones(1), (torch.ones(1), None), SimpleNamespace(logits=torch.ones(1))])
+def test_logits_are_found_in_every_usual_output(output: object) -> None:
+    assert verify.logits_of(output).shape == (1,)
+
+
+def test_an_output_without_logits_is_named() -> None:
+    with pytest.raises(ExportError, match="returned dict without logits"):
+        verify.logits_of({"hidden": 1})

@@ -1,0 +1,259 @@
+"""The whole line on real weights and real text, short: one run, then everything that a user may do with it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+LABELS = ("numpy", "sympy", "torch")
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    line = [sys.executable, "-m", "compressor", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, timeout=500, check=False)
+
+
+def write_rows(folder: Path) -> None:
+    """Docstrings of three libraries, 80 to train on and 40 to test on of each."""
+    path = Path(__file__).parent.parent / "recipes" / "prepare_demo.py"
+    spec = importlib.util.spec_from_file_location("prepare_demo", path)
+    assert spec is not None
+    assert spec.loader is not None
+    demo: Any = importlib.util.module_from_spec(spec)
+    sys.modules["prepare_demo"] = demo
+    spec.loader.exec_module(demo)
+    found = {label: demo.distinct(demo.gather(label, 200)) for label in LABELS}
+    demo.write([row for rows in found.values() for row in rows[:80]], folder / "train.parquet")
+    demo.write([row for rows in found.values() for row in rows[80:120]], folder / "test.parquet")
+
+
+@pytest.fixture(scope="module")
+def recipe(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of one short epoch."""
+    folder = tmp_path_factory.mktemp("task")
+    write_rows(folder)
+    settings = {
+        "model": {"path": minilm, "max_length": 32},
+        "data": {
+            "train": {"path": str(folder), "split": "train"},
+            "evaluation": {"path": str(folder), "split": "test"},
+            "holdout": 0.2,
+            "calibration": {"samples": 96},
+        },
+        "plan": {"budget": {"parameters": 0.3}},
+        "adapt": {"epochs": 2},
+        "baseline": {"epochs": 1, "learning_rate": 2e-4},
+        "export": [{"precision": "fp32"}, {"precision": "int8"}],
+        "validate": {"runs": 20, "sequence_length": 16},
+        "gates": {
+            "accuracy": {"type": "max-degradation", "value": 1.0},
+            "size": {"type": "percent-min-improvement", "value": 20},
+        },
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished run, made by the command line."""
+    out = tmp_path_factory.mktemp("runs") / "short"
+    done = command("run", recipe, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["verdict"] == "pass"
+    return out
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """The run, to be spoiled."""
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_a_run_leaves_what_the_documents_say(run: Path) -> None:
+    names = "artifact.json model.safetensors config.json tokenizer.json plan.json history.json report.json report.html"
+    for name in [
+        *names.split(),
+        "report.md",
+        "junit.xml",
+        "baseline/model.safetensors",
+        "exports/onnx-int8/model.onnx",
+    ]:
+        assert (run / name).is_file(), name
+    assert not any((run / ".work").iterdir())
+
+
+def test_the_budget_holds_in_the_saved_tensors(run: Path) -> None:
+    from compressor.storage import stored_parameters
+
+    plan = json.loads((run / "plan.json").read_text())
+    dense = sum(layer["out_features"] * layer["in_features"] for layer in plan["layers"])
+    saved = stored_parameters(run / "baseline" / "model.safetensors") - stored_parameters(run / "model.safetensors")
+    assert 0.69 * dense <= saved <= 0.72 * dense
+
+
+def test_the_report_names_both_exports_and_plain_int8(run: Path) -> None:
+    exports = json.loads((run / "report.json").read_text())["exports"]
+    assert [(row["name"], row["role"]) for row in exports] == [
+        ("onnx-fp32", "candidate"),
+        ("onnx-int8", "candidate"),
+        ("dense-onnx-int8", "reference"),
+    ]
+    quantities = {"accuracy", "parity", "size", "peak_memory", "latency_p50", "latency_p90", "latency_p99"}
+    assert all(quantities <= row["findings"].keys() for row in exports)
+
+
+def test_training_beats_the_truncation_that_it_started_from(run: Path) -> None:
+    history = json.loads((run / "history.json").read_text())
+    losses = [row["loss"] for row in history if "loss" in row]
+    assert losses[-1] < losses[0]
+    accuracy = json.loads((run / "report.json").read_text())["exports"][0]["findings"]["accuracy"]["candidate"]
+    assert accuracy > 1.5 / len(LABELS)
+
+
+def test_one_line_loads_the_folded_model_and_the_graph_computes_the_same(run: Path) -> None:
+    import torch
+
+    import compressor
+    from exporters.onnx import OnnxExporter
+
+    model = compressor.load(run)
+    ids = torch.randint(1000, 20000, (3, 9), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    with torch.no_grad():
+        expected = model(**inputs).logits.numpy()
+    runner = OnnxExporter().load(run / "exports" / "onnx-fp32")
+    found = runner({name: value.numpy() for name, value in inputs.items()})["logits"]
+    assert np.abs(found - expected).max() <= 1e-4
+
+
+def test_the_graph_holds_targets_in_factorized_form_only(run: Path) -> None:
+    import onnx
+
+    plan = json.loads((run / "plan.json").read_text())
+    graph = onnx.load(run / "exports" / "onnx-fp32" / "model.onnx").graph
+    shapes = Counter(tuple(sorted(tensor.dims)) for tensor in graph.initializer if len(tensor.dims) == 2)
+    factors = Counter()
+    for layer in plan["layers"]:
+        m, n, rank = layer["out_features"], layer["in_features"], layer["rank"]
+        factors.update(
+            [tuple(sorted((m, n)))] if rank is None else [tuple(sorted((rank, n))), tuple(sorted((m, rank)))]
+        )
+    pooler = Counter({(384, 384): 1})
+    assert {shape: shapes[shape] for shape in factors | pooler} == dict(factors + pooler)
+
+
+def test_an_edited_file_is_named(copied: Path) -> None:
+    weights = copied / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    (copied / "extra.txt").write_text("x")
+    done = command("verify", copied)
+    assert done.returncode == 2
+    assert "model.safetensors has been changed" in done.stderr
+    assert "extra.txt is not in the manifest" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_export_is_not_replaced_unasked(copied: Path) -> None:
+    done = command("export", copied, "--to", "onnx", "--precision", "int8")
+    assert done.returncode == 2
+    assert "--overwrite" in done.stderr
+
+
+def test_a_single_export_is_folded_exported_and_judged(copied: Path) -> None:
+    shutil.rmtree(copied / "exports")
+    (copied / "artifact.json").unlink()  # trained, not yet folded
+    state = json.loads((copied / "run.json").read_text())
+    for name in state["stages"].pop("fold")["files"]:
+        (copied / name).unlink()
+    state["recipe"]["gates"]["size"]["value"] = 99
+    (copied / "run.json").write_text(json.dumps(state))
+    done = command("export", copied, "--to", "onnx", "--precision", "int8")
+    assert done.returncode == 1, done.stderr
+    assert "size" in done.stderr
+    assert (copied / "exports" / "onnx-int8" / "model.onnx").is_file()
+
+
+def test_truncated_weights_are_one_sentence(copied: Path) -> None:
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    shutil.rmtree(copied / "exports" / "onnx-int8")
+    done = command("export", copied, "--precision", "int8")
+    assert done.returncode == 2
+    assert "truncated or damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_other_evaluation_data_is_refused(copied: Path, recipe: Path, tmp_path: Path) -> None:
+    manifest = json.loads((copied / "artifact.json").read_text())
+    manifest["recipe"]["data"]["evaluation"]["split"] = "train"
+    (copied / "artifact.json").write_text(json.dumps(manifest))
+    done = command("validate", copied)
+    assert done.returncode == 2
+    assert "is not the evaluation data" in done.stderr
+
+
+def test_cuda_without_a_gpu_is_an_environment_error(copied: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has a GPU")
+    manifest = json.loads((copied / "artifact.json").read_text())
+    manifest["recipe"]["validate"]["device"] = "cuda"
+    (copied / "artifact.json").write_text(json.dumps(manifest))
+    done = command("validate", copied)
+    assert done.returncode == 3
+    assert "CUDA" in done.stderr
+
+
+def test_a_run_killed_while_training_ends_with_the_same_numbers(run: Path, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    line = [sys.executable, "-m", "compressor", "compress", str(recipe), "--out", str(out)]
+    with subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        checkpoints = out / ".work" / "adapt-checkpoints"
+        deadline = time.monotonic() + 300
+        while not list(checkpoints.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+            assert process.poll() is None, "ended before it could be killed"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert not (out / "artifact.json").exists()
+    refused = command("compress", recipe, "--out", out)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    done = command("compress", recipe, "--out", out, "--resume")
+    assert done.returncode == 0, done.stderr
+    for name in ("plan.json", "history.json", "model.safetensors", "baseline/model.safetensors"):
+        assert (out / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def test_an_edited_plan_is_replayed(recipe: Path, run: Path, tmp_path: Path) -> None:
+    plan = json.loads((run / "plan.json").read_text())
+    plan["layers"][0]["rank"] = 5
+    plan["layers"][1]["rank"] = None
+    (tmp_path / "edited.json").write_text(json.dumps(plan))
+    out = tmp_path / "replayed"
+    done = command("plan", recipe, "--out", out, "--set", f"plan.path={tmp_path / 'edited.json'}", "--json")
+    assert done.returncode == 0, done.stderr
+    layers = json.loads(done.stdout)["layers"]
+    assert [layer["rank"] for layer in layers[:2]] == [5, None]
+    assert layers[1]["parameters"] == layers[1]["out_features"] * layers[1]["in_features"]
