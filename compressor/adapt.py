@@ -18,6 +18,7 @@ from compressor.models import head_parameters
 from compressor.recipe import Training
 
 History = list[dict[str, float]]
+WHOLE = "whole"  # an empty file in every checkpoint that was written to its end
 
 
 def probe_head_(
@@ -97,7 +98,6 @@ def adapt_(
         ModelError: nothing is trainable, or the loss is not finite.
     """
     from transformers import Trainer
-    from transformers.trainer_utils import get_last_checkpoint
 
     if not trainable(model):
         raise ModelError("Nothing in the model is trainable: the method's core is frozen and the model has no head.")
@@ -111,13 +111,23 @@ def adapt_(
         callbacks=[_progress_callback(title)],
     )
     trainer.remove_callback(_printer())
-    last = get_last_checkpoint(folder) if folder.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     history = _history(trainer.state.log_history)
     shutil.rmtree(folder, ignore_errors=True)
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise ModelError(f"{title.capitalize()} diverged: lower the learning rate ({training.learning_rate:g}).")
     return history
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that was written to its end; those that a kill or a full disk cut short are removed."""
+    whole: dict[int, Path] = {}
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / WHOLE).is_file():
+            whole[int(checkpoint.name.rpartition("-")[2])] = checkpoint
+        else:
+            shutil.rmtree(checkpoint)
+    return str(whole[max(whole)]) if whole else None
 
 
 def _arguments(training: Training, folder: Path, seed: int, *, evaluated: bool) -> Any:
@@ -161,7 +171,7 @@ def _progress_callback(title: str) -> Any:
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):  # type: ignore[misc]
-        """Advances the progress bar."""
+        """Advances the progress bar, and marks the checkpoints that are complete."""
 
         steps: Iterator[int] = iter(())
 
@@ -170,6 +180,9 @@ def _progress_callback(title: str) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             next(self.steps, None)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
             progress.note(f"  epoch {state.epoch:.0f}: validation accuracy {metrics['eval_accuracy']:.4f}")

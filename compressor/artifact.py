@@ -122,7 +122,7 @@ class Run:
 
     @contextmanager
     def stage(self, name: str, title: str, outputs: Sequence[str]) -> Iterator[Path]:
-        """A scratch folder to make `outputs` (relative names) in; they move to the run folder when the block ends well."""
+        """A scratch folder to make `outputs` (relative names) in; they move to the run folder if all goes well."""
         scratch = self.scratch / name
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)

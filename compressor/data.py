@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from compressor.errors import DataError, did_you_mean
+from compressor.models import first_line
 from compressor.recipe import Source
 
+TEXTS = ("string", "large_string")
+CLASSES = (*TEXTS, "int", "uint", "bool", "float")  # what the type of a label may begin with
+NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "No columns to parse", "StopIteration")
 READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
@@ -23,7 +27,7 @@ def read(source: Source, seed: int = 0) -> Any:
     """The rows of one split as a `datasets.Dataset` with columns `text`, `label` and, if named, `text_pair`.
 
     Raises:
-        DataError: missing file, split or column, no rows, or rows without text or label.
+        DataError: missing file, split or column, no rows, or rows whose text or label is missing or of another type.
     """
     rows = _load(source)
     wanted = {"text": source.text, "label": source.label} | (
@@ -47,9 +51,21 @@ def read(source: Source, seed: int = 0) -> Any:
             raise DataError(
                 f"{source.path}, split '{source.split}': {holes} rows have no {column} ('{wanted[column]}')."
             )
+    _require_kinds(rows, source, wanted)
     if source.limit and source.limit < len(rows):
         rows = rows.shuffle(seed=seed).select(range(source.limit))
     return rows
+
+
+def _require_kinds(rows: Any, source: Source, wanted: Mapping[str, str]) -> None:
+    for column, name in wanted.items():
+        kind = str(getattr(rows.features[column], "dtype", rows.features[column]))
+        allowed, words = (CLASSES, "strings or whole numbers") if column == "label" else (TEXTS, "strings")
+        if not kind.startswith(allowed):
+            raise DataError(
+                f"{source.path}, split '{source.split}': the {column} column '{name}' holds {kind}, not {words}. "
+                "Name another column or convert it."
+            )
 
 
 def _load(source: Source) -> Any:
@@ -64,15 +80,20 @@ def _load(source: Source) -> Any:
                 raise DataError(f"{file} is none of the kinds of file that are read: {', '.join(READERS)}.")
             return datasets.load_dataset(READERS[file.suffix], data_files=str(file), split="train")
         found = datasets.load_dataset(source.path)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError, ConnectionError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise DataError(f"{source.path} cannot be read as a data set: {reason}") from error
+    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetGenerationError) as error:
+        raise _refused(source.path, first_line(error.__cause__ or error)) from error
     if source.split not in found:
         raise DataError(
             f"{source.path} has no split '{source.split}'; it has {', '.join(found)}."
             f"{did_you_mean(source.split, found)}"
         )
     return found[source.split]
+
+
+def _refused(path: str, reason: str) -> DataError:
+    if any(sign in reason for sign in NO_ROWS):  # what the readers say of a file without rows
+        return DataError(f"{path} is empty: it needs at least one row.")
+    return DataError(f"{path} cannot be read as a data set: {reason}")
 
 
 def _split_file(folder: Path, split: str) -> Path | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from compressor.machine import cores
+from compressor import threads
 
 Status = Literal["ok", "note", "warning", "broken"]
 DISTRIBUTION = "rankfold"
@@ -141,19 +141,13 @@ def _gpu() -> Iterator[Diagnosis]:
 
 
 def _cores() -> Iterator[Diagnosis]:
-    total, affinity, quota = os.cpu_count() or 1, cores(), _quota()
-    text = f"{affinity} of {total} cores may be used"
-    if quota is None or quota >= affinity:
+    total, allowed, quota = os.cpu_count() or 1, threads.affinity(), threads.quota()
+    text = f"{allowed} of {total} cores may be used"
+    if quota >= allowed:
         yield Diagnosis("threads", "ok", text)
         return
-    remedy = f"Set validate.threads to {max(1, int(quota))}: inference runtimes do not see the quota."
+    remedy = f"Give the inference service {threads.usable_threads()} threads: runtimes do not see the quota."
     yield Diagnosis("threads", "warning", f"{text}, but a cgroup quota allows only {quota:g}", remedy)
-
-
-def _quota() -> float | None:
-    """Cores that the cgroup's cpu.max allows, or None without a limit."""
-    words = _read("/sys/fs/cgroup/cpu.max").split()
-    return float(words[0]) / float(words[1]) if len(words) == 2 and words[0] != "max" else None
 
 
 def _instructions() -> Iterator[Diagnosis]:

@@ -21,7 +21,7 @@ def explain(error: BaseException) -> tuple[str, int]:
             "out of memory. Use a smaller batch_size or another machine; finished stages are kept: rerun with --resume."
         )
         return text, ResourceError.exit_code
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
+    if _disk_full(error):
         text = f"disk full{_file(error)}. Free some space; finished stages are kept: rerun with --resume."
         return text, ResourceError.exit_code
     if isinstance(error, OSError) and error.errno is not None:
@@ -40,8 +40,18 @@ def _out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _file(error: OSError) -> str:
-    return f": {error.filename}" if error.filename else ""
+def _disk_full(error: BaseException) -> bool:
+    """By number, or by the words of the libraries that write weights (safetensors and torch raise no OSError)."""
+    words = ("No space left on device", "file write failed", "unexpected pos")
+    return (isinstance(error, OSError) and error.errno in DISK_FULL) or (
+        (isinstance(error, RuntimeError | ValueError) or type(error).__name__ == "SafetensorError")
+        and any(word in str(error) for word in words)
+    )
+
+
+def _file(error: BaseException) -> str:
+    name = getattr(error, "filename", None)
+    return f": {name}" if name else ""
 
 
 def _bug(error: BaseException) -> str:

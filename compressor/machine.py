@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 from pathlib import Path
 from typing import Any
+
+from compressor.threads import affinity
 
 RECORDED = (
     "rankfold",
@@ -42,15 +43,10 @@ def machine() -> dict[str, Any]:
 
     return {
         "cpu": _processor(),
-        "cores": cores(),
+        "cores": affinity(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
     }
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -117,7 +117,7 @@ def _explained(path: str, error: Exception) -> ModelError:
     return ModelError(f"{path} cannot be loaded as a model: {first_line(error)}")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an exception says first."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 

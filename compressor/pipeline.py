@@ -38,6 +38,7 @@ def compress(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool
     """Recipe -> folded artifact in `out`, with the dense baseline beside it."""
     line = _line(recipe, out, resume=resume, overwrite=overwrite)
     line.probe()
+    line.calibrate()
     line.plan()  # before the baseline: a budget or target that cannot be is said in a minute, not after a training
     line.baseline()
     line.adapt()
@@ -51,6 +52,7 @@ def plan(recipe: Recipe, out: Path | None = None, *, resume: bool = False, overw
             return plan(recipe, Path(scratch) / "plan")
     line = _line(recipe, out, resume=resume, overwrite=overwrite)
     line.probe()
+    line.calibrate()
     return line.plan()
 
 

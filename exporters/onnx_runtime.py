@@ -15,8 +15,8 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from compressor.errors import ArtifactError, DependencyError, RuntimeFailure
+from compressor.threads import usable_threads
 from exporters.base import Arrays, Session
-from exporters.threads import usable_threads
 
 GRAPH = "model.onnx"
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -107,6 +107,8 @@ def options(session: Session) -> onnxruntime.SessionOptions:
     chosen = onnxruntime.SessionOptions()
     chosen.intra_op_num_threads = session.threads or usable_threads()
     chosen.inter_op_num_threads = 1
+    # dense and candidate run in turns in one process: threads of one that spin while they wait would slow the other
+    chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
     chosen.log_severity_level = 4  # what goes wrong is raised as a sentence instead of logged to stderr
     if session.device == "cuda":
         chosen.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

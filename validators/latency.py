@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from exporters.threads import usable_threads
+from compressor.threads import usable_threads
 from validators.base import Finding, Subject
 from validators.child import ask, tiled
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compressor.linalg import Metric, SecondMoment
+
+
+T = TypeVar("T")
 
 
 class Moment(StrEnum):
@@ -52,9 +55,12 @@ class Subspace:
 
 
 class Method(Protocol):
-    """One method. `updates` is the rank of the thin trained updates of both bases (0: the core alone is trained)."""
+    """One method: how the subspace of a weight is found, and what of its core is trained."""
 
-    updates: int
+    @property
+    def updates(self) -> int:
+        """Rank of the thin trained updates of both bases; 0: the core alone is trained."""
+        ...
 
     def needs(self) -> frozenset[Moment]:
         """Which moments calibration must gather."""
@@ -69,8 +75,11 @@ class Method(Protocol):
         ...
 
 
-# Every method's dataclass: checked on construction, whether it comes from a recipe or from Python
-method: Any = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass_transform(frozen_default=True)
+def method(cls: type[T]) -> type[T]:
+    """Make a method's dataclass: frozen, its knobs checked whether they come from a recipe or from Python."""
+    checked: Any = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+    return checked(cls)
 
 
 def metrics(

@@ -1,4 +1,4 @@
-"""Truncated SVD in a metric: plain SVD, SVD-LLM, GFWSVD and their diagonal relatives, with or without a trained core."""
+"""Truncated SVD in a metric: plain SVD, SVD-LLM, GFWSVD and their diagonal relatives; the core may be trained."""
 
 from __future__ import annotations
 

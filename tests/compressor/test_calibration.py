@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,15 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
 
-from compressor.calibration import IGNORED, Statistics, calibrate
+from compressor.calibration import IGNORED, Batch, Statistics, calibrate
 from compressor.errors import ArtifactError, DataError, ModelError
 from compressor.factorize import decompose
 from compressor.methods.base import Moment
 from compressor.methods.jactus import Jactus
-from compressor.models import find_targets
+from compressor.models import find_targets, linear
 
 BOTH = frozenset(Moment)
-Batch = dict[str, Tensor]
 
 
 class Tagger(nn.Module):
@@ -34,8 +34,12 @@ class Tagger(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, 4) -> logits (B, T, 3)."""
-        a, b, c = self.block[0].values()
+        a, b, c = parts(self)
         return self.head(self.dropout(c(gelu(c(gelu(a(x) + b(x)))))))
+
+
+def parts(model: nn.Module) -> list[nn.Linear]:
+    return [linear(model, f"block.0.{name}") for name in "abc"]
 
 
 def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -44,7 +48,7 @@ def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 def tagged_batches(sizes: tuple[int, ...] = (3, 1, 2)) -> list[Batch]:
     """Batches of different sizes with padding, whose labels are ignored, and here and there another ignored label."""
-    found = []
+    found: list[Batch] = []
     for number, size in enumerate(sizes):
         mask = (torch.arange(6) < torch.tensor([2 + (number + row) % 5 for row in range(size)])[:, None]).long()
         labels = torch.randint(0, 3, (size, 6)).masked_fill(mask == 0, IGNORED)
@@ -55,7 +59,7 @@ def tagged_batches(sizes: tuple[int, ...] = (3, 1, 2)) -> list[Batch]:
 
 def by_hand(model: Tagger, batches: list[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
     """E[x x^T] and E[g g^T] of a, b and c: one example and one loss term's gradient at a time, without hooks."""
-    a, b, c = model.block[0].values()
+    a, b, c = parts(model)
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {"a": [], "b": [], "c": []}
     for batch in batches:
         for x, mask, labels in zip(batch["x"], batch["attention_mask"], batch["labels"], strict=True):
@@ -99,7 +103,8 @@ def test_moments_are_those_of_one_example_at_a_time(tagged: tuple[Tagger, list[B
 
 def test_how_the_examples_are_batched_changes_nothing() -> None:
     model, batches = Tagger(), tagged_batches()
-    single = [{key: value[row : row + 1] for key, value in batch.items()} for batch in batches for row in range(len(batch["x"]))]
+    rows = [(batch, row) for batch in batches for row in range(len(batch["x"]))]
+    single = [{key: value[row : row + 1] for key, value in batch.items()} for batch, row in rows]
     together, apart = (calibrate(model, given, BOTH, loss=mean_loss) for given in (batches, single))
     assert together.samples == apart.samples == 6
     for name in together:
@@ -156,12 +161,12 @@ def test_every_distinct_moment_is_decomposed_once(
 ) -> None:
     model = tiny_bert()
     statistics = calibrate(model, token_batches(), BOTH)
-    calls, eigh = [], torch.linalg.eigh
-    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: calls.append(len(matrix)) or eigh(matrix))
+    eigh = Mock(wraps=torch.linalg.eigh)
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
     decompose(model, Jactus(), statistics)
     decompose(model, Jactus(union=0.3), statistics)
     inputs, gradients = 2 * 4, 2 * 6  # query, key and value share one of six inputs
-    assert len(calls) == inputs + gradients
+    assert eigh.call_count == inputs + gradients
 
 
 # ---- the file ----
@@ -207,7 +212,7 @@ def test_empty_data_is_refused() -> None:
 
 class Bypassed(Tagger):
     def forward(self, x: Tensor) -> Tensor:
-        a, _, c = self.block[0].values()
+        a, _, c = parts(self)
         return self.head(c(a(x)))
 
 

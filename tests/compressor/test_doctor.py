@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from compressor import doctor
+from compressor import doctor, threads
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
@@ -80,9 +81,9 @@ def test_packages_overwritten_by_others_are_broken(monkeypatch: pytest.MonkeyPat
     assert str(tmp_path) in found("validators").text
 
 
-@pytest.mark.parametrize(("quota", "status"), [("max 100000\n", "ok"), ("50000 100000\n", "warning"), ("", "ok")])
-def test_a_quota_below_the_affinity_is_told(monkeypatch: pytest.MonkeyPatch, quota: str, status: str) -> None:
-    monkeypatch.setattr(doctor, "_read", lambda path: quota if path.endswith("cpu.max") else "")
+@pytest.mark.parametrize(("quota", "status"), [(math.inf, "ok"), (0.5, "warning")])
+def test_a_quota_below_the_affinity_is_told(monkeypatch: pytest.MonkeyPatch, quota: float, status: str) -> None:
+    monkeypatch.setattr(threads, "quota", lambda: quota)
     assert found("threads").status == status
 
 

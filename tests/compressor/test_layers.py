@@ -117,8 +117,8 @@ def test_alpha_scales_the_input_side_and_beta_the_output_side() -> None:
     core = OrthogonalCore(torch.diag(torch.tensor([3.0, 2.0])), strict=False)
     with torch.no_grad():
         core.skew.fill_(0.4)
-        core.alpha.copy_(torch.tensor([5.0, 7.0]))
-        core.beta.copy_(torch.tensor([11.0, 13.0]))
+        core.get_parameter("alpha").copy_(torch.tensor([5.0, 7.0]))
+        core.get_parameter("beta").copy_(torch.tensor([11.0, 13.0]))
     q = np.array([[0, -0.4], [0.4, 0]])
     rotation = (np.eye(2) - q) @ np.linalg.inv(np.eye(2) + q)
     expected = np.diag([3.0, 2.0]) @ np.diag([11.0, 13.0]) @ rotation @ np.diag([5.0, 7.0])
@@ -132,7 +132,7 @@ def test_alpha_scales_the_input_side_and_beta_the_output_side() -> None:
 @pytest.mark.parametrize(("m", "n", "rank"), SHAPES)
 def test_a_core_layer_computes_the_product_of_its_parts(m: int, n: int, rank: int, updates: int) -> None:
     layer, x = trained_layer(m, n, rank, updates=updates), torch.randn(2, 5, n)
-    expected = x.double().numpy() @ dense_weight(layer).T + layer.bias.detach().double().numpy()
+    expected = x.double().numpy() @ dense_weight(layer).T + layer.get_parameter("bias").detach().double().numpy()
     np.testing.assert_allclose(layer(x).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -170,13 +170,13 @@ def test_the_pivoted_layout_stores_the_square_of_the_rank_fewer_weights(m: int, 
 def test_the_folded_pair_is_plain_linear_layers_of_equal_singular_values() -> None:
     pair = folded(trained_layer(9, 6, 4, updates=2), "two-factor")
     assert [type(module) for module in pair.children()] == [nn.Linear, nn.Linear]
-    down, up = (np.linalg.svd(module.weight.detach().numpy())[1] for module in pair.children())
+    down, up = (np.linalg.svd(weight.detach().numpy())[1] for weight in weights(pair))
     np.testing.assert_allclose(down, up, rtol=1e-5)
 
 
 def test_a_pivoted_layer_computes_its_kept_rows_unmixed() -> None:
     layer, x = trained_layer(9, 6, 3, bias=False), torch.randn(4, 6)
-    pivoted = folded(layer, "pivoted")
+    pivoted = PivotedLinear(6, 3, 9, bias=False).fill_(*layer.factors(), None)
     rows = dense_weight(layer)
     assert {int(np.abs(rows - row).sum(1).argmin()) for row in pivoted.kept.weight.detach().numpy()} == set(
         pivoted.order.argsort()[:3].tolist()

@@ -1,4 +1,4 @@
-"""What holds for every method (a new row of the table is tested on arrival), and each method's own formulas."""
+"""What holds for every method, so that a new row is tested on arrival; and what CERSA keeps and trains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Build = Callable[..., Moments]
 
 @dataclass(frozen=True)
 class Case:
-    """A method with the metric that it approximates in; None: not known here."""
+    """A method, and which metrics it approximates in."""
 
     method: Any
     output: bool = False
@@ -75,11 +75,6 @@ def roots(case: Case, given: Moments) -> tuple[np.ndarray, np.ndarray]:
         np.linalg.cholesky(a).T if case.output else np.eye(len(a)),
         np.linalg.cholesky(b).T if case.input else np.eye(len(b)),
     )
-
-
-def truncated_svd(matrix: np.ndarray, rank: int) -> np.ndarray:
-    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
-    return (u[:, :rank] * s[:rank]) @ vt[:rank]
 
 
 # ---- the contract ----
@@ -162,9 +157,7 @@ def test_a_core_starts_at_the_truncated_core(moments: Build, case: Case, rank: i
 @everyone
 def test_a_method_asks_for_no_more_than_the_moments_it_uses(moments: Build, case: Case) -> None:
     given, needs = moments(9, 7), case.method.needs()
-    only = Moments(
-        given.input if Moment.INPUT in needs else None, given.gradient if Moment.GRADIENT in needs else None
-    )
+    only = Moments(given.input if Moment.INPUT in needs else None, given.gradient if Moment.GRADIENT in needs else None)
     found = [case.method.subspace(weight_of(9, 7), moment, 4) for moment in (given, only)]
     torch.testing.assert_close(product(found[0]), product(found[1]))
 
@@ -235,164 +228,6 @@ def test_a_weight_is_decomposed_where_it_lies(moments: Build, case: Case) -> Non
     found = case.method.subspace(weight_of(9, 7).cuda(), there, 5).truncate(1)
     expected = case.method.subspace(weight_of(9, 7), given, 5).truncate(1)
     torch.testing.assert_close(product(found).cpu(), product(expected))
-
-
-# ---- spectral: what is published under which name ----
-
-
-@pytest.mark.parametrize("rank", [1, 3])
-def test_the_plain_metric_is_the_truncated_svd(moments: Build, rank: int) -> None:
-    weight = weight_of(9, 7)
-    found = Spectral().subspace(weight, moments(9, 7), 5).truncate(rank)
-    np.testing.assert_allclose(product(found), truncated_svd(weight.numpy(), rank), atol=1e-10)
-
-
-def test_the_input_metric_is_svd_llm(moments: Build) -> None:
-    """arXiv 2403.07378: S = chol(E[x x^T]), svd(W S), then S^-1 on the right."""
-    weight, given = weight_of(9, 7), moments(9, 7)
-    assert given.input is not None
-    s = np.linalg.cholesky(given.input.matrix.numpy())
-    expected = truncated_svd(weight.numpy() @ s, 3) @ np.linalg.inv(s)
-    found = Spectral(metric="input", ridge=0).subspace(weight, given, 5).truncate(3)
-    np.testing.assert_allclose(product(found), expected, atol=1e-9)
-
-
-def gfwsvd(weight: Tensor, given: Moments, rank: int, ridge: float = 0.01) -> np.ndarray:
-    """arXiv 2505.17974: L_g^-T (L_g^T W L_x)_r L_x^-1."""
-    assert given.gradient is not None
-    assert given.input is not None
-    lg = np.linalg.cholesky(damped(given.gradient, ridge))
-    lx = np.linalg.cholesky(damped(given.input, ridge))
-    return np.linalg.inv(lg).T @ truncated_svd(lg.T @ weight.numpy() @ lx, rank) @ np.linalg.inv(lx)
-
-
-@pytest.mark.parametrize("method", [Spectral(metric="both"), Jactus(reading="R4", union=0)])
-def test_both_metrics_without_a_union_are_gfwsvd(moments: Build, method: Any) -> None:
-    weight, given = weight_of(9, 7), moments(9, 7)
-    for rank in (1, 3, 5):
-        found = method.subspace(weight, given, 5).truncate(rank)
-        np.testing.assert_allclose(product(found), gfwsvd(weight, given, rank), atol=1e-8)
-
-
-def test_the_diagonal_output_metric_is_fwsvd(moments: Build) -> None:
-    weight, given = weight_of(9, 7), moments(9, 7)
-    assert given.gradient is not None
-    rows = np.sqrt(np.diag(given.gradient.matrix))[:, None]
-    found = Spectral(metric="output", diagonal=True, ridge=0).subspace(weight, given, 5).truncate(2)
-    np.testing.assert_allclose(product(found), truncated_svd(rows * weight.numpy(), 2) / rows, atol=1e-9)
-
-
-def test_the_diagonal_input_metric_to_the_half_is_asvd(moments: Build) -> None:
-    weight, given = weight_of(9, 7), moments(9, 7)
-    assert given.input is not None
-    activation = np.diag(given.input.matrix) ** 0.5  # root mean square of each input
-    scale = activation**0.5
-    found = Spectral(metric="input", diagonal=True, power=0.5, ridge=0).subspace(weight, given, 5).truncate(2)
-    np.testing.assert_allclose(product(found), truncated_svd(weight.numpy() * scale, 2) / scale, atol=1e-9)
-
-
-@pytest.mark.parametrize("method", [Spectral(metric="both", ridge=1e9), Jactus(ridge=1e9, union=0)])
-def test_an_endless_ridge_is_the_plain_svd(moments: Build, method: Any) -> None:
-    weight = weight_of(9, 7)
-    found = method.subspace(weight, moments(9, 7), 5).truncate(3)
-    np.testing.assert_allclose(product(found), truncated_svd(weight.numpy(), 3), atol=1e-6)
-
-
-def test_gains_are_half_the_weighted_energy_where_that_is_a_loss_and_else_shares(moments: Build) -> None:
-    weight, given = weight_of(9, 7), moments(9, 7)
-    ra, rb = roots(Case(None, output=True, input=True), given)
-    energy = np.sum((ra @ weight.numpy() @ rb.T) ** 2)
-    for method in (Spectral(metric="both"), Jactus()):
-        assert method.subspace(weight, given, 5).total == pytest.approx(energy / 2)
-    for method in (Spectral(), Spectral(metric="input"), Jactus(metric="input"), Cersa(), Psoft()):
-        assert method.subspace(weight, given, 5).total == 1
-
-
-# ---- JACTUS: the readings ----
-
-
-def share_in_task_space(left: Tensor, moment: SecondMoment) -> float:
-    """||U^T E_k||^2 / k for the top-k eigenvectors of E[g g^T], k the rank; chance is k / m."""
-    rank = left.shape[1]
-    top = np.linalg.eigh(moment.matrix.numpy())[1][:, ::-1][:, :rank]
-    return float(np.sum((left.numpy().T @ top) ** 2) / rank)
-
-
-@pytest.mark.parametrize("rank", [1, 4, 7])
-def test_in_the_plain_norm_a_union_that_is_truncated_again_is_no_union(moments: Build, rank: int) -> None:
-    """The structure theorem: with k_w >= r weight directions in it, R2 gives the truncated SVD."""
-    weight = weight_of(24, 20)
-    found = Jactus(reading="R2", metric="plain", union=0.3).subspace(weight, moments(24, 20), 10)  # k_w = 7
-    np.testing.assert_allclose(product(found.truncate(rank)), truncated_svd(weight.numpy(), rank), atol=1e-9)
-
-
-def test_only_a_union_that_is_kept_holds_the_task_directions(moments: Build) -> None:
-    m, rank = 48, 8
-    overlap: dict[str, list[float]] = {"R1": [], "R2": [], "R4": []}
-    for seed in range(4):
-        given, weight = moments(m, 40, seed=10 * seed), weight_of(m, 40, seed)
-        assert given.gradient is not None
-        for reading, metric in (("R1", "plain"), ("R2", "plain"), ("R4", "both")):
-            method = Jactus(reading=reading, metric=metric, union=0.5)  # type: ignore[arg-type]
-            left = method.subspace(weight, given, 2 * rank).truncate(rank).left
-            overlap[reading].append(share_in_task_space(left, given.gradient))
-    chance = rank / m
-    assert np.mean(overlap["R2"]) < 1.6 * chance
-    assert np.mean(overlap["R1"]) > 3 * chance
-    assert np.mean(overlap["R4"]) > 3 * chance
-
-
-@pytest.mark.parametrize("reading", ["R1", "R4"])
-def test_a_prefix_of_a_kept_union_spans_its_share_of_task_directions(moments: Build, reading: Any) -> None:
-    given = moments(20, 16)
-    assert given.gradient is not None
-    assert given.input is not None
-    short = Jactus(reading=reading, union=0.25).subspace(weight_of(20, 16), given, 12).truncate(8)
-    for basis, moment in ((short.left, given.gradient), (short.right.mT, given.input)):
-        leading = np.linalg.eigh(moment.matrix.numpy())[1][:, -2:]  # a quarter of 8
-        np.testing.assert_allclose(np.linalg.norm(basis.numpy().T @ leading, axis=0), 1, atol=1e-9)
-
-
-def test_r2_is_the_best_approximation_inside_its_union(moments: Build) -> None:
-    """Eq. (3), against alternating least squares over the two factors from random starts."""
-    weight, given, limit, rank = weight_of(10, 9), moments(10, 9), 6, 2
-    assert given.gradient is not None
-    assert given.input is not None
-    ra, rb = roots(Case(None, output=True, input=True), given)
-    p, _, qt = np.linalg.svd(weight.numpy())
-    tasks = [np.linalg.eigh(moment.matrix.numpy())[1][:, -3:] for moment in (given.gradient, given.input)]
-    u, v = ra @ np.hstack([p[:, :3], tasks[0]]), rb @ np.hstack([qt[:3].T, tasks[1]])  # (m, 6), (n, 6)
-    target, best = ra @ weight.numpy() @ rb.T, np.inf
-    for seed in range(20):
-        left = np.random.default_rng(seed).normal(size=(6, rank))
-        for _ in range(200):
-            right = np.linalg.lstsq(u @ left, target, rcond=None)[0]  # (r, n), then into the span of v
-            right = np.linalg.lstsq(v, right.T, rcond=None)[0].T  # (r, 6)
-            left = np.linalg.lstsq((right @ v.T).T, target.T, rcond=None)[0].T
-            left = np.linalg.lstsq(u, left, rcond=None)[0]
-        best = min(best, float(np.sum((target - u @ left @ right @ v.T) ** 2)))
-    found = Jactus(reading="R2", union=0.5).subspace(weight, given, limit)
-    error = np.sum((ra @ (weight - product(found.truncate(rank))).numpy() @ rb.T) ** 2)
-    assert error == pytest.approx(best, rel=1e-6)
-    assert found.total - found.gains[:rank].sum().item() == pytest.approx(best / 2, rel=1e-6)
-
-
-@pytest.mark.parametrize(("union", "task_only"), [(0.0, False), (1 - 1e-9, True)])
-def test_r3_goes_from_the_weighted_weight_to_the_task_alone(moments: Build, union: float, task_only: bool) -> None:
-    weight, given, rank = weight_of(12, 10), moments(12, 10), 4
-    assert given.gradient is not None
-    assert given.input is not None
-    w, sg, sx = weight.numpy(), given.gradient.matrix.numpy(), given.input.matrix.numpy()
-    grams = (sg, sx) if task_only else (w @ sx @ w.T, w.T @ sg @ w)
-    short = Jactus(reading="R3", union=union).subspace(weight, given, 8).truncate(rank)
-    for basis, gram in zip((short.left.numpy(), short.right.mT.numpy()), grams, strict=True):
-        leading = np.linalg.eigh(gram)[1][:, -rank:]
-        np.testing.assert_allclose(basis @ basis.T, leading @ leading.T, atol=1e-5)
-
-
-def test_jactus_without_moments_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match="calibrate"):
-        Jactus().subspace(weight_of(5, 4), Moments(), 2)
 
 
 # ---- CERSA ----

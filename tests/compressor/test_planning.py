@@ -244,7 +244,8 @@ def test_every_faulty_row_of_an_edited_plan_is_named(saved: tuple[Plan, Path]) -
     with pytest.raises(ArtifactError) as caught:
         Plan.load(path)
     message = str(caught.value)
-    assert all(f"'layer.{number}' has rank {rank}" in message for number, rank in enumerate([0, 10000, "'8'", 2.5, True]))
+    for number, rank in enumerate(["0", "10000", "'8'", "2.5", "True"]):
+        assert f"'layer.{number}' has rank {rank}; allowed are 1 to" in message
     assert "or null to keep it dense" in message
 
 
@@ -264,5 +265,5 @@ def test_a_missing_plan_is_named(tmp_path: Path) -> None:
 def test_an_unknown_layout_is_refused_with_those_there_are(saved: tuple[Plan, Path]) -> None:
     _, path = saved
     path.write_text(path.read_text().replace("two-factor", "three-factor"))
-    with pytest.raises(ArtifactError, match="three-factor.*two-factor, pivoted"):
+    with pytest.raises(ArtifactError, match=r"three-factor.*two-factor, pivoted"):
         Plan.load(path)

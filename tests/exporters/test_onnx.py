@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from exporters.base import EXPORT_FILE, Exported
 from exporters.folder import new_folder
 from exporters.onnx import OnnxExporter
 
+pytestmark = pytest.mark.slow
+GUIDE = Path(__file__).parents[2] / "docs" / "add-an-exporter.md"
 Exports = Callable[[str, str], Exported]
 
 
@@ -131,8 +134,6 @@ def test_only_factors_of_the_compressed_layers_are_stored(exported: Exports, fac
     )
     found = Counter(array.shape for name, array in stored.items() if "encoder" in name and array.ndim == 2)
     assert found == expected
-    dense_sizes = {384 * 384, 384 * 1536}
-    assert not [name for name, array in stored.items() if "encoder" in name and array.size in dense_sizes]
 
 
 def test_every_compressed_layer_is_two_products(exported: Exports) -> None:
@@ -161,7 +162,9 @@ def test_weights_carry_the_names_of_their_modules(exported: Exports, factorized:
 
 
 def test_the_graph_tells_nothing_of_the_exporting_machine(exported: Exports) -> None:
-    raw = (exported("dense", "fp32").path / "model.onnx").read_bytes()
+    graph = onnx.load(exported("dense", "fp32").path / "model.onnx")
+    del graph.graph.initializer[:]  # whose bytes may spell anything
+    raw = graph.SerializeToString()
     assert b".py" not in raw
     assert str(Path.cwd()).encode() not in raw
 
@@ -172,7 +175,7 @@ def test_the_folder_says_what_it_is_and_how_it_was_made(exported: Exports, dense
     assert facts == export.facts
     assert (facts["runtime"], facts["precision"], facts["opset"]) == ("onnx", "fp32", 20)
     assert facts["inputs"][0] == {"name": "input_ids", "dtype": "int64", "axes": ["batch_size", "sequence_length"]}
-    assert facts["outputs"] == [{"name": "logits", "dtype": "float32", "axes": ["batch_size", 5]}]
+    assert facts["outputs"] == [{"name": "logits", "dtype": "float32", "axes": ["batch_size", 32]}]
     assert [figure["shape"][0] for figure in facts["parity"]] == [1, 2, 3]
     assert max(figure["max_difference"] for figure in facts["parity"]) < 1e-4
     assert facts["versions"]["torch"] == torch.__version__
@@ -208,14 +211,15 @@ def test_int8_leaves_no_weight_in_fp32(exported: Exports, which: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["dense", "factorized"])
-def test_int8_is_a_quarter_of_fp32_and_agrees_with_it(exported: Exports, which: str) -> None:
+def test_int8_is_a_quarter_of_fp32_and_agrees_with_it(exported: Exports, texts: dict[str, Tensor], which: str) -> None:
     full, small = exported(which, "fp32"), exported(which, "int8")
     assert small.facts["matmul_weight_bytes"] * 4 == full.facts["matmul_weight_bytes"]
     assert small.facts["file_bytes"]["model.onnx"] < 0.27 * full.facts["file_bytes"]["model.onnx"]
-    expected, found = (run(export, batch(32, 24)) for export in (full, small))
-    agreement = (expected.argmax(1) == found.argmax(1)).mean()
-    assert agreement >= 0.9
-    assert np.abs(found - expected).max() > 1e-4  # it did compute in int8
+    expected, found = run(full, texts), run(small, texts)
+    distance = np.linalg.norm(expected[:, None] - found[None], axis=-1)  # (N, N)
+    assert (distance.argmin(axis=0) == np.arange(len(found))).all()  # every text is nearest to itself
+    assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] > 0.95
+    assert np.abs(found - expected).max() > 1e-3  # it did compute in int8
 
 
 def test_int8_weights_keep_to_seven_bits_per_channel(exported: Exports) -> None:
@@ -333,3 +337,21 @@ def test_the_registry_knows_the_exporter() -> None:
     assert OnnxExporter.name == "onnx"
     with pytest.raises(ExportError, match="writes fp32 and int8, not 'fp16'"):
         OnnxExporter(precision="fp16")  # type: ignore[arg-type]
+
+
+def test_the_exporter_of_the_guide_works(
+    tmp_path: Path, tokens: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)[0]
+    (tmp_path / "exporter_of_the_guide.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    row = {"onnx-optimized": "exporter_of_the_guide:OptimizedOnnx"}
+    monkeypatch.setattr(registry, "TABLES", registry.TABLES | {"exporters": row})
+    exporter = registry.load("exporters", "onnx-optimized")(precision="fp32")
+    model = Bag().eval()
+    export = exporter.export(model, tokens, tmp_path / "export")
+    found = run(export, tokens)
+    np.testing.assert_allclose(found, model(**tokens).detach().numpy(), atol=1e-5)
+    assert sorted(file.name for file in export.path.iterdir()) == [EXPORT_FILE, "model.onnx"]
+    domains = {opset.domain for opset in onnx.load(export.path / "model.onnx").opset_import}
+    assert "com.microsoft" in domains  # ONNX Runtime wrote it

@@ -12,8 +12,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from compressor import threads
 from compressor.errors import ArtifactError, DependencyError, RuntimeFailure
-from exporters import onnx_runtime, threads
+from exporters import onnx_runtime
 from exporters.base import Session
 from exporters.onnx import OnnxExporter
 
@@ -22,7 +23,7 @@ NO_CUDA = onnx_runtime.CUDA not in onnxruntime.get_available_providers()
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An export that doubles `x (B, 2)` and adds the rows of a matrix."""
+    """An export that doubles `x (B, 2)`."""
     tensors = [helper.make_tensor("eye", TensorProto.FLOAT, (2, 2), [2.0, 0.0, 0.0, 2.0])]
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "eye"], ["logits"])],

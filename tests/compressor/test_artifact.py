@@ -1,0 +1,222 @@
+"""The run folder and the artifact: whole stages or none, and every change is noticed and named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from compressor.artifact import Artifact, Run, reseal, seal, verify
+from compressor.errors import ArtifactError
+from compressor.planning import Plan
+
+RECIPE: dict[str, Any] = {"seed": 0, "plan": {"budget": {"parameters": 0.5}}, "export": ["onnx"]}
+
+
+def make(run: Run, name: str, **files: str) -> None:
+    """A stage that writes files; `__` in a name is a folder."""
+    names = {key.replace("__", "/"): text for key, text in files.items()}
+    with run.stage(name, name.capitalize(), sorted({path.partition("/")[0] for path in names})) as scratch:
+        for path, text in names.items():
+            (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+            (scratch / path).write_text(text)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run with two finished stages."""
+    run = Run(tmp_path / "run", RECIPE)
+    make(run, "probe", head="h")
+    make(run, "baseline", dense__weights="w", dense__config="c")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def sealed(folder: Path) -> Path:
+    Plan("gain", 0.5, "two-factor", 8, ()).save(folder / "plan.json")
+    seal(folder, {"task": "text-classification"})
+    return folder
+
+
+# ---- runs ----
+
+
+def test_a_new_run_makes_its_folder_and_has_finished_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path / "deep" / "run", RECIPE)
+    assert json.loads((run.folder / "run.json").read_text())["recipe"] == RECIPE
+    assert not run.finished("probe")
+
+
+def test_a_resumed_run_knows_what_is_finished(folder: Path) -> None:
+    run = Run(folder, RECIPE, resume=True)
+    assert [stage for stage in ("probe", "baseline", "plan") if run.finished(stage)] == ["probe", "baseline"]
+    assert run.seconds.keys() == {"probe", "baseline"}
+    assert (folder / "dense" / "weights").read_text() == "w"
+
+
+def test_a_folder_with_a_run_is_not_begun_again_by_accident(folder: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"not empty \(finished: probe, baseline\)\. Add --resume .* --overwrite"):
+        Run(folder, RECIPE)
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ArtifactError, match=r"not empty \(not made by a run\)"):
+        Run(tmp_path, RECIPE)
+
+
+def test_overwriting_starts_again(folder: Path) -> None:
+    run = Run(folder, {"seed": 1}, overwrite=True)
+    assert not run.finished("probe")
+    assert sorted(path.name for path in folder.iterdir()) == ["run.json"]
+
+
+def test_overwriting_only_replaces_runs(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ArtifactError, match="only replaces runs"):
+        Run(tmp_path, RECIPE, overwrite=True)
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def test_a_run_of_another_recipe_is_not_resumed_and_the_key_is_named(folder: Path) -> None:
+    other = RECIPE | {"plan": {"budget": {"parameters": 0.3}}}
+    with pytest.raises(ArtifactError, match=r"another recipe: plan\.budget\.parameters was 0\.5, is 0\.3\."):
+        Run(folder, other, resume=True)
+
+
+def test_a_changed_and_a_missing_file_of_a_finished_stage_are_named(folder: Path) -> None:
+    (folder / "dense" / "config").write_text("edited")
+    (folder / "head").unlink()
+    with pytest.raises(ArtifactError, match=r"head is missing; dense/config has been changed since.*plan\.path"):
+        Run(folder, RECIPE, resume=True)
+
+
+def test_a_damaged_state_is_one_sentence(folder: Path) -> None:
+    (folder / "run.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"run\.json cannot be read"):
+        Run(folder, RECIPE, resume=True)
+
+
+# ---- stages ----
+
+
+def interrupted(run: Run) -> None:
+    with run.stage("plan", "Planning", ["plan.json"]) as scratch:
+        (scratch / "plan.json").write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_a_stage_that_raises_leaves_nothing_of_its_outputs(folder: Path) -> None:
+    run = Run(folder, RECIPE, resume=True)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(run)
+    outside = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and run.scratch not in p.parents}
+    assert outside == before
+    assert not Run(folder, RECIPE, resume=True).finished("plan")
+
+
+def test_a_stage_that_is_tried_again_starts_from_an_empty_scratch(folder: Path) -> None:
+    run = Run(folder, RECIPE, resume=True)
+    (run.scratch / "plan").mkdir(parents=True)
+    (run.scratch / "plan" / "half").write_text("left by a kill")
+    with run.stage("plan", "Planning", ["plan.json"]) as scratch:
+        assert list(scratch.iterdir()) == []
+        (scratch / "plan.json").write_text("whole")
+    assert run.finished("plan")
+    assert (folder / "plan.json").read_text() == "whole"
+    assert not list(run.scratch.iterdir())
+
+
+def test_a_stage_replaces_a_folder_as_a_whole(folder: Path) -> None:
+    run = Run(folder, RECIPE, resume=True)
+    make(run, "baseline", dense__other="o")
+    assert [path.name for path in (folder / "dense").iterdir()] == ["other"]
+    assert Run(folder, RECIPE, resume=True).finished("baseline")
+
+
+def test_a_stage_without_its_output_is_not_finished(folder: Path) -> None:
+    run = Run(folder, RECIPE, resume=True)
+    with pytest.raises(FileNotFoundError), run.stage("plan", "Planning", ["plan.json"]):
+        pass
+    assert not run.finished("plan")
+
+
+# ---- artifacts ----
+
+
+def test_a_sealed_artifact_verifies_and_tells_what_it_was_given(sealed: Path) -> None:
+    verify(sealed)
+    found = Artifact.open(sealed)
+    assert found.manifest["task"] == "text-classification"
+    assert found.manifest["files"].keys() == {"head", "dense/weights", "dense/config", "plan.json"}
+    assert found.plan.strategy == "gain"
+
+
+def test_changed_missing_and_added_files_are_all_named(sealed: Path) -> None:
+    (sealed / "dense" / "weights").write_text("other")
+    (sealed / "head").unlink()
+    (sealed / "extra.bin").write_text("new")
+    with pytest.raises(ArtifactError) as caught:
+        verify(sealed)
+    assert str(caught.value).splitlines()[1:] == [
+        "  dense/weights has been changed",
+        "  head is missing",
+        "  extra.bin is not in the manifest",
+    ]
+
+
+def test_reports_and_scratch_may_come_and_go(sealed: Path) -> None:
+    for name in ("report.json", "report.html", "report.md", "junit.xml"):
+        (sealed / name).write_text("x")
+    (sealed / ".work").mkdir(exist_ok=True)
+    (sealed / ".work" / "checkpoint").write_text("x")
+    verify(sealed)
+
+
+def test_a_file_that_was_added_on_purpose_is_sealed_again(sealed: Path) -> None:
+    (sealed / "exports").mkdir()
+    (sealed / "exports" / "model.onnx").write_text("graph")
+    with pytest.raises(ArtifactError, match=r"exports/model\.onnx is not in the manifest"):
+        verify(sealed)
+    reseal(sealed)
+    verify(sealed)
+    assert Artifact.open(sealed).manifest["task"] == "text-classification"
+
+
+def test_an_unfinished_run_is_no_artifact_and_says_how_to_go_on(folder: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"is an unfinished run.*--resume"):
+        Artifact.open(folder)
+
+
+def test_a_folder_that_is_neither_run_nor_artifact_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is no run or artifact folder"):
+        verify(tmp_path)
+
+
+def test_an_artifact_of_another_schema_is_refused(sealed: Path) -> None:
+    manifest = json.loads((sealed / "artifact.json").read_text())
+    (sealed / "artifact.json").write_text(json.dumps(manifest | {"schema_version": 99}))
+    with pytest.raises(ArtifactError, match="schema version 99; this version reads 1"):
+        Artifact.open(sealed)
+
+
+def test_a_manifest_is_written_whole_or_not_at_all(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (sealed / "artifact.json").read_bytes()
+    monkeypatch.setattr(Path, "write_text", Mock(side_effect=OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        seal(sealed, {})
+    assert (sealed / "artifact.json").read_bytes() == before
+
+
+def test_verifying_needs_no_torch(sealed: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from compressor.artifact import verify; "
+        "verify(Path(sys.argv[1])); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(sealed)], check=False).returncode == 0

@@ -1,0 +1,299 @@
+"""Data sets from small files: what is read, what is refused and how rows become batches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from compressor import data
+from compressor.errors import DataError
+from compressor.sections import Calibration, DataSection, Source
+
+ROWS = {"text": ["red one", "blue", "green three x", "red"], "label": ["warm", "cold", "cold", "warm"]}
+WORDS = ["[PAD]", "[UNK]", "red", "one", "blue", "green", "three", "x"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    """One token per word."""
+    words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def write(path: Path, rows: dict[str, list[Any]] = ROWS) -> Source:
+    """The rows in the format of the path's suffix."""
+    frame = pd.DataFrame(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    elif path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_json(path, orient="records", lines=True)
+    return Source(path=str(path))
+
+
+def many(count: int) -> dict[str, list[Any]]:
+    return {"text": [f"text {number}" for number in range(count)], "label": ["a", "b"] * (count // 2)}
+
+
+def section(folder: Path, count: int = 40, **changes: Any) -> DataSection:
+    train = write(folder / "train.csv", many(count))
+    evaluation = write(folder / "test.csv", {"text": ["red", "blue"], "label": ["b", "a"]})
+    return DataSection(train=train, evaluation=evaluation, **changes)
+
+
+# ---- reading ----
+
+
+@pytest.mark.parametrize("kind", [".parquet", ".csv", ".jsonl"])
+def test_a_file_is_read_as_rows_of_text_and_label(tmp_path: Path, kind: str) -> None:
+    rows = data.read(write(tmp_path / f"rows{kind}"))
+    assert rows.to_dict() == ROWS
+
+
+def test_a_folder_holds_one_file_per_split(tmp_path: Path) -> None:
+    write(tmp_path / "test.csv", {"text": ["other"], "label": ["x"]})
+    write(tmp_path / "train.parquet")
+    assert list(data.read(Source(path=str(tmp_path), split="train"))["text"]) == ROWS["text"]
+    assert list(data.read(Source(path=str(tmp_path), split="test"))["text"]) == ["other"]
+
+
+def test_columns_are_renamed_and_others_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "pairs.jsonl", {"a": ["one"], "b": ["two"], "y": [3], "other": [0]})
+    source = Source(path=str(tmp_path / "pairs.jsonl"), text="a", text_pair="b", label="y")
+    assert data.read(source).to_dict() == {"text": ["one"], "text_pair": ["two"], "label": [3]}
+
+
+def test_a_limit_draws_rows_by_the_seed(tmp_path: Path) -> None:
+    limited = write(tmp_path / "many.csv", many(40)).model_copy(update={"limit": 8})
+    first, again, other = (data.read(limited, seed) for seed in (0, 0, 1))
+    assert list(first["text"]) == list(again["text"]) != list(other["text"])
+    assert len(set(first["text"])) == 8
+    assert list(first["text"]) != many(40)["text"][:8]
+
+
+# ---- what is refused ----
+
+
+def test_a_missing_column_is_named_with_those_there_are_and_the_nearest(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.csv").model_copy(update={"label": "lable"})
+    with pytest.raises(DataError, match=r"no column 'lable'; it has text, label\. Did you mean 'label'\?"):
+        data.read(source)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.csv", "header.csv", "rows.jsonl"])
+def test_a_file_without_rows_is_called_empty(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("text,label\n" if name == "header.csv" else "")
+    if name == "rows.parquet":
+        pd.DataFrame({"text": pd.Series(dtype=str), "label": pd.Series(dtype=str)}).to_parquet(path)
+    with pytest.raises(DataError, match=f"{name}.* is empty: it needs at least one row"):
+        data.read(Source(path=str(path)))
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_rows_with_holes_are_counted(tmp_path: Path, column: str) -> None:
+    rows: dict[str, list[Any]] = {key: list(values) for key, values in ROWS.items()}
+    rows[column][1] = rows[column][2] = None
+    with pytest.raises(DataError, match=rf"2 rows have no {column} \('{column}'\)"):
+        data.read(write(tmp_path / "holes.jsonl", rows))
+
+
+def test_a_column_of_numbers_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the text column 'text' holds int64, not strings"):
+        data.read(write(tmp_path / "numbers.csv", {"text": [1, 2], "label": ["a", "b"]}))
+
+
+@pytest.mark.parametrize("labels", [["a", 1], [["a"], ["b"]]])
+def test_a_label_is_one_string_or_number_of_one_kind(tmp_path: Path, labels: list[Any]) -> None:
+    with pytest.raises(DataError, match=r"the label column 'label' holds .*, not strings or whole numbers"):
+        data.read(write(tmp_path / "labels.jsonl", {"text": ["red", "blue"], "label": labels}))
+
+
+def test_an_unknown_kind_of_file_is_refused_with_those_that_are_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.xlsx").write_bytes(b"")
+    with pytest.raises(DataError, match=r"rows\.xlsx is none of the kinds.*\.parquet, \.csv, \.json, \.jsonl"):
+        data.read(Source(path=str(tmp_path / "rows.xlsx")))
+
+
+def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(DataError, match=r"rows\.parquet cannot be read as a data set: ") as caught:
+        data.read(Source(path=str(tmp_path / "rows.parquet")))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_split_of_a_folder_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv")
+    with pytest.raises(DataError, match=r"no split 'tests'; it has train"):
+        data.read(Source(path=str(tmp_path), split="tests"))
+
+
+def test_a_data_set_that_is_nowhere_is_refused_without_a_network(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read as a data set"):
+        data.read(Source(path="nobody/nothing"))
+
+
+# ---- labels ----
+
+
+def classes(names: list[str], numbers: list[int]) -> Any:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict({"text": ["red"] * len(numbers), "label": numbers}, features=features)
+
+
+def test_string_labels_are_sorted_and_class_features_keep_their_order(tmp_path: Path) -> None:
+    assert data.label_names(data.read(write(tmp_path / "rows.csv"))) == ["cold", "warm"]
+    assert data.label_names(classes(["warm", "hot", "cold"], [2, 0])) == ["warm", "hot", "cold"]
+
+
+def test_whole_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    rows = data.read(write(tmp_path / "rows.csv", {"text": list("abcd"), "label": [10, 9, 2, 10]}))
+    assert data.label_names(rows) == ["2", "9", "10"]
+
+
+def test_a_class_is_known_by_its_name_and_not_by_its_number(tokenizer: Any) -> None:
+    encoded = data.tokenize(classes(["cold", "warm"], [0, 1, 1]), tokenizer, ["warm", "cold"], 8)
+    assert list(encoded["labels"]) == [1, 0, 0]
+
+
+def test_a_label_that_training_has_not_seen_is_named(tmp_path: Path, tokenizer: Any) -> None:
+    rows = data.read(write(tmp_path / "rows.csv"))
+    with pytest.raises(DataError, match=r"data\.evaluation has labels .*: 'warm'; the 2 known are 'cold', 'hot'\."):
+        data.tokenize(rows, tokenizer, ["cold", "hot"], 8, "data.evaluation")
+
+
+# ---- batches ----
+
+
+def test_texts_are_cut_to_the_greatest_length(tmp_path: Path, tokenizer: Any) -> None:
+    encoded = data.tokenize(data.read(write(tmp_path / "rows.csv")), tokenizer, ["cold", "warm"], 2)
+    assert list(encoded["length"]) == [2, 1, 2, 1]
+    assert encoded["input_ids"][2] == [WORDS.index("green"), WORDS.index("three")]
+
+
+def test_batches_pad_to_their_longest_and_keep_every_row(tmp_path: Path, tokenizer: Any) -> None:
+    encoded = data.tokenize(data.read(write(tmp_path / "rows.csv")), tokenizer, ["cold", "warm"], 8)
+    batches = list(data.batches(encoded, tokenizer, 3))
+    assert [batch["input_ids"].shape for batch in batches] == [(3, 2), (1, 3)]
+    rows = {
+        " ".join(WORDS[token] for token, seen in zip(ids, mask, strict=True) if seen): int(label)
+        for batch in batches
+        for ids, mask, label in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
+    }
+    assert rows == {"red one": 1, "blue": 0, "green three x": 0, "red": 1}
+    padding = torch.cat([batch["input_ids"][batch["attention_mask"] == 0] for batch in batches])
+    assert padding.tolist() == [0, 0]
+
+
+def test_batches_come_in_the_order_of_the_rows_where_that_is_asked(tmp_path: Path, tokenizer: Any) -> None:
+    encoded = data.tokenize(data.read(write(tmp_path / "rows.csv")), tokenizer, ["cold", "warm"], 8)
+    labels = torch.cat([batch["labels"] for batch in data.batches(encoded, tokenizer, 3, by_length=False)])
+    assert labels.tolist() == [1, 0, 0, 1]
+
+
+def test_pairs_are_encoded_together(tmp_path: Path, tokenizer: Any) -> None:
+    write(tmp_path / "pairs.jsonl", {"text": ["red"], "other": ["blue one"], "label": ["a"]})
+    rows = data.read(Source(path=str(tmp_path / "pairs.jsonl"), text_pair="other"))
+    encoded = data.tokenize(rows, tokenizer, ["a"], 8)
+    assert [WORDS[token] for token in encoded["input_ids"][0]] == ["red", "blue", "one"]
+
+
+# ---- the digest ----
+
+
+def test_a_digest_depends_on_the_rows_and_not_on_the_format(tmp_path: Path) -> None:
+    digests = {data.digest(data.read(write(tmp_path / f"rows{kind}"))) for kind in (".parquet", ".csv", ".jsonl")}
+    assert len(digests) == 1
+    changed = {"text": [*ROWS["text"][:3], "blue"], "label": ROWS["label"]}
+    assert data.digest(data.read(write(tmp_path / "changed.csv", changed))) not in digests
+
+
+def test_the_order_of_rows_is_part_of_the_digest(tmp_path: Path) -> None:
+    turned = {key: values[::-1] for key, values in ROWS.items()}
+    found = [data.digest(data.read(write(tmp_path / f"{n}.csv", rows))) for n, rows in enumerate((ROWS, turned))]
+    assert found[0] != found[1]
+
+
+# ---- the whole section ----
+
+
+def texts(encoded: Any) -> set[tuple[int, ...]]:
+    return {tuple(ids) for ids in encoded["input_ids"]}
+
+
+@pytest.fixture
+def numbered(tokenizer: Any) -> Any:
+    """A tokenizer that tells the texts of `many` apart."""
+    words = ["[PAD]", "[UNK]", "text", "red", "blue", *map(str, range(100))]
+    told = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    told.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=told, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def test_the_holdout_is_disjoint_complete_and_seeded(tmp_path: Path, numbered: Any) -> None:
+    given = section(tmp_path, holdout=0.25)
+    first, again, other = (data.prepare(given, numbered, 8, seed) for seed in (0, 0, 1))
+    assert first.validation is not None
+    assert len(first.validation) == 10
+    assert not texts(first.train) & texts(first.validation)
+    assert len(texts(first.train) | texts(first.validation)) == 40
+    assert texts(first.validation) == texts(again.validation) != texts(other.validation)
+
+
+def test_calibration_is_drawn_from_the_rows_that_are_trained_on(tmp_path: Path, numbered: Any) -> None:
+    found = data.prepare(section(tmp_path, calibration=Calibration(samples=12)), numbered, 8, 0)
+    assert len(found.calibration) == 12
+    assert texts(found.calibration) <= texts(found.train)
+
+
+def test_calibration_may_have_data_of_its_own_and_fewer_rows_than_asked(tmp_path: Path, numbered: Any) -> None:
+    own = write(tmp_path / "own.csv", {"text": ["blue 7"], "label": ["a"]})
+    found = data.prepare(section(tmp_path, calibration=Calibration(samples=12, source=own)), numbered, 8, 0)
+    assert [numbered.decode(ids) for ids in found.calibration["input_ids"]] == ["blue 7"]
+
+
+def test_without_a_holdout_nothing_validates(tmp_path: Path, numbered: Any) -> None:
+    found = data.prepare(section(tmp_path, holdout=0), numbered, 8, 0)
+    assert found.validation is None
+    assert len(found.train) == 40
+
+
+def test_named_validation_data_takes_nothing_from_training(tmp_path: Path, numbered: Any) -> None:
+    own = write(tmp_path / "own.csv", {"text": ["blue 7"], "label": ["a"]})
+    found = data.prepare(section(tmp_path, validation=own), numbered, 8, 0)
+    assert found.validation is not None
+    assert (len(found.train), len(found.validation)) == (40, 1)
+
+
+def test_the_facts_name_path_rows_and_digest_of_each_source(tmp_path: Path, numbered: Any) -> None:
+    given = section(tmp_path)
+    facts = json.loads(json.dumps(dict(data.prepare(given, numbered, 8, 0).facts)))
+    assert facts["train"]["rows"] == 40
+    assert facts["evaluation"]["path"] == given.evaluation.path
+    assert facts["evaluation"]["digest"] == data.digest(data.read(given.evaluation))
+    assert facts["labels"] == 2
+
+
+def test_evaluation_labels_outside_training_are_refused(tmp_path: Path, numbered: Any) -> None:
+    given = section(tmp_path)
+    write(tmp_path / "test.csv", {"text": ["red"], "label": ["c"]})
+    with pytest.raises(DataError, match=r"data\.evaluation has labels that training does not have: 'c'"):
+        data.prepare(given, numbered, 8, 0)

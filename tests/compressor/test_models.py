@@ -1,0 +1,238 @@
+"""Loading safely, and finding targets and heads without naming an architecture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    MPNetConfig,
+    RobertaConfig,
+)
+
+from compressor.errors import ModelError
+from compressor.models import (
+    describe,
+    find_targets,
+    head_parameters,
+    linear,
+    load_dense,
+    load_tokenizer,
+    quiet_libraries,
+    replace_module,
+)
+
+TASK = "text-classification"
+SMALL = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "num_labels": 3}
+BLOCKS = {"num_hidden_layers": 3, "intermediate_size": 24, "max_position_embeddings": 16}
+CONFIGS = [
+    BertConfig(**SMALL, **BLOCKS),
+    RobertaConfig(**SMALL, **BLOCKS),
+    MPNetConfig(**SMALL, **BLOCKS),
+    DistilBertConfig(vocab_size=40, dim=16, n_layers=3, n_heads=2, hidden_dim=24, num_labels=3),
+]
+architectures = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    quiet_libraries()
+
+
+@pytest.fixture
+def checkpoint(minilm: str, tmp_path: Path) -> Path:
+    """A copy of the real checkpoint, to be damaged."""
+    return Path(shutil.copytree(minilm, tmp_path / "minilm"))
+
+
+@pytest.fixture
+def saved_bert(tiny_bert: Callable[[], Any], tmp_path: Path) -> Path:
+    """The small random checkpoint as a folder."""
+    tiny_bert().save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def names(model: nn.Module, *arguments: Any) -> list[str]:
+    return [target.name for target in find_targets(model, *arguments)]
+
+
+# ---- targets ----
+
+
+@architectures
+def test_the_targets_of_an_encoder_are_the_linear_layers_of_its_blocks(config: Any) -> None:
+    model = AutoModelForSequenceClassification.from_config(config)
+    found = find_targets(model)
+    assert len(found) == 3 * 6
+    assert {(t.out_features, t.in_features) for t in found} == {(16, 16), (24, 16), (16, 24)}
+    for target in found:
+        assert tuple(linear(model, target.name).weight.shape) == (target.out_features, target.in_features)
+    outside = [name for name in names(model, ["*"]) if name not in names(model)]
+    assert set(head_parameters(model)) == {f"{name}.{key}" for name in outside for key in ("weight", "bias")}
+    assert all(key in head_parameters(model) for key in _scores(model))
+
+
+def _scores(model: nn.Module) -> list[str]:
+    """Names of the parameters with one row per label."""
+    return [name for name, p in model.named_parameters() if len(p) == 3 and p.shape in ((3,), (3, 16))]
+
+
+def test_the_targets_of_the_real_encoder_are_its_36_linear_layers(minilm: str) -> None:
+    model = load_dense(minilm, TASK, ["no", "yes"])
+    found = find_targets(model)
+    assert len(found) == 36
+    assert sum(target.parameters for target in found) == 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+    assert {t.break_even for t in found} == {192, 308}  # mn / (m + n), rounded up
+    assert [target.name for target in found] == [t.name for t in describe(minilm)]
+    assert model.config.id2label == {0: "no", 1: "yes"}
+    assert len(head_parameters(model)) == 4
+
+
+def test_a_layer_with_tied_weights_is_neither_target_nor_head() -> None:
+    model = BertForMaskedLM(BertConfig(**SMALL, **BLOCKS))
+    assert "cls.predictions.decoder" not in names(model, ["*"])
+    assert set(head_parameters(model)) == {
+        "cls.predictions.transform.dense.weight",
+        "cls.predictions.transform.dense.bias",
+    }
+
+
+def test_layers_in_a_repeated_block_that_share_a_weight_are_left_out() -> None:
+    model = nn.Module()
+    model.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)])
+    model.blocks[2].weight = model.blocks[0].weight
+    assert names(model) == ["blocks.1"]
+
+
+def test_globs_choose_and_exclude_targets() -> None:
+    model = AutoModelForSequenceClassification.from_config(CONFIGS[0])
+    assert len(names(model, ["*.attention.*"])) == 3 * 4
+    assert names(model, ["*.0.attention.self.*"], ["*.key"]) == [
+        "bert.encoder.layer.0.attention.self.query",
+        "bert.encoder.layer.0.attention.self.value",
+    ]
+    assert len(names(model, "auto", ["*.layer.2.*"])) == 2 * 6
+
+
+def test_a_head_is_a_target_where_it_is_named() -> None:
+    assert names(AutoModelForSequenceClassification.from_config(CONFIGS[0]), ["classifier"]) == ["classifier"]
+
+
+@pytest.mark.parametrize("where", ["targets", "exclude"])
+def test_a_glob_that_matches_nothing_gets_the_nearest_name(where: str) -> None:
+    model = AutoModelForSequenceClassification.from_config(CONFIGS[0])
+    with pytest.raises(ModelError, match=r"'clasifier' matches no linear layer.*Did you mean 'classifier'\?"):
+        find_targets(model, **{where: ["clasifier"]})
+
+
+def test_a_model_without_repeated_blocks_says_how_to_name_targets() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.raises(ModelError, match=r"Sequential has no targets: none of its 2 linear layers.*model\.targets"):
+        find_targets(model)
+    assert names(model, ["0"]) == ["0"]
+
+
+def test_excluding_everything_leaves_no_targets() -> None:
+    with pytest.raises(ModelError, match="no targets"):
+        find_targets(AutoModelForSequenceClassification.from_config(CONFIGS[0]), exclude=["*"])
+
+
+def test_only_a_linear_layer_can_be_asked_for_by_name() -> None:
+    model = AutoModelForSequenceClassification.from_config(CONFIGS[0])
+    for name in ("bert.embeddings", "bert.nowhere"):
+        with pytest.raises(ModelError, match=f"'{name}' is no linear layer of BertForSequenceClassification"):
+            linear(model, name)
+
+
+def test_a_module_is_replaced_by_name_at_any_depth() -> None:
+    model = AutoModelForSequenceClassification.from_config(CONFIGS[0])
+    for name in ("classifier", "bert.encoder.layer.1.output.dense"):
+        replace_module(model, name, nn.Identity())
+        assert isinstance(model.get_submodule(name), nn.Identity)
+
+
+# ---- loading ----
+
+
+def test_the_real_weights_are_loaded_in_float32_as_they_are(minilm: str) -> None:
+    model = load_dense(minilm, TASK, ["a", "b", "c"])
+    stored = load_file(Path(minilm) / "model.safetensors")
+    name = "encoder.layer.3.intermediate.dense.weight"
+    assert torch.equal(model.get_parameter(f"bert.{name}"), stored[name].float())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.config.num_labels == 3
+
+
+def test_the_tokenizer_belongs_to_the_checkpoint(minilm: str) -> None:
+    tokenizer = load_tokenizer(minilm)
+    assert tokenizer.decode(tokenizer("low rank")["input_ids"]) == "[CLS] low rank [SEP]"
+
+
+def test_a_pickled_checkpoint_is_refused_before_it_is_read(saved_bert: Path) -> None:
+    (saved_bert / "model.safetensors").unlink()
+    (saved_bert / "pytorch_model.bin").write_bytes(b"never to be unpickled")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin, a pickle that can run code.*save_pretrained"):
+        load_dense(str(saved_bert), TASK)
+
+
+def test_a_pickle_beside_safetensors_is_not_in_the_way(saved_bert: Path) -> None:
+    (saved_bert / "pytorch_model.bin").write_bytes(b"never to be unpickled")
+    assert load_dense(str(saved_bert), TASK).config.hidden_size == 32
+
+
+@pytest.mark.parametrize("kept", [0, 5, 2_000, -100])
+def test_a_truncated_checkpoint_says_so(checkpoint: Path, kept: int) -> None:
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(ModelError, match=r"minilm is truncated or damaged .*Fetch it again") as caught:
+        load_dense(str(checkpoint), TASK)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_named(saved_bert: Path) -> None:
+    tensors = load_file(saved_bert / "model.safetensors")
+    name = "bert.encoder.layer.1.output.dense.weight"
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, saved_bert / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"1 weights of .* hold NaN or infinite values \({name}\)"):
+        load_dense(str(saved_bert), TASK)
+
+
+def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be loaded as a model"):
+        load_dense(str(tmp_path), TASK)
+    with pytest.raises(ModelError, match="cannot be loaded as a model"):
+        describe(str(tmp_path))
+    with pytest.raises(ModelError, match="No tokenizer can be read from"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_model_that_is_nowhere_is_refused_without_a_network() -> None:
+    with pytest.raises(ModelError, match="nobody/nothing cannot be loaded as a model: "):
+        load_dense("nobody/nothing", TASK)
+
+
+def test_a_checkpoint_with_code_of_its_own_needs_consent(saved_bert: Path) -> None:
+    config = json.loads((saved_bert / "config.json").read_text())
+    config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "homemade.Config"}}
+    (saved_bert / "config.json").write_text(json.dumps(config))
+    (saved_bert / "homemade.py").write_text("raise SystemExit('code of the checkpoint was run')\n")
+    with pytest.raises(ModelError, match=r"needs code that the checkpoint ships.*model\.trust_remote_code: true"):
+        load_dense(str(saved_bert), TASK)
+
+
+def test_a_config_alone_tells_the_targets(saved_bert: Path) -> None:
+    (saved_bert / "model.safetensors").unlink()
+    assert len(describe(str(saved_bert))) == 2 * 6
+    assert len(describe(str(saved_bert), ["*.query"])) == 2

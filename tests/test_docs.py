@@ -1,0 +1,204 @@
+"""README and docs/ hold what is there: links, commands, names, fields, and the code they show."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer
+import yaml
+from pydantic import TypeAdapter
+
+import compressor
+from compressor import errors, planning, recipe, registry, sections
+from compressor.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+README = ROOT / "README.md"
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [body for found, body in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
+
+
+def commands(page: Path, program: str) -> Iterator[list[str]]:
+    """What is typed after a program's name in console blocks, YAML steps and inline code."""
+    text = page.read_text(encoding="utf-8")
+    typed = [line for body in blocks(page, "console") + blocks(page, "yaml") for line in body.splitlines()]
+    for line in [*typed, *re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))]:
+        for found in re.findall(rf"(?:^|\s|&& ){re.escape(program)} (\S[^|>]*)", line):
+            yield shlex.split(found, comments=True)
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in LINK.findall(BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        if not link.startswith(("https://", "http://")):
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@every_page
+def test_every_command_and_option_exists(page: Path) -> None:
+    group: Any = typer.main.get_command(app)
+    common = {name for parameter in group.params for name in parameter.opts} | {"--help"}
+    for words in commands(page, "python -m compressor"):
+        verb = words[0]
+        if verb.isupper() or verb in common:
+            continue
+        assert verb in group.commands, words
+        known = {name for parameter in group.commands[verb].params for name in parameter.opts}
+        assert {word for word in words if re.match(r"--?[a-z]", word)} <= known | common, words
+
+
+@every_page
+def test_every_make_target_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for words in commands(page, "make"):
+        assert {word for word in words if "=" not in word} <= targets, words
+
+
+@every_page
+def test_python_code_compiles_and_uses_public_names_only(page: Path) -> None:
+    for body in blocks(page, "python"):
+        compile(body, page.name, "exec")
+        if "import compressor" in body:
+            used = set(re.findall(r"\b(?:cz|compressor)\.(\w+)\(", body)) | set(re.findall(r"\bcz\.(\w+)", body))
+            assert used <= set(compressor.__all__)
+
+
+@every_page
+def test_no_line_is_longer_than_a_screen(page: Path) -> None:
+    prose = [line for line in page.read_text(encoding="utf-8").splitlines() if not line.startswith(("|", "!["))]
+    assert [line for line in prose if len(line) > 140] == []
+
+
+def test_the_readmes_recipe_is_one(tmp_path: Path) -> None:
+    (tmp_path / "path/to/model").mkdir(parents=True)
+    (tmp_path / "data/mine").mkdir(parents=True)
+    (tmp_path / "recipe.yaml").write_text(next(body for body in blocks(README, "yaml") if "model:" in body))
+    found = recipe.read(tmp_path / "recipe.yaml")
+    assert [export.name for export in found.export] == ["onnx-fp32", "onnx-int8"]
+    assert set(found.gates) == {"accuracy", "size", "latency_p50"}
+
+
+def test_the_exit_codes_are_those_of_the_errors() -> None:
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RankfoldError)
+    ]
+    codes = {0} | {kind.exit_code for kind in kinds}
+    for page in (README, ROOT / "docs" / "cli.md"):
+        assert set(map(int, re.findall(r"^\| (\d) \|", page.read_text(encoding="utf-8"), re.MULTILINE))) == codes
+
+
+def test_every_method_reading_strategy_and_layout_is_documented() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    readings = TypeAdapter(registry.load("methods", "jactus")).json_schema()["properties"]["reading"]["enum"]
+    fields = sections.PlanSection.model_fields
+    words = [*readings, *get_args(fields["strategy"].annotation), *get_args(fields["layout"].annotation)]
+    assert len(words) == 9
+    assert [word for word in words if f"`{word}`" not in text] == []
+    table = README.read_text(encoding="utf-8")
+    assert [name for name in registry.names("methods") if f"| `{name}`" not in table] == []
+
+
+def test_every_method_setting_in_the_docs_is_accepted() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    settings = re.findall(r"`(\{name: [^}]+\})`", text)
+    assert len(settings) == 5
+    for setting in settings:
+        assert sections._method(yaml.safe_load(setting))
+
+
+def test_every_documented_file_is_one_that_the_code_writes() -> None:
+    table = (ROOT / "docs" / "artifact.md").read_text(encoding="utf-8").partition("## Load it")[0]
+    names = set(re.findall(r"`([\w.]+\.(?:json|safetensors|html|md|xml))`", table)) - {"report.md"}
+    places = [*ROOT.glob("compressor/*.py"), *ROOT.glob("exporters/*.py"), *ROOT.glob("validators/*.py")]
+    source = "\n".join(place.read_text(encoding="utf-8") for place in places)
+    assert len(names) >= 12
+    assert [name for name in names - {"config.json"} if f'"{name}"' not in source] == []
+
+
+def test_the_layer_of_a_plan_in_the_docs_is_one() -> None:
+    (body,) = blocks(ROOT / "docs" / "artifact.md", "json")
+    layer = planning.PlanLayer(**json.loads(body))
+    assert layer.rank is not None
+    assert layer.parameters == layer.rank * (layer.out_features + layer.in_features)
+    assert layer.break_even == 192  # 384 / 2, the share at which two factors cost as much as a square weight
+
+
+def test_the_index_names_every_page_and_every_recipe() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    there = [f"({page.name})" for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
+    there += [f"(../recipes/{path.name})" for path in (ROOT / "recipes").glob("*.yaml")]
+    assert [name for name in there if name not in text] == []
+
+
+def test_the_readmes_line_runs_on_a_module_of_ones_own() -> None:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
+            self.head = nn.Linear(32, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.blocks:
+                x = torch.tanh(block(x))
+            return self.head(x)
+
+    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch["x"]), batch["labels"])
+
+    def train(model: nn.Module) -> None:
+        trained.extend(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+    trained: list[str] = []
+    model = Model()
+    batches = [{"x": torch.randn(16, 32), "labels": torch.randint(0, 3, (16,))} for _ in range(4)]
+    body = next(body for body in blocks(README, "python") if "factorize_" in body)
+    exec(compile(body, "README", "exec"), {"model": model, "batches": batches, "loss": loss, "train": train})
+    assert not [
+        name for name in trained if "core" not in name and "_a" not in name and "_b" not in name and "head" not in name
+    ]
+    assert any("core" in name for name in trained)
+    targets = sum(
+        tensor.numel() for name, tensor in model.state_dict().items() if "blocks" in name and "weight" in name
+    )
+    assert targets <= 0.5 * 2 * 32 * 32
+    assert all(type(module) is nn.Linear for module in model.modules() if not list(module.children()))
+
+
+def test_the_method_in_the_docs_keeps_its_own_promises(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "add-a-method.md"
+    code, check = blocks(page, "python")
+    module = types.ModuleType("espace_of_the_docs")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(code, page.name, "exec"), module.__dict__)
+    exec(compile(check, page.name, "exec"), module.__dict__)
+    method = module.__dict__["Espace"]()
+    assert method.updates == 0
+    assert len(method.core(module.__dict__["found"].truncate(3))()) == 3
