@@ -17,7 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class Arm:
 
     name: str
     method: Method | None
-    strategy: str
+    strategy: Literal["gain", "uniform"]
     learning_rates: tuple[float, ...]
 
 
@@ -57,7 +57,7 @@ class Suite:
 
 
 ARMS = (
-    Arm("dense", None, "", (1e-4, 2e-4, 4e-4)),
+    Arm("dense", None, "gain", (1e-4, 2e-4, 4e-4)),
     Arm("svdllm-lora", Spectral(metric="input", train="none", updates=16), "uniform", (1e-3, 2e-3, 4e-3)),
     Arm("jactus", Jactus(), "gain", (1e-3, 2e-3)),
     Arm("svd-core", Spectral(metric="plain"), "uniform", (1e-3, 2e-3, 4e-3)),
@@ -112,7 +112,7 @@ class Bench:
     def run(self, arm: Arm, budget: float, learning_rate: float, keep: Path | None = None) -> dict[str, Any]:
         """Train one arm and measure it: on the held-out tenth where there is one, else on test."""
         model, plan = self.start(arm, budget)
-        split = self.data.validation if self.holdout else self.data.evaluation
+        split: Any = self.data.validation if self.holdout else self.data.evaluation
         before, trained, begun = self.accuracy(model, split), adapt.trainable(model), time.monotonic()
         training = Training(epochs=self.suite.epochs, learning_rate=learning_rate)
         with tempfile.TemporaryDirectory() as folder:

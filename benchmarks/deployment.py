@@ -12,7 +12,7 @@ import argparse
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from comparison import SUITES, Rows, Suite
@@ -29,7 +29,7 @@ from validators.base import Evaluation, Subject
 from validators.measure import measure
 
 TASK = "text-classification"
-PRECISIONS = ("fp32", "int8")
+PRECISIONS: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
 
 
 def load(folder: Path) -> Any:

@@ -24,6 +24,8 @@ from compressor.methods.base import Subspace
 from compressor.planning import Plan
 from compressor.recipe import Recipe, dump
 
+PROBED = 4096  # training rows that the head is probed on: enough for its gradients to mean something
+
 
 class Line:
     """The line over one run folder."""
@@ -75,8 +77,8 @@ class Line:
         model = self.dense()
         self.targets(model)  # nothing to compress is to be said before the work, not after it
         with self.run.stage("probe", "Probing the head", ["head.safetensors"]) as scratch:
-            batches = list(data.batches(self.data.train, self.tokenizer, 32))
-            adapt.probe_head_(model, batches)
+            rows = self.data.train.shuffle(seed=self.recipe.seed).select(range(min(PROBED, len(self.data.train))))
+            adapt.probe_head_(model, list(data.batches(rows, self.tokenizer, 32)))
             storage.save_tensors(models.head_parameters(model), scratch / "head.safetensors")
 
     def baseline(self) -> None:

@@ -21,22 +21,26 @@ if TYPE_CHECKING:
 EXAMPLE = ("one text", "another, somewhat longer text for the tracer", "a third")
 
 
-def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> Report:
+def run(recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, overwrite: bool = False) -> Report:
     """The whole line: compress, export, validate; the report lies in `out` and is returned, gates not yet raised.
 
     Raises:
         RankfoldError: see compressor.errors; what was finished stays in `out`, and `resume=True` goes on.
     """
-    artifact = compress(recipe, out, resume=resume, overwrite=overwrite)
-    for section in recipe.export:
+    found = _read(recipe)
+    artifact = compress(found, out, resume=resume, overwrite=overwrite)
+    for section in found.export:
         if not (artifact.path / "exports" / section.name).exists():
             export(artifact, section.runtime, precision=section.precision)
+    reseal(artifact.path)  # a run that was killed between an export and its seal is made whole here
     return validate(artifact)
 
 
-def compress(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> Artifact:
+def compress(
+    recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, overwrite: bool = False
+) -> Artifact:
     """Recipe -> folded artifact in `out`, with the dense baseline beside it."""
-    line = _line(recipe, out, resume=resume, overwrite=overwrite)
+    line = _line(_read(recipe), out, resume=resume, overwrite=overwrite)
     line.probe()
     line.calibrate()
     line.plan()  # before the baseline: a budget or target that cannot be is said in a minute, not after a training
@@ -56,9 +60,12 @@ def plan(recipe: Recipe, out: Path | None = None, *, resume: bool = False, overw
     return line.plan()
 
 
-def _line(recipe: Recipe | Path | str, out: Path | str, *, resume: bool, overwrite: bool) -> Line:
-    found = recipe if isinstance(recipe, Recipe) else read(Path(recipe))
-    return Line(found, Run(Path(out), dump(found), resume=resume, overwrite=overwrite))
+def _read(recipe: Recipe | Path | str) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else read(Path(recipe))
+
+
+def _line(recipe: Recipe, out: Path | str, *, resume: bool, overwrite: bool) -> Line:
+    return Line(recipe, Run(Path(out), dump(recipe), resume=resume, overwrite=overwrite))
 
 
 def export(
@@ -94,10 +101,13 @@ def _export(source: Path, artifact: Artifact, runtime: str, precision: str, targ
     tokenizer = models.load_tokenizer(str(source))
     example = dict(tokenizer(list(EXAMPLE), padding=True, return_tensors="pt"))
     title = f"Exporting {target.relative_to(artifact.path)}"
+    scratch = target.with_name(f".{target.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
     with progress.stage(title):
         target.parent.mkdir(exist_ok=True)
-        exporter.export(storage.load(source, artifact.manifest["task"]), example, target)
-        tokenizer.save_pretrained(target)
+        exporter.export(storage.load(source, artifact.manifest["task"]), example, scratch)
+        tokenizer.save_pretrained(scratch)
+        scratch.replace(target)
 
 
 def _folded(path: Artifact | Path | str) -> Artifact:
