@@ -9,7 +9,7 @@ from torch import nn
 
 from compressor import planning
 from compressor.errors import ModelError
-from compressor.layers import LAYOUTS, CoreLinear
+from compressor.layers import LAYOUTS, CoreLinear, KeptLinear
 from compressor.methods.base import Method, Moments, Subspace
 from compressor.models import Target, find_targets, head_parameters, linear, replace_module
 from compressor.planning import Plan, Spectrum, break_even
@@ -80,7 +80,7 @@ def factorize_(
         model: the dense model.
         method: what the subspaces and cores are made by.
         moments: statistics from `calibrate`, by target.
-        plan: the ranks; targets without one stay dense and frozen.
+        plan: the ranks; targets without one stay dense, frozen but for the method's thin updates.
         subspaces: decompositions that are already there.
 
     Raises:
@@ -97,6 +97,9 @@ def factorize_(
         subspace, dense = found[name].truncate(rank), linear(model, name)
         layer = CoreLinear(subspace.left, method.core(subspace), subspace.right, dense.bias, method.updates)
         replace_module(model, name, layer.to(dense.weight.device))
+    for name in plan.kept if method.updates else ():
+        dense = linear(model, name)
+        replace_module(model, name, KeptLinear(dense, method.updates).to(dense.weight.device))
     return model
 
 
@@ -126,11 +129,10 @@ def _require_directions(subspaces: Mapping[str, Subspace], plan: Plan) -> None:
 
 
 def fold_(model: nn.Module, layout: planning.Layout = "two-factor") -> nn.Module:
-    """Replace every CoreLinear by its deployed layer in place: the same function, float64 until the last rounding."""
-    cores = {name: module for name, module in model.named_modules() if isinstance(module, CoreLinear)}
-    for name, core in cores.items():
-        layer = LAYOUTS[layout](core.in_features, core.rank, core.out_features, bias=core.bias is not None)
-        replace_module(model, name, layer.fill_(*core.factors(), core.bias).to(core.left.device))
+    """Replace every CoreLinear (and KeptLinear) by its deployed layer in place: the same function."""
+    trained = {name: module for name, module in model.named_modules() if isinstance(module, CoreLinear | KeptLinear)}
+    for name, layer in trained.items():
+        replace_module(model, name, layer.folded(layout))
     return model.requires_grad_(True)
 
 

@@ -1,4 +1,7 @@
-"""A target on its way: CoreLinear (trained) -> FactorizedLinear or PivotedLinear (deployed)."""
+"""A target on its way: CoreLinear (trained) -> FactorizedLinear or PivotedLinear (deployed).
+
+A target that the plan keeps dense goes KeptLinear (trained) -> nn.Linear (deployed).
+"""
 
 from __future__ import annotations
 
@@ -104,6 +107,11 @@ class CoreLinear(nn.Module):
             y = y + nn.functional.linear(nn.functional.linear(z, self.left_b), self.left_a)
         return y
 
+    def folded(self, layout: str) -> nn.Module:
+        """The deployed layer of a layout: the same function, in float64 until the last rounding."""
+        layer = LAYOUTS[layout](self.in_features, self.rank, self.out_features, bias=self.bias is not None)
+        return layer.fill_(*self.factors(), self.bias).to(self.left.device)
+
     @torch.no_grad()
     def factors(self) -> tuple[Tensor, Tensor]:
         """Balanced down (r, in_features) and up (out_features, r) of the trained weight, float64."""
@@ -116,6 +124,38 @@ class CoreLinear(nn.Module):
     def extra_repr(self) -> str:
         """Shape and ranks."""
         return f"{self.in_features} -> {self.rank} -> {self.out_features}, updates={self.updates}"
+
+
+class KeptLinear(nn.Module):
+    """y = (weight + a @ b) @ x + bias: a target that stays dense, frozen but for a thin trained update.
+
+    The layers that a plan keeps dense are those that the task needs most; frozen whole they would be the only targets
+    that cannot adapt.
+    """
+
+    weight: Tensor
+
+    def __init__(self, dense: nn.Linear, updates: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", dense.weight.detach().clone())
+        self.bias = None if dense.bias is None else nn.Parameter(dense.bias.detach().clone(), requires_grad=False)
+        self.a = nn.Parameter(torch.zeros(dense.out_features, updates))
+        self.b = nn.Parameter(_spread(updates, dense.in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        update = nn.functional.linear(nn.functional.linear(x, self.b), self.a)  # (..., m)
+        return nn.functional.linear(x, self.weight, self.bias) + update
+
+    @torch.no_grad()
+    def folded(self, layout: str) -> nn.Module:
+        """A plain dense layer, whatever the layout of the others."""
+        rows, columns = self.weight.shape
+        layer = nn.Linear(columns, rows, bias=self.bias is not None, device=self.weight.device)
+        layer.weight.copy_(self.weight.double() + self.a.double() @ self.b.double())
+        if self.bias is not None:
+            layer.bias.copy_(self.bias)
+        return layer
 
 
 def _spread(rows: int, columns: int) -> Tensor:

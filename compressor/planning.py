@@ -88,6 +88,11 @@ class Plan:
         """Rank by name of the targets that are factorized."""
         return {layer.name: layer.rank for layer in self.layers if layer.rank is not None}
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the targets that stay dense."""
+        return tuple(layer.name for layer in self.layers if layer.rank is None)
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
