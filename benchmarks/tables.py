@@ -1,0 +1,79 @@
+"""Markdown tables of the results: python benchmarks/tables.py benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ARMS = {
+    "dense": "dense, full fine-tuning",
+    "jactus": "JACTUS (R4, thin updates 16, gain)",
+    "svdllm-lora": "SVD-LLM whitening, then LoRA 16 on both factors",
+    "svd-core": "SVD with a trained core",
+}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON lines file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def accuracy(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Test accuracy by arm and budget: mean over seeds, and each seed's."""
+    cells: dict[tuple[str, float], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    trained: dict[tuple[str, float], int] = {}
+    for row in sorted((row for row in rows if row["phase"] == "final"), key=lambda row: row["seed"]):
+        cells[row["arm"], row["budget"]][row["suite"]].append(row["accuracy"])
+        trained[row["arm"], row["budget"]] = row["trainable"]
+    suites = sorted({row["suite"] for row in rows})
+    yield "| arm | kept | trained numbers | " + " | ".join(suites) + " |"
+    yield "|---|---|---|" + "---|" * len(suites)
+    order = sorted(cells, key=lambda key: (-key[1], list(ARMS).index(key[0])))
+    for arm, budget in order:
+        found = " | ".join(_cell(cells[arm, budget][suite]) for suite in suites)
+        yield f"| {ARMS[arm]} | {budget:.0%} | {trained[arm, budget]:,} | {found} |"
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return "-"
+    each = ", ".join(f"{value:.4f}" for value in values)
+    return f"**{statistics.mean(values):.4f}** ({each})"
+
+
+def deployment(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Each export against dense fp32 of the same run."""
+    yield "| export | accuracy (dense fp32) | parity with torch | size | peak memory | latency p50 |"
+    yield "|---|---|---|---|---|---|"
+    for row in sorted(rows, key=lambda row: row["export"]):
+        found = row["findings"]
+        score = found["accuracy"]
+        cells = [f"{score['candidate']:.4f} ({score['dense']:.4f})", f"{found['parity']['candidate']:.4f}"]
+        cells += [_ratio(found[name]) for name in ("size", "peak_memory", "latency_p50")]
+        yield f"| {row['export']} | {' | '.join(cells)} |"
+
+
+def _ratio(finding: dict[str, Any]) -> str:
+    ratio = f"{finding['candidate'] / finding['dense']:.3f}x"
+    if finding["interval"] is None:
+        return ratio
+    low, high = (bound / finding["dense"] for bound in finding["interval"])
+    return f"{ratio} ({low:.2f} to {high:.2f})"
+
+
+def main() -> None:
+    """Print what there is."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results")
+    for name, table in (("comparison", accuracy), ("deployment", deployment)):
+        rows = read(folder / f"{name}.jsonl")
+        if rows:
+            print("\n".join([f"### {name}", "", *table(rows), ""]))
+
+
+if __name__ == "__main__":
+    main()
