@@ -181,6 +181,9 @@ def _progress_callback(title: str) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             next(self.steps, None)
 
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_log = True  # so that a resumed run, which starts at an epoch's end, logs the same averages
+
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
