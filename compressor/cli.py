@@ -32,9 +32,9 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
-    # torch's threads spin while they wait; where anything else runs on the cores, that made eigh and matrix products
-    # 10 to 70 times slower. It must be said before torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torch's threads spin while they wait for each other; with other work on the cores that made eigh and matrix
+    # products 10 to 70 times slower. A short spin costs nothing on an idle machine. To be said before torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     app(prog_name="python -m compressor" if Path(sys.argv[0]).name == "__main__.py" else None)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from compressor.methods.base import Moments
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # spinning threads starve each other on a busy machine
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
