@@ -137,10 +137,7 @@ class Bench:
 
     def save(self, model: Any, plan: planning.Plan | None, folder: Path) -> None:
         """The folded model with its plan, config and tokenizer."""
-        folder.mkdir(parents=True, exist_ok=True)
-        storage.save_tensors(storage.state_of(model), folder / "model.safetensors")
-        model.config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        storage.save_model(model, self.tokenizer, folder)
         if plan is not None:
             plan.save(folder / "plan.json")
 

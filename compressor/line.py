@@ -91,7 +91,7 @@ class Line:
             history: History = []
             if section.train == "full" and not section.path:
                 history = self._train(model, section, "baseline")
-            self._save_model(model, scratch / "baseline")
+            storage.save_model(model, self.tokenizer, scratch / "baseline")
             adapt.save_history(scratch / "baseline" / "history.json", history)
 
     def _given_baseline(self, path: str) -> Any:
@@ -160,7 +160,7 @@ class Line:
         """A new copy of the model with cores in place of the planned targets, untrained."""
         model, plan = self.dense(), self.plan()
         torch.manual_seed(self.recipe.seed)
-        return factorize.factorize_(model, self.recipe.method, self.calibrate(), plan, subspaces=self.subspaces)
+        return factorize.factorize_(model, self.recipe.method, {}, plan, subspaces=self.subspaces)
 
     def fold(self) -> Artifact:
         """The artifact: the folded model, its manifest, no scratch."""
@@ -169,7 +169,7 @@ class Line:
             storage.load_tensors_(model, self.folder / "cores.safetensors")
             with self.run.stage("fold", "Folding", ["model.safetensors", *self._sidecars()]) as scratch:
                 factorize.fold_(model, self.plan().layout)
-                self._save_model(model, scratch)
+                storage.save_model(model, self.tokenizer, scratch)
             seal(self.folder, self.facts())
         return Artifact.open(self.folder)
 
@@ -186,12 +186,6 @@ class Line:
             seed=self.recipe.seed,
             title={"adapt": "adapting", "baseline": "training the baseline"}[name],
         )
-
-    def _save_model(self, model: Any, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        storage.save_tensors(storage.state_of(model), folder / "model.safetensors")
-        model.config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
 
     def _sidecars(self) -> list[str]:
         """Config and tokenizer files, as the baseline's folder has them."""

@@ -37,6 +37,14 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     )
 
 
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Weights, config and tokenizer files, as a checkpoint folder has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(state_of(model), folder / "model.safetensors")
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def load_tensors_(model: nn.Module, path: Path, *, strict: bool = True) -> nn.Module:
     """Fill a model from a safetensors file.
 

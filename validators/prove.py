@@ -100,7 +100,7 @@ def context(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
     """What was measured on what: docs/report.md lists the keys."""
     manifest, path = artifact.manifest, artifact.path
     config = read_json(path / "config.json")
-    settings = dump(recipe)
+    settings, measured_on = dump(recipe), machine()
     return {
         "model": {
             "path": recipe.model.path,
@@ -117,7 +117,7 @@ def context(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
         "history": adapt.load_history(path / "history.json"),
         "baseline_history": adapt.load_history(path / "baseline" / "history.json"),
         "data": manifest["data"],
-        "machine": machine() | {"threads": recipe.validation.threads or machine()["cores"]},
+        "machine": measured_on | {"threads": recipe.validation.threads or measured_on["cores"]},
         "versions": versions(),
         "seed": recipe.seed,
         "seconds": {name: found["seconds"] for name, found in read_json(path / STATE)["stages"].items()},
