@@ -1,10 +1,13 @@
 """Compare ways to a compressed classifier on real data, one recipe for all arms; one JSON row per training run.
 
-    RANKFOLD_MODELS=... RANKFOLD_DATA=... python benchmarks/comparison.py trec banking77 --keep build/comparison
+    RANKFOLD_MODELS=... RANKFOLD_DATA=... python benchmarks/comparison.py trec banking77 --models build/comparison
 
-Learning rates are chosen per arm and data set on a held-out tenth of train (seed 0, 30 % budget), never on test; the
-final runs train on all of train, without choosing a checkpoint, and are measured on the whole test set. Rows that are
-in the file already are not run again, so an interrupted comparison goes on. `--keep DIR` saves the folded models.
+Every compressed arm, the rivals' too, starts from the dense model that was fine-tuned on the same rows with the same
+seed, and learns from the labels and from that model; arms that end in `-pretrained` start from the checkpoint and learn
+from the labels alone. Learning rates are chosen per arm and data set on a held-out tenth of train (seed 0, 30 %
+budget), never on test; the final runs train on all of train, without choosing a checkpoint, and are measured on the whole test
+set. Rows that are in the file already are not run again, so an interrupted comparison goes on. `--models DIR` holds the
+trained models.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +32,14 @@ from compressor.machine import machine, versions
 from compressor.methods.base import Method
 from compressor.methods.jactus import Jactus
 from compressor.methods.spectral import Spectral
-from compressor.recipe import Calibration, DataSection, Source, Training
+from compressor.recipe import Calibration, DataSection, Distillation, Source, Training
 
 MODEL = "minilm-l6"
 BUDGETS = (0.5, 0.3)
 SEEDS = (0, 1)
 SELECT_BUDGET = 0.3
 MULTIPLE_OF = 8
+TASK = "text-classification"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Arm:
     method: Method | None
     strategy: Literal["gain", "uniform"]
     learning_rates: tuple[float, ...]
+    taught: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,22 +63,30 @@ class Suite:
     max_length: int = 64
 
 
+SVD_LLM = Spectral(metric="input", train="none", updates=16)
 ARMS = (
-    Arm("dense", None, "gain", (2e-4, 4e-4)),
-    Arm("svdllm-lora", Spectral(metric="input", train="none", updates=16), "uniform", (1e-3, 2e-3)),
+    Arm("dense", None, "gain", (1e-4, 2e-4, 4e-4), taught=False),
+    Arm("svdllm-lora", SVD_LLM, "uniform", (1e-3, 2e-3)),
     Arm("jactus", Jactus(), "gain", (1e-3, 2e-3)),
     Arm("svd-core", Spectral(metric="plain"), "uniform", (2e-3, 4e-3)),
+    Arm("jactus-pretrained", Jactus(), "gain", (1e-3, 2e-3), taught=False),
+    Arm("svdllm-lora-pretrained", SVD_LLM, "uniform", (1e-3, 2e-3), taught=False),
 )
+DENSE = ARMS[0]
+DISTILLATION = Distillation()
 SUITES = {suite.name: suite for suite in (Suite("trec", None, 3), Suite("banking77", 4000, 5))}
 
 
 @dataclass
 class Bench:
-    """One data set with one seed: the probed dense model, its statistics and decompositions, made once."""
+    """One data set with one seed: the dense models, their statistics and decompositions, made once."""
 
     suite: Suite
     seed: int
     holdout: float
+    models: Path
+    dense_rate: float = 0.0
+    statistics: dict[bool, calibration.Statistics] = field(default_factory=dict)
     subspaces: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,24 +99,45 @@ class Bench:
         )
         self.data = data.prepare(section, self.tokenizer, self.suite.max_length, self.seed)
         torch.manual_seed(self.seed)
-        self.probed = models.load_dense(path, "text-classification", self.data.labels)
+        self.probed = models.load_dense(path, TASK, self.data.labels)
         adapt.probe_head_(self.probed, list(data.batches(self.data.train, self.tokenizer, 32)))
-        sample = data.batches(self.data.calibration, self.tokenizer, 32)
-        self.statistics = calibration.calibrate(self.probed, sample, Jactus().needs())
+
+    @cached_property
+    def adapted(self) -> Any:
+        """The dense model trained on the same rows with the same seed; trained here where it is not there yet."""
+        folder = self.folder(DENSE, 1.0, self.dense_rate)
+        if not (folder / "model.safetensors").is_file():
+            model = copy.deepcopy(self.probed)
+            self.train(model, self.dense_rate, None)
+            self.save(model, None, folder)
+        return storage.load(folder, TASK)
+
+    def moments(self, *, adapted: bool) -> calibration.Statistics:
+        """Those that every method needs, of the adapted or of the probed model."""
+        if adapted not in self.statistics:
+            torch.manual_seed(self.seed)
+            sample = data.batches(self.data.calibration, self.tokenizer, 32)
+            self.statistics[adapted] = calibration.calibrate(
+                copy.deepcopy(self.adapted if adapted else self.probed),
+                sample,
+                Jactus().needs(),
+                loss=calibration.own_label_loss if adapted else calibration.model_loss,
+            )
+        return self.statistics[adapted]
 
     def start(self, arm: Arm, budget: float) -> tuple[Any, planning.Plan | None]:
         """The untrained model of an arm, and its plan."""
-        model = copy.deepcopy(self.probed)
-        if arm.method is None:
+        model, method = copy.deepcopy(self.adapted if arm.taught else self.probed), arm.method
+        if method is None:
             return model, None
         if arm.name not in self.subspaces:
-            self.subspaces[arm.name] = factorize.decompose(model, arm.method, self.statistics)
+            self.subspaces[arm.name] = factorize.decompose(model, method, self.moments(adapted=arm.taught))
         found = self.subspaces[arm.name]
         plan = planning.allocate(
             factorize.spectra(model, found), budget=budget, strategy=arm.strategy, multiple_of=MULTIPLE_OF
         )
         torch.manual_seed(self.seed)
-        return factorize.factorize_(model, arm.method, self.statistics, plan, subspaces=found), plan
+        return factorize.factorize_(model, method, {}, plan, subspaces=found), plan
 
     def accuracy(self, model: Any, split: Any) -> float:
         """On a tokenized split."""
@@ -110,20 +145,15 @@ class Bench:
         labels = np.concatenate([batch["labels"].numpy() for batch in batches])
         return float((data.predict(model, batches).argmax(-1) == labels).mean())
 
-    def run(self, arm: Arm, budget: float, learning_rate: float, keep: Path | None = None) -> dict[str, Any]:
+    def run(self, arm: Arm, budget: float, learning_rate: float) -> dict[str, Any]:
         """Train one arm and measure it: on the held-out tenth where there is one, else on test."""
         model, plan = self.start(arm, budget)
         split: Any = self.data.validation if self.holdout else self.data.evaluation
         before, trained, begun = self.accuracy(model, split), adapt.trainable(model), time.monotonic()
-        training = Training(epochs=self.suite.epochs, learning_rate=learning_rate)
-        with tempfile.TemporaryDirectory() as folder:
-            history = adapt.adapt_(
-                model, self.tokenizer, self.data.train, None, training, folder=Path(folder) / "c", seed=self.seed
-            )
+        history = self.train(model, learning_rate, self.adapted if arm.taught else None)
         seconds = time.monotonic() - begun
         factorize.fold_(model)
-        if keep is not None:
-            self.save(model, plan, keep)
+        self.save(model, plan, self.folder(arm, budget, learning_rate))
         return {
             "accuracy": self.accuracy(model, split),
             "before_training": before,
@@ -134,6 +164,28 @@ class Bench:
             "rows": {"train": len(self.data.train), "measured": len(split)},
             "digests": {name: fact["digest"] for name, fact in self.data.facts.items() if name != "labels"},
         }
+
+    def train(self, model: Any, learning_rate: float, teacher: Any | None) -> adapt.History:
+        """The recipe that all arms share."""
+        training = Training(epochs=self.suite.epochs, learning_rate=learning_rate)
+        with tempfile.TemporaryDirectory() as scratch:
+            return adapt.adapt_(
+                model,
+                self.tokenizer,
+                self.data.train,
+                None,
+                training,
+                folder=Path(scratch) / "checkpoints",
+                seed=self.seed,
+                teacher=teacher,
+                distillation=DISTILLATION,
+            )
+
+    def folder(self, arm: Arm, budget: float, learning_rate: float) -> Path:
+        """Where a trained model lies; `deployment.py` looks for the final ones."""
+        if self.holdout:
+            return self.models / "select" / f"{self.suite.name}-{arm.name}-{learning_rate:g}"
+        return self.models / f"{self.suite.name}-{arm.name}-{budget}-{self.seed}"
 
     def save(self, model: Any, plan: planning.Plan | None, folder: Path) -> None:
         """The folded model with its plan, config and tokenizer."""
@@ -166,18 +218,18 @@ class Rows:
         )
 
 
-def select(rows: Rows, suite: Suite, arms: Sequence[Arm]) -> None:
-    """One run per arm and learning rate on nine tenths of train."""
+def select(rows: Rows, suite: Suite, arms: Sequence[Arm], folder: Path) -> None:
+    """One run per arm and learning rate on nine tenths of train; the dense arm first, which teaches the others."""
     bench: Bench | None = None
     for arm in arms:
         for learning_rate in arm.learning_rates:
             key = {"phase": "select", "suite": suite.name, "arm": arm.name, "learning_rate": learning_rate}
             if not rows.find(**key):
-                bench = bench or Bench(suite, seed=0, holdout=0.1)
+                bench = bench or Bench(suite, seed=0, holdout=0.1, models=folder)
+                bench.dense_rate = best_rate(rows, suite, DENSE) if arm.taught else 0.0
                 budget = SELECT_BUDGET if arm.method else 1.0
-                rows.add(
-                    key | {"budget": budget, "seed": 0} | bench.run(arm, budget, learning_rate) | _record(arm, suite)
-                )
+                found = bench.run(arm, budget, learning_rate)
+                rows.add(key | {"budget": budget, "seed": 0} | found | _record(arm, suite))
 
 
 def best_rate(rows: Rows, suite: Suite, arm: Arm) -> float:
@@ -186,24 +238,24 @@ def best_rate(rows: Rows, suite: Suite, arm: Arm) -> float:
     return max(found, key=lambda row: (row["accuracy"], -row["learning_rate"]))["learning_rate"]
 
 
-def final(rows: Rows, suite: Suite, arms: Sequence[Arm], keep: Path | None) -> None:
-    """Every arm, budget and seed at its chosen learning rate, measured on test."""
-    for seed in SEEDS:
-        bench: Bench | None = None
-        for arm in arms:
-            for budget in BUDGETS if arm.method else (1.0,):
-                key = {"phase": "final", "suite": suite.name, "arm": arm.name, "budget": budget, "seed": seed}
-                if rows.find(**key):
-                    continue
-                bench = bench or Bench(suite, seed=seed, holdout=0.0)
-                rate = best_rate(rows, suite, arm)
-                folder = keep / f"{suite.name}-{arm.name}-{budget}-{seed}" if keep else None
-                rows.add(key | {"learning_rate": rate} | bench.run(arm, budget, rate, folder) | _record(arm, suite))
+def final(rows: Rows, suite: Suite, arms: Sequence[Arm], seed: int, folder: Path) -> None:
+    """Every arm and budget at its chosen learning rate, measured on test."""
+    bench: Bench | None = None
+    for arm in arms:
+        for budget in BUDGETS if arm.method else (1.0,):
+            key = {"phase": "final", "suite": suite.name, "arm": arm.name, "budget": budget, "seed": seed}
+            if rows.find(**key):
+                continue
+            bench = bench or Bench(suite, seed, 0.0, folder, dense_rate=best_rate(rows, suite, DENSE))
+            rate = best_rate(rows, suite, arm)
+            found = bench.run(arm, budget, rate)
+            rows.add(key | {"learning_rate": rate} | found | _record(arm, suite))
 
 
 def _record(arm: Arm, suite: Suite) -> dict[str, Any]:
     return {
         "method": repr(arm.method),
+        "taught": repr(DISTILLATION) if arm.taught else None,
         "strategy": arm.strategy,
         "epochs": suite.epochs,
         "multiple_of": MULTIPLE_OF,
@@ -220,7 +272,8 @@ def main() -> None:
     parser.add_argument("suites", nargs="+", choices=sorted(SUITES))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/comparison.jsonl"))
     parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], default=[arm.name for arm in ARMS])
-    parser.add_argument("--keep", type=Path, default=None)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--models", type=Path, default=Path("build/comparison"))
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -230,8 +283,9 @@ def main() -> None:
     rows = Rows(arguments.out)
     arms = [arm for arm in ARMS if arm.name in arguments.arms]
     for name in arguments.suites:
-        select(rows, SUITES[name], arms)
-        final(rows, SUITES[name], arms, arguments.keep)
+        select(rows, SUITES[name], arms, arguments.models)
+        for seed in arguments.seeds:
+            final(rows, SUITES[name], arms, seed, arguments.models)
 
 
 if __name__ == "__main__":

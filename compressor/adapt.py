@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from compressor import progress
+from compressor.distillation import distillation_loss
 from compressor.errors import ModelError
 from compressor.models import head_parameters
-from compressor.recipe import Training
+from compressor.recipe import Distillation, Training
 
 History = list[dict[str, float]]
 WHOLE = "whole"  # an empty file in every checkpoint that was written to its end
@@ -75,6 +76,8 @@ def adapt_(
     folder: Path,
     seed: int = 0,
     title: str = "training",
+    teacher: Any | None = None,
+    distillation: Distillation | None = None,
 ) -> History:
     """Train what requires gradients; ends with the best checkpoint by validation accuracy, or the last without one.
 
@@ -90,6 +93,8 @@ def adapt_(
         folder: where checkpoints go; removed at the end.
         seed: of order and dropout.
         title: what the progress bar says.
+        teacher: an adapted dense model that the training loss is also held against; validation is by labels alone.
+        distillation: how; default: Distillation(). Without a teacher it does nothing.
 
     Returns:
         one row per logged loss and per evaluation: step, epoch, loss | eval_loss and eval_accuracy.
@@ -97,11 +102,9 @@ def adapt_(
     Raises:
         ModelError: nothing is trainable, or the loss is not finite.
     """
-    from transformers import Trainer
-
     if not trainable(model):
         raise ModelError("Nothing in the model is trainable: the method's core is frozen and the model has no head.")
-    trainer = Trainer(
+    trainer = _trainer(teacher, distillation or Distillation())(
         model=model,
         args=_arguments(training, folder, seed, evaluated=validation is not None),
         train_dataset=train,
@@ -117,6 +120,26 @@ def adapt_(
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise ModelError(f"{title.capitalize()} diverged: lower the learning rate ({training.learning_rate:g}).")
     return history
+
+
+def _trainer(teacher: Any | None, distillation: Distillation) -> Any:
+    """The Trainer class, plain or with a teacher."""
+    from transformers import Trainer
+
+    if teacher is None:
+        return Trainer
+    frozen = teacher.eval().requires_grad_(False)
+
+    class TaughtTrainer(Trainer):  # type: ignore[misc]
+        """Adds the teacher to the training loss; the evaluation loss stays comparable with the baseline's."""
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            if not model.training:
+                return super().compute_loss(model, inputs, return_outputs, **kwargs)
+            loss, outputs = distillation_loss(model, frozen.to(self.args.device), inputs, distillation)
+            return (loss, outputs) if return_outputs else loss
+
+    return TaughtTrainer
 
 
 def _last_checkpoint(folder: Path) -> str | None:

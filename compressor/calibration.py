@@ -28,6 +28,19 @@ def model_loss(model: nn.Module, batch: Batch) -> Tensor:
     return loss
 
 
+def own_label_loss(model: nn.Module, batch: Batch, temperature: float = 2.0) -> Tensor:
+    """Cross entropy towards labels drawn from the model's own predictions at a temperature, ().
+
+    An adapted model has fitted its training labels, so their gradients have all but vanished. Those of its own labels
+    have the Fisher matrix as second moment (Kunstner et al., arXiv 1905.12558, eq. 2), which is the Hessian of the
+    divergence from the model at that temperature, so of what distillation from it minimizes. Draws from torch's
+    random numbers.
+    """
+    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits / temperature  # (B, C)
+    drawn = torch.multinomial(logits.detach().softmax(-1), 1)[:, 0]  # (B,)
+    return nn.functional.cross_entropy(logits, drawn)
+
+
 class Statistics(Mapping[str, Moments]):
     """The moments of every target, by name; targets that read the same input share that moment.
 
@@ -140,6 +153,9 @@ def calibrate(
         for name in names:
             handle = model.get_submodule(name).register_forward_hook(gather.recorders[name])
             hooks.callback(handle.remove)
+            weight = model.get_parameter(f"{name}.weight")
+            hooks.callback(weight.requires_grad_, weight.requires_grad)
+            weight.requires_grad_(True)  # a frozen model's outputs have no gradient
         hooks.callback(partial(model.train, was_training))
         model.eval()
         for batch in batches:

@@ -102,14 +102,18 @@ def stages(recipe: Recipe, out: Path | None) -> list[tuple[str, str, str]]:
         ("read", _kind(recipe.model.path), recipe.model.path),
         *(("read", _kind(path), path) for path in dict.fromkeys((recipe.data.train.path, recipe.data.evaluation.path))),
         ("probe", "train the head alone", str(run / "head.safetensors")),
-        ("calibrate", f"{recipe.data.calibration.samples} examples", str(run / "statistics.safetensors")),
-        ("plan", ranks, str(run / "plan.json")),
         ("baseline", _dense(base), str(run / "baseline")),
+        ("calibrate", _sample(recipe), str(run / "statistics.safetensors")),
+        ("plan", ranks, str(run / "plan.json")),
         ("adapt", f"{type(recipe.method).__name__}, {recipe.adapt.epochs:g} epochs", str(run / "history.json")),
         ("fold", plan.layout, str(run / "model.safetensors")),
         *exports,
         ("validate", f"{len(recipe.gates)} gates on {recipe.validation.device}", str(run / "report.json")),
     ]
+
+
+def _sample(recipe: Recipe) -> str:
+    return f"{recipe.data.calibration.samples} examples, {'adapted' if recipe.starts_adapted else 'pretrained'} weights"
 
 
 def _dense(baseline: BaselineSection) -> str:

@@ -87,7 +87,7 @@ def factorize_(
         ModelError: the plan names a layer that the model lacks, or one of another shape, or a rank that the method has
             no directions for.
     """
-    targets = _planned(model, plan)
+    targets = planned(model, plan)
     found = subspaces or decompose(model, method, moments, targets=targets, layout=plan.layout)
     _require_directions(found, plan)
     model.requires_grad_(False)
@@ -103,7 +103,12 @@ def factorize_(
     return model
 
 
-def _planned(model: nn.Module, plan: Plan) -> tuple[Target, ...]:
+def planned(model: nn.Module, plan: Plan) -> tuple[Target, ...]:
+    """The targets that a plan gives a rank.
+
+    Raises:
+        ModelError: the plan names a layer that the model lacks, or one of another shape.
+    """
     shapes = {name: tuple(m.weight.shape) for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     faults = []
     for layer in plan.layers:
@@ -138,7 +143,7 @@ def fold_(model: nn.Module, layout: planning.Layout = "two-factor") -> nn.Module
 
 def restructure_(model: nn.Module, plan: Plan) -> nn.Module:
     """Give a dense model the empty deployed layers of a plan, ready for the folded weights."""
-    _planned(model, plan)
+    planned(model, plan)
     for layer in plan.layers:
         if layer.rank is not None:
             bias = linear(model, layer.name).bias is not None

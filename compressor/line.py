@@ -17,12 +17,12 @@ import torch
 from compressor import adapt, data, factorize, models, planning, progress, storage
 from compressor.adapt import History
 from compressor.artifact import Artifact, Run, seal
-from compressor.calibration import Statistics, calibrate
+from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
 from compressor.errors import ModelError
 from compressor.machine import versions
 from compressor.methods.base import Subspace
 from compressor.planning import Plan
-from compressor.recipe import Recipe, dump
+from compressor.recipe import Distillation, Recipe, dump
 
 PROBED = 4096  # training rows that the head is probed on: enough for its gradients to mean something
 
@@ -64,6 +64,13 @@ class Line:
             storage.load_tensors_(model, self.folder / "head.safetensors", strict=False)
         return model
 
+    def start(self) -> Any:
+        """A new copy of what is compressed: the adapted baseline, or the pretrained model with its probed head."""
+        if not self.recipe.starts_adapted:
+            return self.dense()
+        torch.manual_seed(self.recipe.seed)
+        return storage.load(self.folder / "baseline", self.recipe.model.task)
+
     def targets(self, model: Any) -> tuple[models.Target, ...]:
         """The recipe's targets in a dense model."""
         return models.find_targets(model, self.recipe.model.targets, self.recipe.model.exclude)
@@ -75,7 +82,7 @@ class Line:
         if self.run.finished("probe"):
             return
         model = self.dense()
-        self.targets(model)  # nothing to compress is to be said before the work, not after it
+        self._require_possible(model)
         with self.run.stage("probe", "Probing the head", ["head.safetensors"]) as scratch:
             rows = self.data.train.shuffle(seed=self.recipe.seed).select(range(min(PROBED, len(self.data.train))))
             adapt.probe_head_(model, list(data.batches(rows, self.tokenizer, 32)))
@@ -108,19 +115,20 @@ class Line:
         """The moments that the method needs."""
         path = self.folder / "statistics.safetensors"
         if not self.run.finished("calibrate"):
-            model, section = self.dense(), self.recipe.data.calibration
+            model, section = self.start(), self.recipe.data.calibration
             with self.run.stage("calibrate", "Calibrating", [path.name]) as scratch:
                 batches = list(data.batches(self.data.calibration, self.tokenizer, section.batch_size))
                 names = [target.name for target in self.targets(model)]
                 needs = self.recipe.method.needs()
-                found = calibrate(model, progress.track(batches, "calibrating"), needs, targets=names)
+                loss = own_label_loss if self.recipe.starts_adapted else model_loss
+                found = calibrate(model, progress.track(batches, "calibrating"), needs, targets=names, loss=loss)
                 found.save(scratch / path.name)
         return Statistics.load(path)
 
     @cached_property
     def subspaces(self) -> dict[str, Subspace]:
         """The decompositions, made once in a process."""
-        model = self.dense()
+        model = self.start()
         return factorize.decompose(
             model, self.recipe.method, self.calibrate(), targets=self.targets(model), layout=self.recipe.plan.layout
         )
@@ -130,7 +138,7 @@ class Line:
         if not self.run.finished("plan"):
             section = self.recipe.plan
             with self.run.stage("plan", "Planning the ranks", ["plan.json", "spectra.json"]) as scratch:
-                spectra = factorize.spectra(self.dense(), self.subspaces)
+                spectra = factorize.spectra(self.start(), self.subspaces)
                 plan = Plan.load(Path(section.path)) if section.path else self._allocate(spectra)
                 plan.save(scratch / "plan.json")
                 (scratch / "spectra.json").write_text(json.dumps(_curves(spectra)) + "\n")
@@ -152,13 +160,13 @@ class Line:
             return
         model = self.factorized()
         with self.run.stage("adapt", "Adapting the compressed model", ["cores.safetensors", "history.json"]) as scratch:
-            history = self._train(model, self.recipe.adapt, "adapt")
+            history = self._train(model, self.recipe.adapt, "adapt", self.recipe.distillation)
             storage.save_tensors(storage.state_of(model), scratch / "cores.safetensors")
             adapt.save_history(scratch / "history.json", history)
 
     def factorized(self) -> Any:
         """A new copy of the model with cores in place of the planned targets, untrained."""
-        model, plan = self.dense(), self.plan()
+        model, plan = self.start(), self.plan()
         torch.manual_seed(self.recipe.seed)
         return factorize.factorize_(model, self.recipe.method, {}, plan, subspaces=self.subspaces)
 
@@ -175,7 +183,16 @@ class Line:
 
     # ---- helpers ----
 
-    def _train(self, model: Any, training: Any, name: str) -> History:
+    def _require_possible(self, model: Any) -> None:
+        """No targets, a plan that does not fit or a budget below all ranks are said before the work, not after it."""
+        section, targets = self.recipe.plan, self.targets(model)
+        if section.path:
+            factorize.planned(model, Plan.load(Path(section.path)))
+        else:
+            self._allocate([planning.flat(target.name, target.out_features, target.in_features) for target in targets])
+
+    def _train(self, model: Any, training: Any, name: str, distillation: Distillation | None = None) -> History:
+        teacher = storage.load(self.folder / "baseline", self.recipe.model.task) if distillation else None
         return adapt.adapt_(
             model,
             self.tokenizer,
@@ -185,6 +202,8 @@ class Line:
             folder=self.run.scratch / f"{name}-checkpoints",
             seed=self.recipe.seed,
             title={"adapt": "adapting", "baseline": "training the baseline"}[name],
+            teacher=teacher,
+            distillation=distillation,
         )
 
     def _sidecars(self) -> list[str]:

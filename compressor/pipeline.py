@@ -42,9 +42,9 @@ def compress(
     """Recipe -> folded artifact in `out`, with the dense baseline beside it."""
     line = _line(_read(recipe), out, resume=resume, overwrite=overwrite)
     line.probe()
-    line.calibrate()
-    line.plan()  # before the baseline: a budget or target that cannot be is said in a minute, not after a training
     line.baseline()
+    line.calibrate()
+    line.plan()
     line.adapt()
     return line.fold()
 
@@ -56,6 +56,8 @@ def plan(recipe: Recipe, out: Path | None = None, *, resume: bool = False, overw
             return plan(recipe, Path(scratch) / "plan")
     line = _line(recipe, out, resume=resume, overwrite=overwrite)
     line.probe()
+    if recipe.starts_adapted:
+        line.baseline()
     line.calibrate()
     return line.plan()
 

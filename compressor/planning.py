@@ -49,6 +49,12 @@ class Spectrum:
         return self.out_features * self.in_features
 
 
+def flat(name: str, out_features: int, in_features: int) -> Spectrum:
+    """A target of which only the shape is known: every direction is worth the same."""
+    count = min(out_features, in_features)
+    return Spectrum(name, out_features, in_features, [1.0] * count, float(count))
+
+
 @dataclass(frozen=True)
 class PlanLayer:
     """One target's row. `rank` None means that it stays dense, and is charged as dense."""

@@ -14,10 +14,12 @@ from pydantic import Field, PrivateAttr, ValidationError
 from compressor import document, faults, schema
 from compressor.errors import InputError, RecipeError
 from compressor.paths import resolve as resolve
+from compressor.sections import AdaptSection as AdaptSection
 from compressor.sections import BaselineSection as BaselineSection
 from compressor.sections import Budget as Budget
 from compressor.sections import Calibration as Calibration
 from compressor.sections import DataSection as DataSection
+from compressor.sections import Distillation as Distillation
 from compressor.sections import ExportSection as ExportSection
 from compressor.sections import Gate as Gate
 from compressor.sections import Method as Method
@@ -51,7 +53,7 @@ class Recipe(Section):
     data: DataSection
     method: Method = Field(default_factory=default_method)
     plan: PlanSection = PlanSection()
-    adapt: Training = Field(default=Training(), description="training of the cores")
+    adapt: AdaptSection = AdaptSection()
     baseline: BaselineSection = BaselineSection()
     export: list[ExportSection] = Field(default=[ExportSection()], description="what is exported, from both models")
     validation: ValidateSection = Field(default=ValidateSection(), alias="validate")
@@ -59,6 +61,16 @@ class Recipe(Section):
         default={}, description="limits on what is measured; every export must hold them"
     )
     _source: str = PrivateAttr("")
+
+    @property
+    def starts_adapted(self) -> bool:
+        """Whether the adapted baseline's weights are compressed, or the pretrained ones."""
+        return self.model.start == "adapted" and self.baseline.adapted
+
+    @property
+    def distillation(self) -> Distillation | None:
+        """What the cores are taught by the baseline; nothing by one that has not learned the task itself."""
+        return self.adapt.distill if self.baseline.adapted else None
 
     @property
     def source(self) -> str:
@@ -141,9 +153,20 @@ def _conflicts(recipe: Recipe) -> Iterator[faults.Fault]:
             "cannot stand beside baseline.path, which names a dense model that is already trained; remove one of them."
         )
         yield ("baseline", "train"), text
+    if not recipe.baseline.adapted:
+        yield from _unadapted(recipe)
     if recipe.gates and not recipe.export:
         yield ("gates",), "limit what exports do, but `export` is empty; add an export or remove the gates."
     yield from _exports(recipe)
+
+
+def _unadapted(recipe: Recipe) -> Iterator[faults.Fault]:
+    """What is asked of a baseline that has not learned the task; as a default it is simply left out."""
+    ways = "which baseline.train: none leaves without the task; train it, name an adapted one with baseline.path, or"
+    if recipe.adapt.distill and "distill" in recipe.adapt.model_fields_set:
+        yield ("adapt", "distill"), f"is taught by the dense baseline, {ways} write distill: null."
+    if recipe.model.start == "adapted" and "start" in recipe.model.model_fields_set:
+        yield ("model", "start"), f"compresses the dense baseline, {ways} write start: pretrained."
 
 
 def _leaks(data: DataSection) -> Iterator[faults.Fault]:

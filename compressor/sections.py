@@ -40,6 +40,10 @@ class ModelSection(Section):
     task: Literal["text-classification"] = Field(
         default="text-classification", description="what the model is adapted to do"
     )
+    start: Literal["adapted", "pretrained"] = Field(
+        default="adapted",
+        description="which weights are compressed: the baseline's where that is adapted, or the checkpoint's",
+    )
     targets: Literal["auto"] | list[str] = Field(default="auto", description="'auto', or globs over module names")
     exclude: list[str] = Field(default=[], description="globs over module names that stay dense")
     max_length: int = Field(default=128, ge=2, description="tokens; longer texts are cut")
@@ -115,6 +119,27 @@ class Training(Section):
     )
 
 
+class Distillation(Section):
+    """What the compressed model is taught by the adapted dense baseline, beside the labels."""
+
+    predictions: float = Field(
+        default=0.5, ge=0, le=1, description="share of the loss that matches its predictions; the labels have the rest"
+    )
+    hidden: float = Field(
+        default=1.0, ge=0, description="weight of matching its hidden states, as a share of their variance"
+    )
+    temperature: float = Field(default=2.0, gt=0, description="softens the predictions that are matched")
+
+
+class AdaptSection(Training):
+    """Training of the cores, towards the labels and towards the adapted dense baseline."""
+
+    distill: Distillation | None = Field(
+        default=Distillation(),
+        description="taught by the dense baseline, where that is adapted; null: by the labels alone",
+    )
+
+
 class BaselineSection(Training):
     """The dense model on the same task, which everything is held against."""
 
@@ -130,6 +155,11 @@ class BaselineSection(Training):
         if isinstance(value, dict) and value.get("path") and "train" not in value:
             return value | {"train": "none"}
         return value
+
+    @property
+    def adapted(self) -> bool:
+        """Whether it has learned the task, so that it can teach it."""
+        return self.train == "full" or self.path is not None
 
 
 def _runtime(name: str) -> str:

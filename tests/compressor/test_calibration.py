@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -13,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
 
-from compressor.calibration import IGNORED, Batch, Statistics, calibrate
+from compressor.calibration import IGNORED, Batch, Statistics, calibrate, own_label_loss
 from compressor.errors import ArtifactError, DataError, ModelError
 from compressor.factorize import decompose
 from compressor.methods.base import Moment
@@ -241,3 +243,49 @@ def test_hooks_are_removed_even_where_calibration_fails() -> None:
         calibrate(model, tagged_batches(), BOTH, loss=mean_loss)
     assert not any(module._forward_hooks for module in model.modules())
     assert model.training
+
+
+def test_a_frozen_model_has_the_same_moments_and_stays_frozen() -> None:
+    batches = tagged_batches()
+    torch.manual_seed(3)
+    model = Tagger()
+    open_moments = calibrate(model, batches, BOTH, loss=mean_loss)
+    frozen_moments = calibrate(model.requires_grad_(False), batches, BOTH, loss=mean_loss)
+    for name, moments in open_moments.items():
+        gradient, again = moments.gradient, frozen_moments[name].gradient
+        assert gradient is not None
+        assert again is not None
+        assert torch.equal(gradient.matrix, again.matrix)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+class Softmax(nn.Module):
+    """One linear layer whose outputs are the logits, so that the Fisher matrix can be written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(4, 3)])
+
+    def forward(self, x: Tensor) -> Any:
+        """(B, 4) -> an object with logits (B, 3)."""
+        return SimpleNamespace(logits=self.blocks[0](x))
+
+
+def test_own_labels_have_the_fisher_matrix_as_their_gradients_moment() -> None:
+    model, temperature = Softmax(), 2.0
+    x = torch.randn(1, 4).expand(40_000, 4)
+    found = calibrate(model, [{"x": x}], BOTH, loss=partial(own_label_loss, temperature=temperature))
+    p = (model(x[:1]).logits[0] / temperature).softmax(-1).detach()
+    fisher = (torch.diag(p) - torch.outer(p, p)) / temperature**2  # of the cross entropy, with respect to the logits
+    gradient = found["blocks.0"].gradient
+    assert gradient is not None
+    assert torch.allclose(gradient.matrix, fisher, atol=2e-3)
+
+
+def test_own_labels_do_not_look_at_the_given_ones(tiny_bert: Callable[..., Any]) -> None:
+    batch = {"input_ids": torch.tensor([[3, 4], [5, 6]]), "attention_mask": torch.ones(2, 2, dtype=torch.long)}
+    losses = []
+    for labels in ([0, 1], [2, 2]):
+        torch.manual_seed(0)
+        losses.append(float(own_label_loss(tiny_bert(), batch | {"labels": torch.tensor(labels)}).detach()))
+    assert losses[0] == losses[1]

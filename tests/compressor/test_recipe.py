@@ -267,3 +267,24 @@ def test_the_example_in_the_documentation_is_the_template(tmp_path: Path) -> Non
         "peak_memory",
         "latency_p50",
     }
+
+
+def test_a_baseline_without_the_task_teaches_nothing(tmp_path: Path) -> None:
+    read = recipe.read(write(tmp_path, GOOD))
+    assert read.distillation == recipe.Distillation()
+    untaught = recipe.read(write(tmp_path, GOOD + "baseline: {train: none}\n"))
+    assert untaught.distillation is None
+    assert recipe.Recipe.model_validate(recipe.dump(untaught)).distillation is None
+    assert read.starts_adapted
+    assert not untaught.starts_adapted
+    assert "model.start: compresses the dense baseline, which baseline.train: none leaves without the task" in faults(
+        tmp_path, GOOD.replace("}", ", start: adapted}", 1) + "baseline: {train: none}\n"
+    )
+    assert (
+        "adapt.distill: is taught by the dense baseline, which baseline.train: none leaves without the task"
+        in faults(tmp_path, GOOD + "baseline: {train: none}\nadapt: {distill: {hidden: 2}}\n")
+    )
+
+
+def test_lessons_can_be_switched_off(tmp_path: Path) -> None:
+    assert recipe.read(write(tmp_path, GOOD + "adapt: {distill: null}\n")).distillation is None

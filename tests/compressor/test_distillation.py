@@ -1,0 +1,88 @@
+"""Lessons of an adapted dense model: the losses against numpy, padding, and what they do to a compressed one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from compressor.distillation import distillation_loss, hidden_loss, prediction_loss
+from compressor.recipe import Distillation
+
+Batch = dict[str, Tensor]
+
+
+@pytest.fixture
+def batch(token_batches: Callable[..., list[Batch]]) -> Batch:
+    return token_batches(1)[0]
+
+
+def test_the_prediction_loss_is_the_softened_divergence() -> None:
+    student, teacher, temperature = torch.randn(5, 4), torch.randn(5, 4), 3.0
+
+    def softened(logits: Tensor) -> np.ndarray:
+        raised = np.exp(logits.double().numpy() / temperature)
+        return raised / raised.sum(1, keepdims=True)
+
+    p, q = softened(teacher), softened(student)
+    expected = temperature**2 * (p * np.log(p / q)).sum(1).mean()
+    assert float(prediction_loss(student, teacher, temperature)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_hidden_loss_is_each_layers_error_over_its_variance() -> None:
+    student, teacher = tuple(torch.randn(3, 2, 6, 4)), tuple(torch.randn(3, 2, 6, 4) * 5)
+    shares = []
+    for state, taught in zip(student[1:], teacher[1:], strict=True):  # the embeddings are no target
+        rows, wanted = state.reshape(-1, 4).numpy(), taught.reshape(-1, 4).numpy()
+        shares.append(((rows - wanted) ** 2).sum() / ((wanted - wanted.mean(0)) ** 2).sum())
+    assert float(hidden_loss(student, teacher)) == pytest.approx(np.mean(shares), rel=1e-5)
+
+
+def test_padding_teaches_nothing() -> None:
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    student, teacher = tuple(torch.randn(2, 2, 5, 3)), tuple(torch.randn(2, 2, 5, 3))
+    before = float(hidden_loss(student, teacher, mask))
+    spoiled = tuple(torch.where(mask[..., None].bool(), state, 1e3) for state in student)
+    assert float(hidden_loss(spoiled, teacher, mask)) == before
+    assert float(hidden_loss(spoiled, teacher)) > 100 * before
+
+
+def test_a_pupil_that_equals_its_teacher_has_the_labels_share_alone(
+    tiny_bert: Callable[..., Any], batch: Batch
+) -> None:
+    model = tiny_bert()
+    loss, outputs = distillation_loss(model, tiny_bert(), batch, Distillation(predictions=0.3, hidden=2.0))
+    assert float(loss.detach()) == pytest.approx(0.7 * float(outputs.loss.detach()), rel=1e-5)
+
+
+def test_no_gradient_reaches_the_teacher(tiny_bert: Callable[..., Any], batch: Batch) -> None:
+    student, teacher = tiny_bert(0), tiny_bert(1)
+    distillation_loss(student, teacher, batch, Distillation())[0].backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert any(parameter.grad is not None for parameter in student.parameters())
+
+
+@pytest.mark.parametrize("section", [Distillation(hidden=0, predictions=1), Distillation(hidden=1, predictions=0)])
+def test_lessons_bring_the_pupil_nearer_to_its_teacher(
+    tiny_bert: Callable[..., Any], batch: Batch, section: Distillation
+) -> None:
+    student, teacher = tiny_bert(0), tiny_bert(1)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
+
+    def distance() -> float:
+        with torch.no_grad():
+            ours, theirs = student(**batch, output_hidden_states=True), teacher(**batch, output_hidden_states=True)
+        if section.hidden:
+            return float(hidden_loss(ours.hidden_states, theirs.hidden_states, batch["attention_mask"]))
+        return float(prediction_loss(ours.logits, theirs.logits, section.temperature))
+
+    before = distance()
+    for _ in range(20):
+        distillation_loss(student, teacher, batch, section)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert distance() < 0.3 * before
