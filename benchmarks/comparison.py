@@ -5,9 +5,9 @@
 Every compressed arm, the rivals' too, starts from the dense model that was fine-tuned on the same rows with the same
 seed, and learns from the labels and from that model; arms that end in `-pretrained` start from the checkpoint and learn
 from the labels alone. Learning rates are chosen per arm and data set on a held-out tenth of train (seed 0, 30 %
-budget), never on test; the final runs train on all of train, without choosing a checkpoint, and are measured on the whole test
-set. Rows that are in the file already are not run again, so an interrupted comparison goes on. `--models DIR` holds the
-trained models.
+budget), never on test; the final runs train on all of train, without choosing a checkpoint, and are measured on the
+whole test set. Rows that are in the file already are not run again, so an interrupted comparison goes on; `--models`
+holds the trained models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from compressor import adapt, calibration, data, factorize, models, planning, progress, storage
@@ -33,13 +32,14 @@ from compressor.methods.base import Method
 from compressor.methods.jactus import Jactus
 from compressor.methods.spectral import Spectral
 from compressor.recipe import Calibration, DataSection, Distillation, Source, Training
+from compressor.tasks.text_classification import TextClassification
 
 MODEL = "minilm-l6"
 BUDGETS = (0.5, 0.3)
 SEEDS = (0, 1)
 SELECT_BUDGET = 0.3
 MULTIPLE_OF = 8
-TASK = "text-classification"
+TASK = TextClassification()
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,15 @@ class Bench:
     def __post_init__(self) -> None:
         path = str(Path(os.environ["RANKFOLD_MODELS"]) / MODEL)
         folder = str(Path(os.environ["RANKFOLD_DATA"]) / self.suite.name)
-        self.tokenizer = models.load_tokenizer(path)
+        self.tokenizer = TASK.processor(path)
         train = Source(path=folder, limit=self.suite.rows)
         section = DataSection(
             train=train, evaluation=Source(path=folder, split="test"), holdout=self.holdout, calibration=Calibration()
         )
-        self.data = data.prepare(section, self.tokenizer, self.suite.max_length, self.seed)
+        self.data = data.prepare(section, TASK, self.tokenizer, self.suite.max_length, self.seed)
         torch.manual_seed(self.seed)
         self.probed = models.load_dense(path, TASK, self.data.labels)
-        adapt.probe_head_(self.probed, list(data.batches(self.data.train, self.tokenizer, 32)))
+        adapt.probe_head_(self.probed, list(data.batches(self.data.train, TASK, self.tokenizer, 32)))
 
     @cached_property
     def adapted(self) -> Any:
@@ -110,13 +110,13 @@ class Bench:
             model = copy.deepcopy(self.probed)
             self.train(model, self.dense_rate, None)
             self.save(model, None, folder)
-        return storage.load(folder, TASK)
+        return storage.load(folder, TASK.name)
 
     def moments(self, *, adapted: bool) -> calibration.Statistics:
         """Those that every method needs, of the adapted or of the probed model."""
         if adapted not in self.statistics:
             torch.manual_seed(self.seed)
-            sample = data.batches(self.data.calibration, self.tokenizer, 32)
+            sample = data.batches(self.data.calibration, TASK, self.tokenizer, 32)
             self.statistics[adapted] = calibration.calibrate(
                 copy.deepcopy(self.adapted if adapted else self.probed),
                 sample,
@@ -141,9 +141,8 @@ class Bench:
 
     def accuracy(self, model: Any, split: Any) -> float:
         """On a tokenized split."""
-        batches = list(data.batches(split, self.tokenizer, 64))
-        labels = np.concatenate([batch["labels"].numpy() for batch in batches])
-        return float((data.predict(model, batches).argmax(-1) == labels).mean())
+        found = data.outcomes(model, TASK, data.batches(split, TASK, self.tokenizer, 64))
+        return float((found.predictions == found.labels).mean())
 
     def run(self, arm: Arm, budget: float, learning_rate: float) -> dict[str, Any]:
         """Train one arm and measure it: on the held-out tenth where there is one, else on test."""
@@ -171,6 +170,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as scratch:
             return adapt.adapt_(
                 model,
+                TASK,
                 self.tokenizer,
                 self.data.train,
                 None,

@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from comparison import SUITES, Rows, Suite
 from transformers import AutoConfig
 
@@ -23,12 +22,13 @@ from compressor.factorize import restructure_
 from compressor.machine import machine, versions
 from compressor.planning import Plan
 from compressor.recipe import Source, ValidateSection
+from compressor.tasks.text_classification import TextClassification
 from exporters.base import Session
 from exporters.onnx import OnnxExporter
 from validators.base import Evaluation, Subject
 from validators.measure import measure
 
-TASK = "text-classification"
+TASK = TextClassification()
 PRECISIONS: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
 
 
@@ -42,19 +42,18 @@ def load(folder: Path) -> Any:
 
 def subjects(folder: Path, suite: Suite, threads: int) -> list[Subject]:
     """The exports of one saved model, made where they are not there yet, with the test set that they run on."""
-    tokenizer, model = models.load_tokenizer(str(folder)), load(folder)
-    rows = data.read(Source(path=str(Path(os.environ["RANKFOLD_DATA"]) / suite.name), split="test"))
+    tokenizer, model = TASK.processor(str(folder)), load(folder)
+    rows = data.read(Source(path=str(Path(os.environ["RANKFOLD_DATA"]) / suite.name), split="test"), TASK)
     labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    batches = list(data.batches(data.tokenize(rows, tokenizer, labels, suite.max_length), tokenizer, 32))
-    arrays = tuple({key: value.numpy() for key, value in batch.items() if key != "labels"} for batch in batches)
-    evaluation = Evaluation(arrays, np.concatenate([batch["labels"].numpy() for batch in batches]))
-    reference = data.predict(model, batches)
-    example = dict(tokenizer(["one text", "another, longer text", "a third"], padding=True, return_tensors="pt"))
+    encoded = TASK.encode(rows, tokenizer, labels, suite.max_length, "test")
+    batches = list(data.batches(encoded, TASK, tokenizer, 32))
+    evaluation = Evaluation(TASK, tuple(data.arrays(batch) for batch in batches))
+    reference = data.outcomes(model, TASK, batches)
     found = []
     for precision in PRECISIONS:
         path = folder / f"onnx-{precision}"
         if not path.exists():
-            OnnxExporter(precision=precision).export(model, example, path)
+            OnnxExporter(precision=precision).export(model, TASK.example(tokenizer), path)
         name = f"{folder.name}-{precision}"
         found.append(Subject(name, "onnx", path, evaluation, Session("cpu", threads), reference))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from compressor.distillation import distillation_loss
 from compressor.errors import ModelError
 from compressor.models import head_parameters
 from compressor.recipe import Distillation, Training
+from compressor.tasks.base import Task
 
 History = list[dict[str, float]]
 WHOLE = "whole"  # an empty file in every checkpoint that was written to its end
@@ -68,7 +70,8 @@ def trainable(model: nn.Module) -> int:
 
 def adapt_(
     model: Any,
-    tokenizer: Any,
+    task: Task,
+    processor: Any,
     train: Any,
     validation: Any | None,
     training: Training,
@@ -79,15 +82,16 @@ def adapt_(
     teacher: Any | None = None,
     distillation: Distillation | None = None,
 ) -> History:
-    """Train what requires gradients; ends with the best checkpoint by validation accuracy, or the last without one.
+    """Train what requires gradients; ends with the best checkpoint on the validation data, or the last without any.
 
     Checkpoints after every epoch lie in `folder`; a call that finds some there goes on from the last, with the same
     random numbers, so that it ends where an uninterrupted one would.
 
     Args:
         model: a transformers model, dense or factorized.
-        tokenizer: pads the batches.
-        train: a tokenized split (data.tokenize).
+        task: puts rows together into batches, and says what the best checkpoint is chosen by.
+        processor: the task's, for its batches.
+        train: an encoded split (`task.encode`).
         validation: one that chooses the checkpoint, or None.
         training: epochs, learning rate, batch size, ...
         folder: where checkpoints go; removed at the end.
@@ -106,11 +110,11 @@ def adapt_(
         raise ModelError("Nothing in the model is trainable: the method's core is frozen and the model has no head.")
     trainer = _trainer(teacher, distillation or Distillation())(
         model=model,
-        args=_arguments(training, folder, seed, evaluated=validation is not None),
+        args=_arguments(training, folder, seed, train, task.chooses_by if validation is not None else None),
         train_dataset=train,
         eval_dataset=validation,
-        processing_class=tokenizer,
-        compute_metrics=_accuracy,
+        data_collator=partial(task.collate, processor=processor),
+        compute_metrics=_accuracy if task.chooses_by == "accuracy" else None,
         callbacks=[_progress_callback(title)],
     )
     trainer.remove_callback(_printer())
@@ -153,9 +157,10 @@ def _last_checkpoint(folder: Path) -> str | None:
     return str(whole[max(whole)]) if whole else None
 
 
-def _arguments(training: Training, folder: Path, seed: int, *, evaluated: bool) -> Any:
+def _arguments(training: Training, folder: Path, seed: int, train: Any, chosen_by: str | None) -> Any:
     from transformers import TrainingArguments
 
+    evaluated = chosen_by is not None
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=training.epochs,
@@ -165,12 +170,14 @@ def _arguments(training: Training, folder: Path, seed: int, *, evaluated: bool) 
         weight_decay=training.weight_decay,
         warmup_steps=training.warmup,  # below 1 it is a share of all steps
         lr_scheduler_type="cosine",
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="group_by_length" if "length" in train.column_names else "random",
+        remove_unused_columns=False,  # the task's collate takes what it needs
         eval_strategy="epoch" if evaluated else "no",
         save_strategy="epoch",
         save_total_limit=2,
         load_best_model_at_end=evaluated,
-        metric_for_best_model="accuracy" if evaluated else None,
+        metric_for_best_model=chosen_by,
+        prediction_loss_only=chosen_by == "loss",
         logging_strategy="steps",
         logging_steps=10,
         disable_tqdm=True,
@@ -211,7 +218,8 @@ def _progress_callback(title: str) -> Any:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-            progress.note(f"  epoch {state.epoch:.0f}: validation accuracy {metrics['eval_accuracy']:.4f}")
+            name = "accuracy" if "eval_accuracy" in metrics else "loss"
+            progress.note(f"  epoch {state.epoch:.0f}: validation {name} {metrics[f'eval_{name}']:.4f}")
 
     return Progress
 

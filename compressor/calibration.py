@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from compressor.errors import ArtifactError, DataError, ModelError
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments
+from compressor.tasks.base import IGNORED as IGNORED
 
 Batch = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
-
-IGNORED = -100  # label of tokens that are no loss term, as transformers has it
 
 
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -173,6 +173,7 @@ def verify(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A local folder or a hub id.")],
     targets: Annotated[list[str] | None, typer.Option("--targets", help="Globs over module names.")] = None,
+    task: Annotated[str, typer.Option("--task", help="Its task; `list tasks` names them.")] = "text-classification",
     as_json: terminal.Json = False,
 ) -> None:
     """Show which layers of a model would be compressed, with their shapes and break-even ranks."""
@@ -182,9 +183,10 @@ def inspect(
 
     path = resolve(model, Path.cwd(), "RANKFOLD_MODELS")
     with working():
+        from compressor import registry
         from compressor.models import describe
 
-        found = describe(path, targets or "auto")
+        found = describe(path, registry.task(task), targets or "auto")
     rows = [asdict(one) | {"parameters": one.parameters, "break_even": one.break_even} for one in found]
     show({"model": path, "targets": rows}, lambda: display.target_table(found), as_json)
 
@@ -233,7 +235,7 @@ def schema(
 
 @app.command("list", cls=Verb)
 def catalog(
-    kind: Annotated[Literal["methods", "exporters", "checks"], typer.Argument(help="What to list.")],
+    kind: Annotated[Literal["tasks", "methods", "exporters", "checks"], typer.Argument(help="What to list.")],
     as_json: terminal.Json = False,
 ) -> None:
     """Show what can be named in a recipe, with its fields."""

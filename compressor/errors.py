@@ -89,3 +89,8 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says first."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from compressor import adapt, data, factorize, models, planning, progress, storage
+from compressor import adapt, data, factorize, models, planning, progress, registry, storage
 from compressor.adapt import History
 from compressor.artifact import Artifact, Run, seal
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
@@ -23,6 +23,7 @@ from compressor.machine import versions
 from compressor.methods.base import Subspace
 from compressor.planning import Plan
 from compressor.recipe import Distillation, Recipe, dump
+from compressor.tasks.base import Task
 
 PROBED = 4096  # training rows that the head is probed on: enough for its gradients to mean something
 
@@ -37,17 +38,23 @@ class Line:
     # ---- what every stage reads ----
 
     @cached_property
-    def tokenizer(self) -> Any:
-        """The checkpoint's tokenizer."""
+    def task(self) -> Task:
+        """What the model is adapted to do."""
+        found: Task = registry.task(self.recipe.model.task)
+        return found
+
+    @cached_property
+    def processor(self) -> Any:
+        """The checkpoint's tokenizer or image processor."""
         section = self.recipe.model
-        return models.load_tokenizer(
-            section.path, revision=section.revision, trust_remote_code=section.trust_remote_code
-        )
+        revision = {"revision": section.revision} if section.revision else {}
+        return self.task.processor(section.path, trust_remote_code=section.trust_remote_code, **revision)
 
     @cached_property
     def data(self) -> data.Data:
-        """All splits, tokenized."""
-        return data.prepare(self.recipe.data, self.tokenizer, self.recipe.model.max_length, self.recipe.seed)
+        """All splits, encoded."""
+        section = self.recipe.model
+        return data.prepare(self.recipe.data, self.task, self.processor, section.max_length, self.recipe.seed)
 
     def dense(self) -> Any:
         """A new copy of the pretrained model, with the probed head where that stage is finished."""
@@ -55,7 +62,7 @@ class Line:
         torch.manual_seed(self.recipe.seed)
         model = models.load_dense(
             section.path,
-            section.task,
+            self.task,
             self.data.labels,
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
@@ -85,7 +92,7 @@ class Line:
         self._require_possible(model)
         with self.run.stage("probe", "Probing the head", ["head.safetensors"]) as scratch:
             rows = self.data.train.shuffle(seed=self.recipe.seed).select(range(min(PROBED, len(self.data.train))))
-            adapt.probe_head_(model, list(data.batches(rows, self.tokenizer, 32)))
+            adapt.probe_head_(model, list(data.batches(rows, self.task, self.processor, 32)))
             storage.save_tensors(models.head_parameters(model), scratch / "head.safetensors")
 
     def baseline(self) -> None:
@@ -98,15 +105,18 @@ class Line:
             history: History = []
             if section.train == "full" and not section.path:
                 history = self._train(model, section, "baseline")
-            storage.save_model(model, self.tokenizer, scratch / "baseline")
+            storage.save_model(model, self.processor, scratch / "baseline")
             adapt.save_history(scratch / "baseline" / "history.json", history)
 
     def _given_baseline(self, path: str) -> Any:
-        model = models.load_dense(path, self.recipe.model.task)
+        model = models.load_dense(path, self.task)
+        wanted = self.data.labels
+        if wanted is None:
+            return model
         labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
-        if labels != self.data.labels:
+        if labels != wanted:
             raise ModelError(
-                f"The baseline {path} has the labels {labels[:5]}, ..., the training data {self.data.labels[:5]}, ...: "
+                f"The baseline {path} has the labels {labels[:5]}, ..., the training data {wanted[:5]}, ...: "
                 "it must have been adapted on the same labels in the same order."
             )
         return model
@@ -117,7 +127,7 @@ class Line:
         if not self.run.finished("calibrate"):
             model, section = self.start(), self.recipe.data.calibration
             with self.run.stage("calibrate", "Calibrating", [path.name]) as scratch:
-                batches = list(data.batches(self.data.calibration, self.tokenizer, section.batch_size))
+                batches = list(data.batches(self.data.calibration, self.task, self.processor, section.batch_size))
                 names = [target.name for target in self.targets(model)]
                 needs = self.recipe.method.needs()
                 loss = own_label_loss if self.recipe.starts_adapted else model_loss
@@ -177,7 +187,7 @@ class Line:
             storage.load_tensors_(model, self.folder / "cores.safetensors")
             with self.run.stage("fold", "Folding", ["model.safetensors", *self._sidecars()]) as scratch:
                 factorize.fold_(model, self.plan().layout)
-                storage.save_model(model, self.tokenizer, scratch)
+                storage.save_model(model, self.processor, scratch)
             seal(self.folder, self.facts())
         return Artifact.open(self.folder)
 
@@ -195,7 +205,8 @@ class Line:
         teacher = storage.load(self.folder / "baseline", self.recipe.model.task) if distillation else None
         return adapt.adapt_(
             model,
-            self.tokenizer,
+            self.task,
+            self.processor,
             self.data.train,
             self.data.validation,
             training,
@@ -207,7 +218,7 @@ class Line:
         )
 
     def _sidecars(self) -> list[str]:
-        """Config and tokenizer files, as the baseline's folder has them."""
+        """Config and tokenizer or image processor files, as the baseline's folder has them."""
         other = {"model.safetensors", "history.json"}
         return sorted(
             file.name for file in (self.folder / "baseline").iterdir() if file.is_file() and file.name not in other

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor import models, progress, registry, storage
+from compressor import progress, registry, storage
 from compressor.artifact import MANIFEST, STATE, Artifact, Run, read_json, reseal
 from compressor.errors import ArtifactError
 from compressor.line import Line
@@ -17,8 +17,6 @@ from compressor.recipe import Recipe, dump, read
 
 if TYPE_CHECKING:
     from validators.report import Report
-
-EXAMPLE = ("one text", "another, somewhat longer text for the tracer", "a third")
 
 
 def run(recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, overwrite: bool = False) -> Report:
@@ -96,19 +94,19 @@ def export(
 
 
 def _export(source: Path, artifact: Artifact, runtime: str, precision: str, target: Path) -> None:
-    """One export, with the tokenizer's files beside it; nothing where it is there already."""
+    """One export, with the tokenizer's or image processor's files beside it; nothing where it is there already."""
     if target.exists():
         return
     exporter = registry.load("exporters", runtime)(precision=precision)
-    tokenizer = models.load_tokenizer(str(source))
-    example = dict(tokenizer(list(EXAMPLE), padding=True, return_tensors="pt"))
+    task = registry.task(artifact.manifest["task"])
+    processor = task.processor(str(source))
     title = f"Exporting {target.relative_to(artifact.path)}"
     scratch = target.with_name(f".{target.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     with progress.stage(title):
         target.parent.mkdir(exist_ok=True)
-        exporter.export(storage.load(source, artifact.manifest["task"]), example, scratch)
-        tokenizer.save_pretrained(scratch)
+        exporter.export(storage.load(source, artifact.manifest["task"]), task.example(processor), scratch)
+        processor.save_pretrained(scratch)
         scratch.replace(target)
 
 

@@ -1,7 +1,7 @@
-"""Literal tables of methods, exporters and checks: name -> "module:Class", imported when asked for.
+"""Literal tables of tasks, methods, exporters and checks: name -> "module:Class", imported when asked for.
 
-Other distributions add rows through the entry-point groups `rankfold.methods`, `rankfold.exporters` and
-`rankfold.checks`.
+Other distributions add rows through the entry-point groups `rankfold.tasks`, `rankfold.methods`,
+`rankfold.exporters` and `rankfold.checks`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from typing import Any, Literal
 
 from compressor.errors import DependencyError, InputError, did_you_mean
 
-Kind = Literal["methods", "exporters", "checks"]
+Kind = Literal["tasks", "methods", "exporters", "checks"]
 
 TABLES: dict[Kind, dict[str, str]] = {
+    "tasks": {
+        "text-classification": "compressor.tasks.text_classification:TextClassification",
+    },
     "methods": {
         "jactus": "compressor.methods.jactus:Jactus",
         "spectral": "compressor.methods.spectral:Spectral",
@@ -62,6 +65,11 @@ def load(kind: Kind, name: str) -> Any:
     except ImportError as error:
         raise DependencyError(_explain(module_name, error)) from error
     return getattr(module, attribute)
+
+
+def task(name: str) -> Any:
+    """The task of a name, with its default knobs."""
+    return load("tasks", name)()
 
 
 def _explain(module_name: str, error: ImportError) -> str:

@@ -34,6 +34,7 @@ def build(model: type[pydantic.BaseModel]) -> Schema:
     schema["$defs"]["Method"] = {"oneOf": alternatives, "description": "One of the methods, with its own keys."}
     schema["properties"]["method"] = {"$ref": "#/$defs/Method", "default": {"name": DEFAULT_METHOD}}
     schema["$defs"]["ExportSection"]["properties"]["runtime"]["enum"] = sorted(registry.names("exporters"))
+    schema["$defs"]["ModelSection"]["properties"]["task"]["enum"] = sorted(registry.names("tasks"))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

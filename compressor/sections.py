@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -33,12 +34,28 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
+def _custom(text: str) -> PydanticCustomError:
+    return PydanticCustomError("rankfold", "{text}", {"text": text})
+
+
+def _registered(kind: registry.Kind, words: str) -> Callable[[str], str]:
+    """A validator: the name of a row of a registry table."""
+
+    def check(name: str) -> str:
+        known = registry.names(kind)
+        if name not in known:
+            raise _custom(f"'{name}' is not one of the {words}: {', '.join(sorted(known))}.{did_you_mean(name, known)}")
+        return name
+
+    return check
+
+
 class ModelSection(Section):
     """Which pretrained model, for which task, and which of its layers are compressed."""
 
     path: str = Field(description="a local folder (relative to the recipe, or under $RANKFOLD_MODELS) or a hub id")
-    task: Literal["text-classification"] = Field(
-        default="text-classification", description="what the model is adapted to do"
+    task: Annotated[str, AfterValidator(_registered("tasks", "tasks"))] = Field(
+        default="text-classification", description="what the model is adapted to do; `list tasks` names them"
     )
     start: Literal["adapted", "pretrained"] = Field(
         default="adapted",
@@ -162,17 +179,12 @@ class BaselineSection(Training):
         return self.train == "full" or self.path is not None
 
 
-def _runtime(name: str) -> str:
-    known = registry.names("exporters")
-    if name not in known:
-        raise _custom(f"'{name}' is not one of the runtimes: {', '.join(sorted(known))}.{did_you_mean(name, known)}")
-    return name
-
-
 class ExportSection(Section):
     """One export."""
 
-    runtime: Annotated[str, AfterValidator(_runtime)] = Field(default="onnx", description="`list exporters` names them")
+    runtime: Annotated[str, AfterValidator(_registered("exporters", "runtimes"))] = Field(
+        default="onnx", description="`list exporters` names them"
+    )
     precision: Literal["fp32", "int8"] = Field(
         default="fp32", description="int8: weights stored, inputs quantized on the fly"
     )
@@ -204,10 +216,6 @@ class Gate(Section):
     ] = Field(description="`threshold` is absolute; the others are against dense, in the quantity's unit or in percent")
     value: float = Field(description="the limit, or the difference to dense")
     unsure: Literal["fail", "pass"] = Field(default="fail", description="when the interval straddles the limit")
-
-
-def _custom(text: str) -> PydanticCustomError:
-    return PydanticCustomError("rankfold", "{text}", {"text": text})
 
 
 def _method(value: Any) -> Any:

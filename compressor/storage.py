@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor import registry
 from compressor.artifact import MANIFEST, Artifact, file_digest
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, first_line
 from compressor.factorize import restructure_
-from compressor.models import auto_class, first_line
+from compressor.models import auto_class
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -37,12 +38,12 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     )
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Weights, config and tokenizer files, as a checkpoint folder has them."""
+def save_model(model: Any, processor: Any, folder: Path) -> None:
+    """Weights, config and the tokenizer's or image processor's files, as a checkpoint folder has them."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(state_of(model), folder / "model.safetensors")
     model.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def load_tensors_(model: nn.Module, path: Path, *, strict: bool = True) -> nn.Module:
@@ -103,8 +104,8 @@ def load(path: Path | str, task: str | None = None) -> Any:
     folder = Path(path)
     config = AutoConfig.from_pretrained(folder) if folder.is_dir() else None
     if task is not None and not (folder / MANIFEST).is_file():
-        model = auto_class(task).from_config(config)
+        model = auto_class(registry.task(task)).from_config(config)
     else:
         artifact = Artifact.open(folder)
-        model = restructure_(auto_class(artifact.manifest["task"]).from_config(config), artifact.plan)
+        model = restructure_(auto_class(registry.task(artifact.manifest["task"])).from_config(config), artifact.plan)
     return load_tensors_(model, folder / "model.safetensors").eval()

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 from scipy.stats import binomtest
 
-from validators.base import Finding, Subject, outputs, predictions
+from compressor.tasks.base import Outcomes
+from validators.base import Finding, Subject
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,11 @@ class Accuracy:
 
 def right(subject: Subject) -> np.ndarray:
     """Rows (N,) bool that the export classifies rightly."""
-    return predictions(outputs(subject)) == subject.evaluation.labels
+    return _right(subject.outcomes)
+
+
+def _right(outcomes: Outcomes) -> np.ndarray:
+    return outcomes.predictions == outcomes.labels  # (N,) bool
 
 
 def difference_interval(
@@ -68,14 +73,13 @@ def macro_f1(subject: Subject) -> float:
     """Mean F1 over the labels of the evaluation set."""
     from sklearn.metrics import f1_score
 
-    labels = subject.evaluation.labels
-    guesses = predictions(outputs(subject))
+    _, guesses, labels = subject.outcomes
     return float(f1_score(labels, guesses, labels=np.unique(labels), average="macro", zero_division=0))
 
 
 def _details(dense: Subject, candidate: Subject) -> dict[str, float]:
     return {
-        "n": len(dense.evaluation.labels),
+        "n": len(dense.outcomes.labels),
         "mcnemar_p": mcnemar(right(dense), right(candidate)),
         "dense_torch_accuracy": _torch_accuracy(dense),
         "candidate_torch_accuracy": _torch_accuracy(candidate),
@@ -85,4 +89,4 @@ def _details(dense: Subject, candidate: Subject) -> dict[str, float]:
 
 
 def _torch_accuracy(subject: Subject) -> float:
-    return float((predictions(subject.reference) == subject.evaluation.labels).mean())
+    return float(_right(subject.reference).mean())

@@ -5,7 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from compressor import registry
 from compressor.errors import RuntimeFailure
 from compressor.recipe import Gate
+from compressor.tasks.base import Outcomes, Task
 from exporters.base import Arrays, Session
 
 Verdict = Literal["pass", "fail", "unsure", "ungated"]
@@ -23,17 +24,22 @@ Verdict = Literal["pass", "fail", "unsure", "ungated"]
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The whole evaluation set, tokenized once: padded batches and the labels in the same order."""
+    """The whole evaluation set, encoded once: padded batches with their labels, and the task that reads the outputs."""
 
+    task: Task
     batches: tuple[Arrays, ...]
-    labels: np.ndarray  # (N,) int
+
+    def outcomes(self, run: Callable[[Arrays], Mapping[str, np.ndarray]]) -> Outcomes:
+        """What a runner's logits say about every batch."""
+        found = (self.task.outcomes(run(batch)["logits"], batch) for batch in self.batches)
+        return Outcomes(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
     """One exported model under test.
 
-    `reference` holds the logits (N, labels) of the torch model that this export must reproduce.
+    `reference` holds the outcomes of the torch model that this export must reproduce.
     """
 
     name: str  # "dense-onnx-fp32", "onnx-int8"
@@ -41,32 +47,23 @@ class Subject:
     path: Path  # the export's folder
     evaluation: Evaluation
     session: Session
-    reference: np.ndarray
+    reference: Outcomes
 
     @cached_property
-    def logits(self) -> np.ndarray:
-        """Outputs on the whole evaluation set (N, labels), computed once."""
-        runner = registry.load("exporters", self.runtime)().load(self.path, self.session)
-        return np.concatenate([runner(batch)["logits"] for batch in self.evaluation.batches])
+    def outcomes(self) -> Outcomes:
+        """What it says on the whole evaluation set, computed once.
 
-
-def outputs(subject: Subject) -> np.ndarray:
-    """The subject's logits (N, labels), which must be shaped like its reference.
-
-    Raises:
-        RuntimeFailure: they are not.
-    """
-    if subject.logits.shape != subject.reference.shape:
-        raise RuntimeFailure(
-            f"{subject.name} gives logits of shape {subject.logits.shape} on the evaluation set, but the model it was "
-            f"made from gives {subject.reference.shape}: {subject.path} belongs to another model or data set."
-        )
-    return subject.logits
-
-
-def predictions(logits: np.ndarray) -> np.ndarray:
-    """The largest logit's label (N,) of each row (N, labels); -1 where a logit is not finite."""
-    return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+        Raises:
+            RuntimeFailure: its values are not shaped like its reference's.
+        """
+        found = self.evaluation.outcomes(registry.load("exporters", self.runtime)().load(self.path, self.session))
+        ours, theirs = found.values.shape, self.reference.values.shape
+        if ours != theirs:
+            raise RuntimeFailure(
+                f"{self.name} gives values of shape {ours} on the evaluation set, but the model it was made from gives "
+                f"{theirs}: {self.path} belongs to another model or data set."
+            )
+        return found
 
 
 @dataclass(frozen=True)

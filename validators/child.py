@@ -53,7 +53,9 @@ def tiled(evaluation: Evaluation, batch_size: int, sequence_length: int) -> dict
     Raises:
         DataError: the evaluation set is empty.
     """
-    batches = evaluation.batches[:batch_size]
+    batches = [
+        {name: array for name, array in batch.items() if name != "labels"} for batch in evaluation.batches[:batch_size]
+    ]
     if not batches:
         raise DataError("The evaluation set is empty, so there is nothing to measure with: check `data.evaluation`.")
     return {name: _tile(name, batches, (batch_size, sequence_length)) for name in batches[0]}

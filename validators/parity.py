@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import log_softmax
 from scipy.stats import binomtest
 
-from validators.base import Finding, Subject, outputs, predictions
+from validators.base import Finding, Subject
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,20 @@ class Parity:
 
 def agreeing(subject: Subject) -> np.ndarray:
     """Rows (N,) bool where export and torch model predict the same and all logits of both are finite."""
-    ours, theirs = predictions(outputs(subject)), predictions(subject.reference)
+    ours, theirs = subject.outcomes.predictions, subject.reference.predictions
     return (ours == theirs) & (ours >= 0)
 
 
 def max_difference(subject: Subject) -> float:
     """Largest |logit difference|; infinite where a logit of either side is not finite."""
     with np.errstate(invalid="ignore"):  # inf - inf
-        largest = float(np.abs(outputs(subject) - subject.reference).max(initial=0))
+        largest = float(np.abs(subject.outcomes.values - subject.reference.values).max(initial=0))
     return largest if np.isfinite(largest) else float("inf")
 
 
 def differences(subject: Subject) -> dict[str, float]:
     """Mean and median |logit difference| and mean KL(torch || export) in nats over finite rows; rows that are not."""
-    ours, theirs = outputs(subject).astype(np.float64), subject.reference.astype(np.float64)
+    ours, theirs = (found.values.astype(np.float64) for found in (subject.outcomes, subject.reference))
     finite = np.isfinite(ours).all(axis=1) & np.isfinite(theirs).all(axis=1)  # (N,)
     counts = {"nonfinite_rows": float((~finite).sum())}
     if not finite.any():

@@ -7,14 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from compressor import adapt, data, models, storage
+from compressor import adapt, data, models, registry, storage
 from compressor.artifact import STATE, Artifact, read_json
 from compressor.errors import ArtifactError, DataError
 from compressor.machine import machine, versions
 from compressor.progress import stage
 from compressor.recipe import Recipe, dump
+from compressor.tasks.base import Outcomes, Task
 from exporters.base import EXPORT_FILE, Session
 from validators.base import Evaluation, Subject
 from validators.measure import measure
@@ -62,38 +61,36 @@ def _row(subject: Subject, role: Any, findings: Any) -> ExportReport:
 
 
 class _Prover:
-    """What all subjects of one artifact share: the evaluation set and the torch models' logits on it."""
+    """What all subjects of one artifact share: the evaluation set and what the torch models say on it."""
 
     def __init__(self, artifact: Artifact, recipe: Recipe) -> None:
         models.quiet_libraries()
         self.artifact = artifact
         self.session = Session(recipe.validation.device, recipe.validation.threads)
-        tokenizer = models.load_tokenizer(str(artifact.path))
-        rows = data.read(recipe.data.evaluation, recipe.seed)
+        task: Task = registry.task(artifact.manifest["task"])
+        processor = task.processor(str(artifact.path))
+        rows = data.read(recipe.data.evaluation, task, recipe.seed)
         if data.digest(rows) != artifact.manifest["data"]["evaluation"]["digest"]:
             raise DataError(
                 f"{recipe.data.evaluation.path} is not the evaluation data that the artifact was made with: "
                 "its digest differs. Bring the data back, or make a new run."
             )
-        encoded = data.tokenize(
-            rows, tokenizer, artifact.manifest["labels"], recipe.model.max_length, "data.evaluation"
-        )
-        self.batches = list(data.batches(encoded, tokenizer, 32))
-        arrays = tuple(
-            {key: value.numpy() for key, value in batch.items() if key != "labels"} for batch in self.batches
-        )
-        self.evaluation = Evaluation(arrays, np.concatenate([batch["labels"].numpy() for batch in self.batches]))
+        labels = artifact.manifest["labels"]
+        encoded = task.encode(rows, processor, labels, recipe.model.max_length, "data.evaluation")
+        self.batches = list(data.batches(encoded, task, processor, 32))
+        self.evaluation = Evaluation(task, tuple(data.arrays(batch) for batch in self.batches))
         with stage("Evaluating the dense and the folded model in torch"):
-            self.logits = {folder: self._predict(folder) for folder in (artifact.path, artifact.path / "baseline")}
+            self.outcomes = {folder: self._predict(folder) for folder in (artifact.path, artifact.path / "baseline")}
 
-    def _predict(self, folder: Path) -> np.ndarray:
-        return data.predict(storage.load(folder, self.artifact.manifest["task"]), self.batches)
+    def _predict(self, folder: Path) -> Outcomes:
+        model = storage.load(folder, self.artifact.manifest["task"])
+        return data.outcomes(model, self.evaluation.task, self.batches)
 
     def subject(self, folder: Path, prefix: str = "") -> Subject:
         """An export folder as a subject; `baseline/<export>` reproduces the dense model, the others the folded one."""
         source = folder.parent if folder.parent.name == "baseline" else self.artifact.path
         runtime = read_json(folder / EXPORT_FILE)["runtime"]
-        return Subject(prefix + folder.name, runtime, folder, self.evaluation, self.session, self.logits[source])
+        return Subject(prefix + folder.name, runtime, folder, self.evaluation, self.session, self.outcomes[source])
 
 
 def context(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:

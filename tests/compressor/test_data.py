@@ -18,8 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from compressor import data
 from compressor.errors import DataError
 from compressor.sections import Calibration, DataSection, Source
+from compressor.tasks.text_classification import TextClassification
 
 ROWS = {"text": ["red one", "blue", "green three x", "red"], "label": ["warm", "cold", "cold", "warm"]}
+TASK = TextClassification()
 WORDS = ["[PAD]", "[UNK]", "red", "one", "blue", "green", "three", "x"]
 
 
@@ -64,26 +66,26 @@ def section(folder: Path, count: int = 40, **changes: Any) -> DataSection:
 
 @pytest.mark.parametrize("kind", [".parquet", ".csv", ".jsonl"])
 def test_a_file_is_read_as_rows_of_text_and_label(tmp_path: Path, kind: str) -> None:
-    rows = data.read(write(tmp_path / f"rows{kind}"))
+    rows = data.read(write(tmp_path / f"rows{kind}"), TASK)
     assert rows.to_dict() == ROWS
 
 
 def test_a_folder_holds_one_file_per_split(tmp_path: Path) -> None:
     write(tmp_path / "test.csv", {"text": ["other"], "label": ["x"]})
     write(tmp_path / "train.parquet")
-    assert list(data.read(Source(path=str(tmp_path), split="train"))["text"]) == ROWS["text"]
-    assert list(data.read(Source(path=str(tmp_path), split="test"))["text"]) == ["other"]
+    assert list(data.read(Source(path=str(tmp_path), split="train"), TASK)["text"]) == ROWS["text"]
+    assert list(data.read(Source(path=str(tmp_path), split="test"), TASK)["text"]) == ["other"]
 
 
 def test_columns_are_renamed_and_others_left_out(tmp_path: Path) -> None:
     write(tmp_path / "pairs.jsonl", {"a": ["one"], "b": ["two"], "y": [3], "other": [0]})
     source = Source(path=str(tmp_path / "pairs.jsonl"), text="a", text_pair="b", label="y")
-    assert data.read(source).to_dict() == {"text": ["one"], "text_pair": ["two"], "label": [3]}
+    assert data.read(source, TASK).to_dict() == {"text": ["one"], "text_pair": ["two"], "label": [3]}
 
 
 def test_a_limit_draws_rows_by_the_seed(tmp_path: Path) -> None:
     limited = write(tmp_path / "many.csv", many(40)).model_copy(update={"limit": 8})
-    first, again, other = (data.read(limited, seed) for seed in (0, 0, 1))
+    first, again, other = (data.read(limited, TASK, seed) for seed in (0, 0, 1))
     assert list(first["text"]) == list(again["text"]) != list(other["text"])
     assert len(set(first["text"])) == 8
     assert list(first["text"]) != many(40)["text"][:8]
@@ -95,7 +97,7 @@ def test_a_limit_draws_rows_by_the_seed(tmp_path: Path) -> None:
 def test_a_missing_column_is_named_with_those_there_are_and_the_nearest(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.csv").model_copy(update={"label": "lable"})
     with pytest.raises(DataError, match=r"no column 'lable'; it has text, label\. Did you mean 'label'\?"):
-        data.read(source)
+        data.read(source, TASK)
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.csv", "header.csv", "rows.jsonl"])
@@ -105,7 +107,7 @@ def test_a_file_without_rows_is_called_empty(tmp_path: Path, name: str) -> None:
     if name == "rows.parquet":
         pd.DataFrame({"text": pd.Series(dtype=str), "label": pd.Series(dtype=str)}).to_parquet(path)
     with pytest.raises(DataError, match=f"{name}.* is empty: it needs at least one row"):
-        data.read(Source(path=str(path)))
+        data.read(Source(path=str(path)), TASK)
 
 
 @pytest.mark.parametrize("column", ["text", "label"])
@@ -113,42 +115,42 @@ def test_rows_with_holes_are_counted(tmp_path: Path, column: str) -> None:
     rows: dict[str, list[Any]] = {key: list(values) for key, values in ROWS.items()}
     rows[column][1] = rows[column][2] = None
     with pytest.raises(DataError, match=rf"2 rows have no {column} \('{column}'\)"):
-        data.read(write(tmp_path / "holes.jsonl", rows))
+        data.read(write(tmp_path / "holes.jsonl", rows), TASK)
 
 
 def test_a_column_of_numbers_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the text column 'text' holds int64, not strings"):
-        data.read(write(tmp_path / "numbers.csv", {"text": [1, 2], "label": ["a", "b"]}))
+        data.read(write(tmp_path / "numbers.csv", {"text": [1, 2], "label": ["a", "b"]}), TASK)
 
 
 @pytest.mark.parametrize("labels", [["a", 1], [["a"], ["b"]]])
 def test_a_label_is_one_string_or_number_of_one_kind(tmp_path: Path, labels: list[Any]) -> None:
     with pytest.raises(DataError, match=r"the label column 'label' holds .*, not strings or whole numbers"):
-        data.read(write(tmp_path / "labels.jsonl", {"text": ["red", "blue"], "label": labels}))
+        data.read(write(tmp_path / "labels.jsonl", {"text": ["red", "blue"], "label": labels}), TASK)
 
 
 def test_an_unknown_kind_of_file_is_refused_with_those_that_are_read(tmp_path: Path) -> None:
     (tmp_path / "rows.xlsx").write_bytes(b"")
     with pytest.raises(DataError, match=r"rows\.xlsx is none of the kinds.*\.parquet, \.csv, \.json, \.jsonl"):
-        data.read(Source(path=str(tmp_path / "rows.xlsx")))
+        data.read(Source(path=str(tmp_path / "rows.xlsx")), TASK)
 
 
 def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(DataError, match=r"rows\.parquet cannot be read as a data set: ") as caught:
-        data.read(Source(path=str(tmp_path / "rows.parquet")))
+        data.read(Source(path=str(tmp_path / "rows.parquet")), TASK)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_split_of_a_folder_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train.csv")
     with pytest.raises(DataError, match=r"no split 'tests'; it has train"):
-        data.read(Source(path=str(tmp_path), split="tests"))
+        data.read(Source(path=str(tmp_path), split="tests"), TASK)
 
 
 def test_a_data_set_that_is_nowhere_is_refused_without_a_network(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read as a data set"):
-        data.read(Source(path="nobody/nothing"))
+        data.read(Source(path="nobody/nothing"), TASK)
 
 
 # ---- labels ----
@@ -160,38 +162,38 @@ def classes(names: list[str], numbers: list[int]) -> Any:
 
 
 def test_string_labels_are_sorted_and_class_features_keep_their_order(tmp_path: Path) -> None:
-    assert data.label_names(data.read(write(tmp_path / "rows.csv"))) == ["cold", "warm"]
-    assert data.label_names(classes(["warm", "hot", "cold"], [2, 0])) == ["warm", "hot", "cold"]
+    assert TASK.labels(data.read(write(tmp_path / "rows.csv"), TASK)) == ["cold", "warm"]
+    assert TASK.labels(classes(["warm", "hot", "cold"], [2, 0])) == ["warm", "hot", "cold"]
 
 
 def test_whole_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
-    rows = data.read(write(tmp_path / "rows.csv", {"text": list("abcd"), "label": [10, 9, 2, 10]}))
-    assert data.label_names(rows) == ["2", "9", "10"]
+    rows = data.read(write(tmp_path / "rows.csv", {"text": list("abcd"), "label": [10, 9, 2, 10]}), TASK)
+    assert TASK.labels(rows) == ["2", "9", "10"]
 
 
 def test_a_class_is_known_by_its_name_and_not_by_its_number(tokenizer: Any) -> None:
-    encoded = data.tokenize(classes(["cold", "warm"], [0, 1, 1]), tokenizer, ["warm", "cold"], 8)
+    encoded = TASK.encode(classes(["cold", "warm"], [0, 1, 1]), tokenizer, ["warm", "cold"], 8, "data")
     assert list(encoded["labels"]) == [1, 0, 0]
 
 
 def test_a_label_that_training_has_not_seen_is_named(tmp_path: Path, tokenizer: Any) -> None:
-    rows = data.read(write(tmp_path / "rows.csv"))
+    rows = data.read(write(tmp_path / "rows.csv"), TASK)
     with pytest.raises(DataError, match=r"data\.evaluation has labels .*: 'warm'; the 2 known are 'cold', 'hot'\."):
-        data.tokenize(rows, tokenizer, ["cold", "hot"], 8, "data.evaluation")
+        TASK.encode(rows, tokenizer, ["cold", "hot"], 8, "data.evaluation")
 
 
 # ---- batches ----
 
 
 def test_texts_are_cut_to_the_greatest_length(tmp_path: Path, tokenizer: Any) -> None:
-    encoded = data.tokenize(data.read(write(tmp_path / "rows.csv")), tokenizer, ["cold", "warm"], 2)
+    encoded = TASK.encode(data.read(write(tmp_path / "rows.csv"), TASK), tokenizer, ["cold", "warm"], 2, "data")
     assert list(encoded["length"]) == [2, 1, 2, 1]
     assert encoded["input_ids"][2] == [WORDS.index("green"), WORDS.index("three")]
 
 
 def test_batches_pad_to_their_longest_and_keep_every_row(tmp_path: Path, tokenizer: Any) -> None:
-    encoded = data.tokenize(data.read(write(tmp_path / "rows.csv")), tokenizer, ["cold", "warm"], 8)
-    batches = list(data.batches(encoded, tokenizer, 3))
+    encoded = TASK.encode(data.read(write(tmp_path / "rows.csv"), TASK), tokenizer, ["cold", "warm"], 8, "data")
+    batches = list(data.batches(encoded, TASK, tokenizer, 3))
     assert [batch["input_ids"].shape for batch in batches] == [(3, 2), (1, 3)]
     rows = {
         " ".join(WORDS[token] for token, seen in zip(ids, mask, strict=True) if seen): int(label)
@@ -203,16 +205,16 @@ def test_batches_pad_to_their_longest_and_keep_every_row(tmp_path: Path, tokeniz
     assert padding.tolist() == [0, 0]
 
 
-def test_batches_come_in_the_order_of_the_rows_where_that_is_asked(tmp_path: Path, tokenizer: Any) -> None:
-    encoded = data.tokenize(data.read(write(tmp_path / "rows.csv")), tokenizer, ["cold", "warm"], 8)
-    labels = torch.cat([batch["labels"] for batch in data.batches(encoded, tokenizer, 3, by_length=False)])
-    assert labels.tolist() == [1, 0, 0, 1]
+def test_rows_without_a_length_keep_their_order(tmp_path: Path, tokenizer: Any) -> None:
+    encoded = TASK.encode(data.read(write(tmp_path / "rows.csv"), TASK), tokenizer, ["cold", "warm"], 8, "data")
+    batches = data.batches(encoded.remove_columns("length"), TASK, tokenizer, 3)
+    assert torch.cat([batch["labels"] for batch in batches]).tolist() == [1, 0, 0, 1]
 
 
 def test_pairs_are_encoded_together(tmp_path: Path, tokenizer: Any) -> None:
     write(tmp_path / "pairs.jsonl", {"text": ["red"], "other": ["blue one"], "label": ["a"]})
-    rows = data.read(Source(path=str(tmp_path / "pairs.jsonl"), text_pair="other"))
-    encoded = data.tokenize(rows, tokenizer, ["a"], 8)
+    rows = data.read(Source(path=str(tmp_path / "pairs.jsonl"), text_pair="other"), TASK)
+    encoded = TASK.encode(rows, tokenizer, ["a"], 8, "data")
     assert [WORDS[token] for token in encoded["input_ids"][0]] == ["red", "blue", "one"]
 
 
@@ -220,15 +222,15 @@ def test_pairs_are_encoded_together(tmp_path: Path, tokenizer: Any) -> None:
 
 
 def test_a_digest_depends_on_the_rows_and_not_on_the_format(tmp_path: Path) -> None:
-    digests = {data.digest(data.read(write(tmp_path / f"rows{kind}"))) for kind in (".parquet", ".csv", ".jsonl")}
+    digests = {data.digest(data.read(write(tmp_path / f"rows{kind}"), TASK)) for kind in (".parquet", ".csv", ".jsonl")}
     assert len(digests) == 1
     changed = {"text": [*ROWS["text"][:3], "blue"], "label": ROWS["label"]}
-    assert data.digest(data.read(write(tmp_path / "changed.csv", changed))) not in digests
+    assert data.digest(data.read(write(tmp_path / "changed.csv", changed), TASK)) not in digests
 
 
 def test_the_order_of_rows_is_part_of_the_digest(tmp_path: Path) -> None:
     turned = {key: values[::-1] for key, values in ROWS.items()}
-    found = [data.digest(data.read(write(tmp_path / f"{n}.csv", rows))) for n, rows in enumerate((ROWS, turned))]
+    found = [data.digest(data.read(write(tmp_path / f"{n}.csv", rows), TASK)) for n, rows in enumerate((ROWS, turned))]
     assert found[0] != found[1]
 
 
@@ -250,7 +252,7 @@ def numbered(tokenizer: Any) -> Any:
 
 def test_the_holdout_is_disjoint_complete_and_seeded(tmp_path: Path, numbered: Any) -> None:
     given = section(tmp_path, holdout=0.25)
-    first, again, other = (data.prepare(given, numbered, 8, seed) for seed in (0, 0, 1))
+    first, again, other = (data.prepare(given, TASK, numbered, 8, seed) for seed in (0, 0, 1))
     assert first.validation is not None
     assert len(first.validation) == 10
     assert not texts(first.train) & texts(first.validation)
@@ -259,36 +261,36 @@ def test_the_holdout_is_disjoint_complete_and_seeded(tmp_path: Path, numbered: A
 
 
 def test_calibration_is_drawn_from_the_rows_that_are_trained_on(tmp_path: Path, numbered: Any) -> None:
-    found = data.prepare(section(tmp_path, calibration=Calibration(samples=12)), numbered, 8, 0)
+    found = data.prepare(section(tmp_path, calibration=Calibration(samples=12)), TASK, numbered, 8, 0)
     assert len(found.calibration) == 12
     assert texts(found.calibration) <= texts(found.train)
 
 
 def test_calibration_may_have_data_of_its_own_and_fewer_rows_than_asked(tmp_path: Path, numbered: Any) -> None:
     own = write(tmp_path / "own.csv", {"text": ["blue 7"], "label": ["a"]})
-    found = data.prepare(section(tmp_path, calibration=Calibration(samples=12, source=own)), numbered, 8, 0)
+    found = data.prepare(section(tmp_path, calibration=Calibration(samples=12, source=own)), TASK, numbered, 8, 0)
     assert [numbered.decode(ids) for ids in found.calibration["input_ids"]] == ["blue 7"]
 
 
 def test_without_a_holdout_nothing_validates(tmp_path: Path, numbered: Any) -> None:
-    found = data.prepare(section(tmp_path, holdout=0), numbered, 8, 0)
+    found = data.prepare(section(tmp_path, holdout=0), TASK, numbered, 8, 0)
     assert found.validation is None
     assert len(found.train) == 40
 
 
 def test_named_validation_data_takes_nothing_from_training(tmp_path: Path, numbered: Any) -> None:
     own = write(tmp_path / "own.csv", {"text": ["blue 7"], "label": ["a"]})
-    found = data.prepare(section(tmp_path, validation=own), numbered, 8, 0)
+    found = data.prepare(section(tmp_path, validation=own), TASK, numbered, 8, 0)
     assert found.validation is not None
     assert (len(found.train), len(found.validation)) == (40, 1)
 
 
 def test_the_facts_name_path_rows_and_digest_of_each_source(tmp_path: Path, numbered: Any) -> None:
     given = section(tmp_path)
-    facts = json.loads(json.dumps(dict(data.prepare(given, numbered, 8, 0).facts)))
+    facts = json.loads(json.dumps(dict(data.prepare(given, TASK, numbered, 8, 0).facts)))
     assert facts["train"]["rows"] == 40
     assert facts["evaluation"]["path"] == given.evaluation.path
-    assert facts["evaluation"]["digest"] == data.digest(data.read(given.evaluation))
+    assert facts["evaluation"]["digest"] == data.digest(data.read(given.evaluation, TASK))
     assert facts["labels"] == 2
 
 
@@ -296,4 +298,4 @@ def test_evaluation_labels_outside_training_are_refused(tmp_path: Path, numbered
     given = section(tmp_path)
     write(tmp_path / "test.csv", {"text": ["red"], "label": ["c"]})
     with pytest.raises(DataError, match=r"data\.evaluation has labels that training does not have: 'c'"):
-        data.prepare(given, numbered, 8, 0)
+        data.prepare(given, TASK, numbered, 8, 0)

@@ -28,12 +28,12 @@ from compressor.models import (
     head_parameters,
     linear,
     load_dense,
-    load_tokenizer,
     quiet_libraries,
     replace_module,
 )
+from compressor.tasks.text_classification import TextClassification
 
-TASK = "text-classification"
+TASK = TextClassification()
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "num_labels": 3}
 BLOCKS = {"num_hidden_layers": 3, "intermediate_size": 24, "max_position_embeddings": 16}
 CONFIGS = [
@@ -94,7 +94,7 @@ def test_the_targets_of_the_real_encoder_are_its_36_linear_layers(minilm: str) -
     assert len(found) == 36
     assert sum(target.parameters for target in found) == 6 * (4 * 384 * 384 + 2 * 384 * 1536)
     assert {t.break_even for t in found} == {192, 308}  # mn / (m + n), rounded up
-    assert [target.name for target in found] == [t.name for t in describe(minilm)]
+    assert [target.name for target in found] == [t.name for t in describe(minilm, TASK)]
     assert model.config.id2label == {0: "no", 1: "yes"}
     assert len(head_parameters(model)) == 4
 
@@ -175,7 +175,7 @@ def test_the_real_weights_are_loaded_in_float32_as_they_are(minilm: str) -> None
 
 
 def test_the_tokenizer_belongs_to_the_checkpoint(minilm: str) -> None:
-    tokenizer = load_tokenizer(minilm)
+    tokenizer = TASK.processor(minilm)
     assert tokenizer.decode(tokenizer("low rank")["input_ids"]) == "[CLS] low rank [SEP]"
 
 
@@ -213,9 +213,9 @@ def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded as a model"):
         load_dense(str(tmp_path), TASK)
     with pytest.raises(ModelError, match="cannot be loaded as a model"):
-        describe(str(tmp_path))
+        describe(str(tmp_path), TASK)
     with pytest.raises(ModelError, match="No tokenizer can be read from"):
-        load_tokenizer(str(tmp_path))
+        TASK.processor(str(tmp_path))
 
 
 def test_a_model_that_is_nowhere_is_refused_without_a_network() -> None:
@@ -234,5 +234,5 @@ def test_a_checkpoint_with_code_of_its_own_needs_consent(saved_bert: Path) -> No
 
 def test_a_config_alone_tells_the_targets(saved_bert: Path) -> None:
     (saved_bert / "model.safetensors").unlink()
-    assert len(describe(str(saved_bert))) == 2 * 6
-    assert len(describe(str(saved_bert), ["*.query"])) == 2
+    assert len(describe(str(saved_bert), TASK)) == 2 * 6
+    assert len(describe(str(saved_bert), TASK, ["*.query"])) == 2

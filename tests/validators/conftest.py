@@ -13,9 +13,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.tasks.base import Outcomes
+from compressor.tasks.text_classification import TextClassification
 from exporters.base import Session
 from validators.base import Evaluation, Subject
 
+TASK = TextClassification()
 Tensors = list[np.ndarray]
 
 EXPORTERS = """
@@ -111,9 +114,20 @@ def numpy_logits(evaluation: Evaluation, embedding: np.ndarray, *weights: np.nda
     return np.concatenate(rows) @ product
 
 
+def as_outcomes(logits: np.ndarray, evaluation: Evaluation) -> Outcomes:
+    """What logits say about the labels of an evaluation set."""
+    labels = np.concatenate([batch["labels"] for batch in evaluation.batches])
+    return TASK.outcomes(logits, {"labels": labels})
+
+
 @pytest.fixture
 def export() -> Callable[..., Path]:
     return write_export
+
+
+@pytest.fixture
+def said() -> Callable[[np.ndarray, Evaluation], Outcomes]:
+    return as_outcomes
 
 
 @pytest.fixture
@@ -128,8 +142,9 @@ def evaluation() -> Evaluation:
     batches = []
     for rows, length in ((8, 7), (8, 11), (4, 5)):
         mask = (np.arange(length) < rng.integers(2, length + 1, rows)[:, None]).astype(np.int64)
-        batches.append({"input_ids": rng.integers(1, 900, (rows, length)) * mask, "attention_mask": mask})
-    return Evaluation(tuple(batches), rng.integers(0, 4, 20))
+        ids, labels = rng.integers(1, 900, (rows, length)) * mask, rng.integers(0, 4, rows)
+        batches.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
+    return Evaluation(TASK, tuple(batches))
 
 
 @pytest.fixture(scope="session")
@@ -151,8 +166,22 @@ def pair(
     copy = shutil.copytree(small, tmp_path / "small")
     session = Session(threads=1)
     return (
-        Subject("dense", "tiny", dense, evaluation, session, numpy_logits(evaluation, *large_tensors)),
-        Subject("small", "tiny", copy, evaluation, session, numpy_logits(evaluation, *small_tensors)),
+        Subject(
+            "dense",
+            "tiny",
+            dense,
+            evaluation,
+            session,
+            as_outcomes(numpy_logits(evaluation, *large_tensors), evaluation),
+        ),
+        Subject(
+            "small",
+            "tiny",
+            copy,
+            evaluation,
+            session,
+            as_outcomes(numpy_logits(evaluation, *small_tensors), evaluation),
+        ),
     )
 
 
@@ -162,9 +191,11 @@ def answered() -> Callable[..., Subject]:
 
     def build(logits: np.ndarray, reference: np.ndarray | None = None, labels: np.ndarray | None = None) -> Subject:
         labels = np.zeros(len(logits), int) if labels is None else labels
-        reference = logits if reference is None else reference
-        subject = Subject("given", "tiny", Path("nowhere"), Evaluation((), labels), Session(), reference)
-        vars(subject)["logits"] = logits  # where cached_property keeps it
+        ours, theirs = (
+            TASK.outcomes(found, {"labels": labels}) for found in (logits, logits if reference is None else reference)
+        )
+        subject = Subject("given", "tiny", Path("nowhere"), Evaluation(TASK, ()), Session(), theirs)
+        vars(subject)["outcomes"] = ours  # where cached_property keeps it
         return subject
 
     return build

@@ -166,13 +166,16 @@ def test_real_weights_keep_their_parity_and_a_low_rank_pair_its_smaller_size(
     evaluation: Evaluation,
     export: Callable[..., Path],
     expected: Callable[..., np.ndarray],
+    said: Callable[..., Any],
 ):
     embedding = minilm_weights["embeddings.word_embeddings.weight"][:1000]  # (1000, 384)
     weight = minilm_weights["encoder.layer.0.intermediate.dense.weight"].T.copy()  # (384, 1536)
     left, scales, right = np.linalg.svd(weight, full_matrices=False)
     down, up = left[:, :96] * scales[:96], right[:96]  # (384, 96), (96, 1536)
     wanted = expected(evaluation, embedding, weight)
-    evaluation = Evaluation(evaluation.batches, wanted.argmax(axis=1))
+    right = np.split(wanted.argmax(axis=1), np.cumsum([len(batch["input_ids"]) for batch in evaluation.batches])[:-1])
+    labeled = (dict(batch) | {"labels": labels} for batch, labels in zip(evaluation.batches, right, strict=True))
+    evaluation = Evaluation(evaluation.task, tuple(labeled))
     made = {"dense": (embedding, weight), "low": (embedding, down, up)}
     dense, low = (
         Subject(
@@ -181,7 +184,7 @@ def test_real_weights_keep_their_parity_and_a_low_rank_pair_its_smaller_size(
             export(tmp_path / name, *tensors),
             evaluation,
             Session(threads=1),
-            expected(evaluation, *tensors),
+            said(expected(evaluation, *tensors), evaluation),
         )
         for name, tensors in made.items()
     )

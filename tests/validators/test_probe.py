@@ -19,10 +19,13 @@ from compressor.errors import (
     ResourceError,
     RuntimeFailure,
 )
+from compressor.tasks.text_classification import TextClassification
 from exporters.base import Session
 from validators import probe
 from validators.base import Evaluation, Subject
 from validators.child import ask, tiled
+
+TASK = TextClassification()
 
 Pair = tuple[Subject, Subject]
 IDS = {"input_ids": np.ones((1, 4), np.int64)}
@@ -174,16 +177,17 @@ def test_inputs_are_the_real_tokens_repeated_and_cut(evaluation: Evaluation):
 
 def test_inputs_without_a_mask_and_of_other_ranks_keep_their_shape():
     pixels = np.arange(2 * 3 * 4 * 4, dtype=np.float32).reshape(2, 3, 4, 4)
-    made = tiled(Evaluation(({"pixel_values": pixels},), np.zeros(2)), batch_size=5, sequence_length=9)
+    made = tiled(Evaluation(TASK, ({"pixel_values": pixels, "labels": np.zeros(2)},)), batch_size=5, sequence_length=9)
     assert made["pixel_values"].shape == (5, 3, 4, 4)
     assert np.array_equal(made["pixel_values"][4], pixels[0])
-    ids = Evaluation(({"input_ids": np.array([[1, 2, 0]])},), np.zeros(1))
+    assert "labels" not in made
+    ids = Evaluation(TASK, ({"input_ids": np.array([[1, 2, 0]])},))
     assert tiled(ids, 1, 5)["input_ids"].tolist() == [[1, 2, 0, 1, 2]]
 
 
 def test_an_empty_evaluation_set_is_named():
     with pytest.raises(DataError, match=r"evaluation set is empty.*data\.evaluation"):
-        tiled(Evaluation((), np.zeros(0)), 1, 8)
+        tiled(Evaluation(TASK, ()), 1, 8)
 
 
 def test_thread_counts_reach_the_runner(pair: Pair, monkeypatch: pytest.MonkeyPatch, export: Callable[..., Path]):

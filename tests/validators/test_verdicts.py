@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from compressor.errors import RuntimeFailure
 from compressor.recipe import Gate
-from validators.base import Finding, limit_of, outputs, predictions
+from compressor.tasks.text_classification import TextClassification
+from validators.base import Finding, Subject, limit_of
 
 LIMITS = [  # gate type, value, dense, better, the worst value allowed (by hand)
     ("threshold", 0.9, 0.5, "higher", 0.9),
@@ -75,9 +77,10 @@ def test_an_infinite_difference_fails_a_threshold():
 
 def test_rows_that_are_not_finite_predict_nothing():
     logits = np.array([[0.0, 2.0], [np.nan, 1.0], [np.inf, 0.0], [3.0, 1.0]])
-    assert predictions(logits).tolist() == [1, -1, -1, 0]
+    assert TextClassification().outcomes(logits, {"labels": np.zeros(4)}).predictions.tolist() == [1, -1, -1, 0]
 
 
-def test_outputs_of_another_shape_than_the_reference_are_refused(answered: Any):
-    with pytest.raises(RuntimeFailure, match=r"\(3, 2\).*\(3, 4\).*another model"):
-        outputs(answered(np.zeros((3, 2)), reference=np.zeros((3, 4))))
+def test_outputs_of_another_shape_than_the_reference_are_refused(pair: tuple[Subject, Subject], said: Any):
+    other = replace(pair[1], reference=said(np.zeros((20, 7)), pair[1].evaluation))
+    with pytest.raises(RuntimeFailure, match=r"\(20, 4\).*\(20, 7\).*another model"):
+        _ = other.outcomes

@@ -1,0 +1,61 @@
+"""What classification tasks share: labels as text, and logits that say one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from compressor.errors import DataError
+from compressor.tasks.base import Column, Outcomes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from compressor.recipe import Source
+
+KINDS = ("string", "large_string", "int", "uint", "bool", "float")
+
+
+def column(source: Source) -> dict[str, Column]:
+    """The label's."""
+    return {"label": Column(source.label, KINDS, "strings or whole numbers")}
+
+
+def names(train: Any) -> list[str]:
+    """The labels of the training rows, as text, in the order of the logits: a class feature's own, else sorted."""
+    feature = train.features["label"]
+    if hasattr(feature, "names"):
+        return list(feature.names)
+    return [str(label) for label in sorted(set(train["label"]))]
+
+
+def numbers(rows: Any, labels: Sequence[str], name: str) -> list[int]:
+    """Each row's place in `labels`.
+
+    Raises:
+        DataError: a label that training has not seen; `name` says in which split.
+    """
+    places = {label: number for number, label in enumerate(labels)}
+    found = _as_text(rows)
+    unseen = sorted(set(found) - set(places))
+    if unseen:
+        raise DataError(
+            f"{name} has labels that training does not have: {', '.join(map(repr, unseen[:5]))}; "
+            f"the {len(labels)} known are {', '.join(map(repr, labels[:5]))}{', ...' if len(labels) > 5 else ''}."
+        )
+    return [places[label] for label in found]
+
+
+def _as_text(rows: Any) -> list[str]:
+    feature = rows.features["label"]
+    if hasattr(feature, "names"):
+        return [feature.names[number] for number in rows["label"]]
+    return [str(label) for label in rows["label"]]
+
+
+def outcomes(logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> Outcomes:
+    """Logits (B, labels), the largest one's label, and the given labels."""
+    import numpy as np
+
+    predictions = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)  # (B,)
+    return Outcomes(logits, predictions, batch["labels"])

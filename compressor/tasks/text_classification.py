@@ -1,0 +1,64 @@
+"""Text classification: one label for a text, or for a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compressor.tasks import classes, text
+from compressor.tasks.base import Column, Outcomes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from compressor.recipe import Source
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """One label for a text, or for a pair of texts; the model gets a new head."""
+
+    name: ClassVar[str] = "text-classification"
+    architecture: ClassVar[str] = "text-classification"
+    chooses_by: ClassVar[str] = "accuracy"
+
+    def processor(self, path: str, **options: Any) -> Any:
+        """The tokenizer."""
+        return text.load_tokenizer(path, **options)
+
+    def columns(self, source: Source) -> Mapping[str, Column]:
+        """`text`, `label` and, where it is named, `text_pair`."""
+        named = {"text": source.text} | ({"text_pair": source.text_pair} if source.text_pair else {})
+        return {role: Column(name, text.STRINGS, "strings") for role, name in named.items()} | classes.column(source)
+
+    def labels(self, train: Any) -> list[str]:
+        """Those of the training rows."""
+        return classes.names(train)
+
+    def encode(self, rows: Any, processor: Any, labels: Sequence[str] | None, max_length: int, name: str) -> Any:
+        """input_ids, attention_mask, (token_type_ids,) labels and length.
+
+        Raises:
+            DataError: a label that training has not seen.
+        """
+        import datasets
+
+        numbers = classes.numbers(rows, labels or (), name)
+        pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
+        encoded = processor(list(rows["text"]), pairs, truncation=True, max_length=max_length)
+        columns = {key: encoded[key] for key in encoded} | {"labels": numbers}
+        return datasets.Dataset.from_dict(columns | {"length": [len(ids) for ids in columns["input_ids"]]})
+
+    def collate(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
+        """Padded to the longest row."""
+        return text.pad(rows, processor)
+
+    def example(self, processor: Any) -> dict[str, Tensor]:
+        """Three texts."""
+        return dict(processor(list(text.EXAMPLE), padding=True, return_tensors="pt"))
+
+    def outcomes(self, logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> Outcomes:
+        """The logits (B, labels) themselves."""
+        return classes.outcomes(logits, batch)
