@@ -21,7 +21,8 @@ _PUBLIC = {
     "verify": "compressor.artifact:verify",
     "Artifact": "compressor.artifact:Artifact",
     "methods": "compressor.methods:",
-    "find_targets": "compressor.models:find_targets",
+    "find_targets": "compressor.targets:find_targets",
+    "consider": "compressor.targets:consider",
     "calibrate": "compressor.calibration:calibrate",
     "Statistics": "compressor.calibration:Statistics",
     "plan": "compressor.factorize:plan",
@@ -29,6 +30,7 @@ _PUBLIC = {
     "factorize_": "compressor.factorize:factorize_",
     "adapt_": "compressor.adapt:adapt_",
     "fold_": "compressor.factorize:fold_",
+    "restructure_": "compressor.factorize:restructure_",
     "RankfoldError": "compressor.errors:RankfoldError",
 }
 __all__ = sorted(_PUBLIC)

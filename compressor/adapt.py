@@ -29,6 +29,8 @@ def probe_head_(
 ) -> None:
     """Train the head alone on a frozen encoder, without dropout: gradients behind a random head mean nothing.
 
+    A model without a new head, such as a language model, is left as it is.
+
     Args:
         model: a dense transformers model.
         batches: padded batches with `labels`; seen in a new order every epoch.
@@ -36,6 +38,8 @@ def probe_head_(
         learning_rate: of AdamW.
     """
     head = list(head_parameters(model).values())
+    if not head:
+        return
     with _only_trains(model, head):
         model.eval()
         optimizer = torch.optim.AdamW(head, lr=learning_rate, weight_decay=0.0)
@@ -108,7 +112,7 @@ def adapt_(
     """
     if not trainable(model):
         raise ModelError("Nothing in the model is trainable: the method's core is frozen and the model has no head.")
-    trainer = _trainer(teacher, distillation or Distillation())(
+    trainer = _trainer(task, teacher, distillation or Distillation())(
         model=model,
         args=_arguments(training, folder, seed, train, task.chooses_by if validation is not None else None),
         train_dataset=train,
@@ -126,7 +130,7 @@ def adapt_(
     return history
 
 
-def _trainer(teacher: Any | None, distillation: Distillation) -> Any:
+def _trainer(task: Task, teacher: Any | None, distillation: Distillation) -> Any:
     """The Trainer class, plain or with a teacher."""
     from transformers import Trainer
 
@@ -140,7 +144,7 @@ def _trainer(teacher: Any | None, distillation: Distillation) -> Any:
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
             if not model.training:
                 return super().compute_loss(model, inputs, return_outputs, **kwargs)
-            loss, outputs = distillation_loss(model, frozen.to(self.args.device), inputs, distillation)
+            loss, outputs = distillation_loss(model, frozen.to(self.args.device), inputs, distillation, task.terms)
             return (loss, outputs) if return_outputs else loss
 
     return TaughtTrainer

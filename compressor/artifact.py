@@ -9,6 +9,7 @@
       exports/<runtime>-<precision>/
       report.json  report.html  report.md  junit.xml
       .work/                 scratch and checkpoints; empty when a run is finished
+      .lock                  held by the process that is at work here
 
 Nothing here imports torch.
 """
@@ -19,12 +20,15 @@ import hashlib
 import json
 import shutil
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from compressor import progress
 from compressor.errors import ArtifactError
@@ -34,7 +38,9 @@ SCHEMA_VERSION = 1
 MANIFEST = "artifact.json"
 STATE = "run.json"
 SCRATCH = ".work"
-UNSIGNED = {MANIFEST, STATE, "report.json", "report.html", "report.md", "junit.xml"}  # rewritten by later commands
+LOCK = ".lock"
+REPORTS = {"report.json", "report.html", "report.md", "junit.xml"}
+UNSIGNED = {LOCK, MANIFEST, STATE} | REPORTS  # rewritten by later commands
 
 
 def file_digest(path: Path) -> str:
@@ -68,25 +74,57 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} cannot be read: {error}.") from error
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder; nothing where there is no such folder.
+
+    Raises:
+        ArtifactError: another process is at work there.
+    """
+    if not folder.is_dir():
+        yield
+        return
+    lock = _lock(folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lock(folder: Path) -> FileLock:
+    """The folder's lock, taken; the system lets go of it when this process ends, in whichever way."""
+    lock = FileLock((folder / LOCK).resolve(), is_singleton=True, thread_local=False)  # counts within one process
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ArtifactError(
+            f"Another process is at work in {folder}. Wait until it has ended, or use another --out."
+        ) from error
+    return lock
+
+
 class Run:
-    """One run folder: which stages are finished, and a place to make the next one in."""
+    """One run folder: which stages are finished, and a place to make the next one in.
+
+    The folder is this process's alone as long as the object lives.
+    """
 
     def __init__(self, folder: Path, recipe: dict[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
         """Open a folder for a recipe.
 
         Raises:
             ArtifactError: there is something there already and neither flag is given, or it was made by another recipe,
-                or a file of a finished stage has been changed.
+                or a file of a finished stage has been changed, or another process is at work there.
         """
         self.folder = folder
         self.scratch = folder / SCRATCH
-        old = read_json(folder / STATE) if (folder / STATE).is_file() else None
-        if folder.exists() and any(folder.iterdir()):
-            _require_permission(folder, old, asked=resume or overwrite)
-            if not resume:
-                shutil.rmtree(folder)
-                old = None
+        _require_permission(folder, asked=resume or overwrite)
         folder.mkdir(parents=True, exist_ok=True)
+        weakref.finalize(self, _lock(folder).release)
+        _require_permission(folder, asked=resume or overwrite)  # another process may just have begun and ended
+        if not resume:
+            _empty(folder)
+        old = _state(folder)
         self.state: dict[str, Any] = old or {"schema_version": SCHEMA_VERSION, "recipe": recipe, "stages": {}}
         if self.state["recipe"] != recipe:
             changed = ", ".join(_differences(self.state["recipe"], recipe))
@@ -135,8 +173,24 @@ class Run:
         return {name: stage["seconds"] for name, stage in self.state["stages"].items()}
 
 
-def _require_permission(folder: Path, old: dict[str, Any] | None, *, asked: bool) -> None:
+def _state(folder: Path) -> dict[str, Any] | None:
+    return dict(read_json(folder / STATE)) if (folder / STATE).is_file() else None
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the lock, which other processes look for."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def _require_permission(folder: Path, *, asked: bool) -> None:
     """A folder that holds something is only touched if a run made it and a flag says so."""
+    if not folder.exists() or all(path.name == LOCK for path in folder.iterdir()):
+        return
+    old = _state(folder)
     if old is None:
         raise ArtifactError(f"{folder} holds files that no run made; they are left as they are. Use another --out.")
     if not asked:

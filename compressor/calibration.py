@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from compressor.errors import ArtifactError, DataError, ModelError
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments
 from compressor.tasks.base import IGNORED as IGNORED
+from compressor.tasks.base import inputs_of, labeled
 
 Batch = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
+Terms = Callable[[Batch], Tensor]
 
 
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -27,16 +29,16 @@ def model_loss(model: nn.Module, batch: Batch) -> Tensor:
     return loss
 
 
-def own_label_loss(model: nn.Module, batch: Batch, temperature: float = 2.0) -> Tensor:
+def own_label_loss(model: nn.Module, batch: Batch, temperature: float = 2.0, terms: Terms = labeled) -> Tensor:
     """Cross entropy towards labels drawn from the model's own predictions at a temperature, ().
 
     An adapted model has fitted its training labels, so their gradients have all but vanished. Those of its own labels
     have the Fisher matrix as second moment (Kunstner et al., arXiv 1905.12558, eq. 2), which is the Hessian of the
     divergence from the model at that temperature, so of what distillation from it minimizes. Draws from torch's
-    random numbers.
+    random numbers. `terms` says which logits are loss terms; a label is drawn, and the loss averaged, for each of them.
     """
-    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits / temperature  # (B, C)
-    drawn = torch.multinomial(logits.detach().softmax(-1), 1)[:, 0]  # (B,)
+    logits = model(**inputs_of(batch)).logits[terms(batch)] / temperature  # (terms, C)
+    drawn = torch.multinomial(logits.detach().softmax(-1), 1)[:, 0]  # (terms,)
     return nn.functional.cross_entropy(logits, drawn)
 
 
@@ -119,8 +121,9 @@ def calibrate(
     batches: Iterable[Batch],
     needs: Iterable[Moment],
     *,
-    targets: Sequence[str] | None = None,
+    targets: Literal["auto"] | Sequence[str] = "auto",
     loss: Loss = model_loss,
+    terms: Terms = labeled,
 ) -> Statistics:
     """Gather the moments that a method needs, in float32, in one pass in evaluation mode.
 
@@ -131,22 +134,24 @@ def calibrate(
 
     Args:
         model: the dense model, with a head that has been probed (a random head gives meaningless gradients).
-        batches: dictionaries of tensors; `labels` count the loss terms.
+        batches: dictionaries of tensors.
         needs: which moments, from `method.needs()`.
-        targets: names of linear layers; default: `find_targets(model)`.
+        targets: as for `find_targets`: "auto", or names of linear layers or globs over them.
         loss: (model, batch) -> the mean loss, ().
+        terms: batch -> bool, true for every term that the mean is over; default: every label that is not ignored. A
+            causal language model shifts its labels, so that the first of each row is no term: `task.terms` knows.
 
     Raises:
         DataError: no batch.
-        ModelError: a target was never reached, or the activations or gradients are not finite.
+        ModelError: see `find_targets`; or a target was never reached, or the activations or gradients are not finite.
     """
-    from compressor.models import find_targets
+    from compressor.targets import find_targets
 
     wanted = frozenset(needs)
     if not wanted:
         return Statistics({}, {}, {}, 0)
-    names = list(targets) if targets is not None else [target.name for target in find_targets(model)]
-    gather = _Gather(names, wanted)
+    names = [target.name for target in find_targets(model, targets)]
+    gather = _Gather(names, wanted, terms)
     was_training = model.training
     with ExitStack() as hooks:
         for name in names:
@@ -165,8 +170,8 @@ def calibrate(
 class _Gather:
     """Running sums over batches."""
 
-    def __init__(self, names: Sequence[str], needs: frozenset[Moment]) -> None:
-        self.needs = needs
+    def __init__(self, names: Sequence[str], needs: frozenset[Moment], terms: Terms) -> None:
+        self.needs, self.terms = needs, terms
         self.recorders = {name: _Recorder() for name in names}
         self.shares: dict[str, str] = {}
         self.inputs: dict[str, Tensor] = {}
@@ -187,7 +192,7 @@ class _Gather:
                 for x in recorder.inputs:
                     _accumulate(self.inputs, name, _rows(x.detach(), mask))
         if Moment.GRADIENT in self.needs:
-            self._differentiate(value * _terms(batch), mask)
+            self._differentiate(value * int(self.terms(batch).sum()), mask)
         self.samples += len(next(iter(batch.values())))
         for recorder in self.recorders.values():
             recorder.clear()
@@ -200,11 +205,14 @@ class _Gather:
             _accumulate(self.gradients, name, _rows(found, mask))
 
     def _require_reached(self) -> None:
+        from compressor.targets import globs_of
+
         missed = [name for name, recorder in self.recorders.items() if not recorder.inputs]
         if missed:
             raise ModelError(
-                f"{len(missed)} targets were never reached in calibration: {', '.join(missed[:5])}. "
-                "Leave them out with model.exclude."
+                f"{len(missed)} targets were never reached in calibration: {', '.join(missed[:5])}"
+                f"{', ...' if len(missed) > 5 else ''}. The model does not call them, or not on this data; leave them "
+                f"out with model.exclude: {globs_of(missed, self.recorders)}."
             )
 
     def _share(self) -> None:
@@ -241,12 +249,6 @@ def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
         return x[mask.bool()]
     return x.reshape(-1, x.shape[-1])
-
-
-def _terms(batch: Batch) -> int:
-    """How many terms a mean loss averages: the labels that are not ignored, else the examples."""
-    labels = batch.get("labels")
-    return int((labels != IGNORED).sum()) if labels is not None else len(next(iter(batch.values())))
 
 
 def _accumulate(sums: dict[str, Tensor], name: str, rows: Tensor) -> None:

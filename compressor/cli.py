@@ -160,6 +160,26 @@ def report(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
 
 
 @app.command(cls=Verb)
+def generate(
+    path: Annotated[Path, typer.Argument(metavar="EXPORT", help="A folder under exports/ of a text-generation run.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="At most so many tokens.")] = 64,
+    as_json: terminal.Json = False,
+) -> None:
+    """Continue a text with an exported language model, most likely token first; no torch."""
+    from exporters.generate import text
+
+    pieces = text(path, prompt, new_tokens=new_tokens)
+    if as_json:
+        show({"prompt": prompt, "text": "".join(pieces)}, str, as_json)
+        return
+    typer.echo(prompt, nl=False)
+    for piece in pieces:
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+@app.command(cls=Verb)
 def verify(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
     """Compare every file of a run with its digest."""
     from compressor import artifact
@@ -173,10 +193,11 @@ def verify(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A local folder or a hub id.")],
     targets: Annotated[list[str] | None, typer.Option("--targets", help="Globs over module names.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Globs over names that stay dense.")] = None,
     task: Annotated[str, typer.Option("--task", help="Its task; `list tasks` names them.")] = "text-classification",
     as_json: terminal.Json = False,
 ) -> None:
-    """Show which layers of a model would be compressed, with their shapes and break-even ranks."""
+    """Show every linear layer of a model, and whether it would be compressed or why not."""
     from dataclasses import asdict
 
     from compressor.paths import resolve
@@ -186,9 +207,9 @@ def inspect(
         from compressor import registry
         from compressor.models import describe
 
-        found = describe(path, registry.task(task), targets or "auto")
+        found = describe(path, registry.task(task), targets or "auto", exclude or ())
     rows = [asdict(one) | {"parameters": one.parameters, "break_even": one.break_even} for one in found]
-    show({"model": path, "targets": rows}, lambda: display.target_table(found), as_json)
+    show({"model": path, "layers": rows}, lambda: display.layer_table(found), as_json)
 
 
 @app.command(cls=Verb)

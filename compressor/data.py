@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -15,10 +16,15 @@ from torch import Tensor
 
 from compressor.errors import DataError, did_you_mean, first_line
 from compressor.recipe import Source
-from compressor.tasks.base import Column, Outcomes, Task
+from compressor.tasks import image
+from compressor.tasks.base import Column, Outcomes, Task, inputs_of
+
+Made = TypeVar("Made")
+Other = TypeVar("Other")
 
 NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "No columns to parse", "StopIteration")
-READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
+OPTIONS = {"text": {"sample_by": "document"}}  # lines are no texts of their own: a file is one
 
 
 def read(source: Source, task: Task, seed: int = 0) -> Any:
@@ -43,6 +49,8 @@ def read(source: Source, task: Task, seed: int = 0) -> Any:
     for role, column in wanted.items():
         _require_filled(rows, role, column, where)
         _require_kind(rows, role, column, where)
+        if column.image:
+            rows = _as_cells(rows, role, Path(source.path))
     if source.limit and source.limit < len(rows):
         rows = rows.shuffle(seed=seed).select(range(source.limit))
     return rows
@@ -64,6 +72,17 @@ def _require_kind(rows: Any, role: str, column: Column, where: str) -> None:
         )
 
 
+def _as_cells(rows: Any, role: str, origin: Path) -> Any:
+    """Images as cells `{bytes, path}`, not decoded; paths are relative to the folder that the rows were read from."""
+    import datasets
+
+    if str(getattr(rows.features[role], "dtype", "")).endswith("string"):
+        folder = origin.parent if origin.is_file() else origin
+        paths = [str(folder / path) for path in rows[role]]
+        rows = rows.remove_columns(role).add_column(role, paths)
+    return rows.cast_column(role, datasets.Image(decode=False))
+
+
 def _load(source: Source) -> Any:
     import datasets
 
@@ -74,7 +93,8 @@ def _load(source: Source) -> Any:
         if file is not None:
             if file.suffix not in READERS:
                 raise DataError(f"{file} is none of the kinds of file that are read: {', '.join(READERS)}.")
-            return datasets.load_dataset(READERS[file.suffix], data_files=str(file), split="train")
+            kind = READERS[file.suffix]
+            return datasets.load_dataset(kind, data_files=str(file), split="train", **OPTIONS.get(kind, {}))
         found = datasets.load_dataset(source.path)
     except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetGenerationError) as error:
         raise _refused(source.path, first_line(error.__cause__ or error)) from error
@@ -98,19 +118,57 @@ def _split_file(folder: Path, split: str) -> Path | None:
 
 
 def digest(rows: Any) -> str:
-    """sha256 over the rows' contents, independent of the file format."""
+    """sha256 over the rows' contents, independent of the file format; images count by their encoded bytes."""
+    import datasets
+
+    images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     hasher = hashlib.sha256()
     for row in rows:
+        row |= {name: hashlib.sha256(image.content(row[name])).hexdigest() for name in images}
         hasher.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
     return hasher.hexdigest()
 
 
-def batches(encoded: Any, task: Task, processor: Any, batch_size: int) -> Iterator[dict[str, Tensor]]:
-    """Collated batches, shortest rows first where they have a length, so that little is padded."""
-    lengths = encoded["length"] if "length" in encoded.column_names else np.zeros(len(encoded))
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield task.collate([encoded[int(index)] for index in order[start : start + batch_size]], processor)
+@dataclass(frozen=True, eq=False)
+class Batches(Sequence[Made]):
+    """Batches, each made anew whenever it is asked for: decoded images of a whole data set would fill the memory."""
+
+    encoded: Any
+    size: int  # rows in a batch
+    make: Callable[[list[Any]], Made]
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The rows' numbers (N,), the shortest first where they have a length, so that little is padded."""
+        lengths = self.encoded["length"] if "length" in self.encoded.column_names else np.zeros(len(self.encoded))
+        return np.argsort(lengths, kind="stable")
+
+    def __len__(self) -> int:
+        return -(-len(self.encoded) // self.size)
+
+    @overload
+    def __getitem__(self, number: int) -> Made: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Made]: ...
+    def __getitem__(self, number: int | slice) -> Made | list[Made]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(len(self))[number]]
+        start = range(len(self))[number] * self.size
+        return self.make([self.encoded[int(row)] for row in self.order[start : start + self.size]])
+
+    def then(self, change: Callable[[Made], Other]) -> Batches[Other]:
+        """The same batches in another form."""
+        return Batches(self.encoded, self.size, lambda rows: change(self.make(rows)))
+
+
+def batches(encoded: Any, task: Task, processor: Any, batch_size: int) -> Batches[dict[str, Tensor]]:
+    """Batches to learn from."""
+    return Batches(encoded, batch_size, lambda rows: task.collate(rows, processor))
+
+
+def posed(encoded: Any, task: Task, processor: Any) -> Batches[dict[str, Tensor]]:
+    """Batches for `outcomes`, as small as the task wants them."""
+    return Batches(encoded, task.posed_at_once, lambda rows: task.pose(rows, processor))
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +186,8 @@ class Data:
 def prepare(section: Any, task: Task, processor: Any, max_length: int, seed: int) -> Data:
     """Read and encode the recipe's data section; validation is `holdout` of train where no source is named.
 
+    What is held out and what calibrates is drawn from encoded rows, since a text may give many of them.
+
     Raises:
         DataError: whatever is wrong with any of the sources.
     """
@@ -139,13 +199,13 @@ def prepare(section: Any, task: Task, processor: Any, max_length: int, seed: int
         name: {"path": getattr(section, name).path, "rows": len(part), "digest": digest(part)}
         for name, part in rows.items()
     }
-    if section.validation is None and section.holdout:
-        rows |= _hold_out(rows["train"], section.holdout, seed)
     if section.calibration.source is not None:
         rows["calibration"] = read(section.calibration.source, task, seed)
-    pool = rows.get("calibration", rows["train"])
-    rows["calibration"] = pool.shuffle(seed=seed).select(range(min(section.calibration.samples, len(pool))))
     encoded = {name: task.encode(part, processor, labels, max_length, f"data.{name}") for name, part in rows.items()}
+    if section.validation is None and section.holdout:
+        encoded |= _hold_out(encoded["train"], section.holdout, seed)
+    pool = encoded.get("calibration", encoded["train"])
+    encoded["calibration"] = pool.shuffle(seed=seed).select(range(min(section.calibration.samples, len(pool))))
     return Data(
         labels=labels,
         train=encoded["train"],
@@ -157,18 +217,23 @@ def prepare(section: Any, task: Task, processor: Any, max_length: int, seed: int
 
 
 def _hold_out(train: Any, share: float, seed: int) -> dict[str, Any]:
+    if len(train) < 2:
+        raise DataError(
+            "data.train gives a single example, of which nothing can be held out: add data, name data.validation, set "
+            "data.holdout: 0, or (for running text) lower model.max_length."
+        )
     parts = train.train_test_split(test_size=share, seed=seed)
     return {"train": parts["train"], "validation": parts["test"]}
 
 
 @torch.no_grad()
 def outcomes(model: torch.nn.Module, task: Task, inputs: Iterable[Mapping[str, Tensor]]) -> Outcomes:
-    """What a torch model says about batches, in evaluation mode."""
+    """What a torch model says about posed batches, in evaluation mode."""
     device = next(model.parameters()).device
     model.eval()
     found = []
     for batch in inputs:
-        logits = model(**{key: value.to(device) for key, value in batch.items() if key != "labels"}).logits
+        logits = model(**{key: value.to(device) for key, value in inputs_of(batch).items()}).logits
         found.append(task.outcomes(logits.float().cpu().numpy(), arrays(batch)))
     return together(found)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compressor.catalog import Entry
     from compressor.doctor import Diagnosis
-    from compressor.models import Target
+    from compressor.models import Considered
     from compressor.planning import Plan
     from compressor.recipe import BaselineSection, Recipe
 
@@ -47,12 +47,20 @@ def plan_table(plan: Plan) -> str:
     return f"{columns(header, rows)}\n\n{total}, budget {plan.budget:.1%}"
 
 
-def target_table(targets: Sequence[Target]) -> str:
-    """Shapes and break-even ranks of a model's targets."""
-    rows = [(one.name, one.out_features, one.in_features, one.parameters, one.break_even) for one in targets]
+def layer_table(layers: Sequence[Considered]) -> str:
+    """Every linear layer of a model: its shape, and whether it is a target or why not."""
+    rows = [
+        (one.name, one.out_features, one.in_features, one.parameters, one.break_even, _mark(one), one.reason)
+        for one in layers
+    ]
+    table = columns(("layer", "out", "in", "parameters", "break-even", "target", "why"), rows)
+    targets = [one for one in layers if one.target]
     total = sum(one.parameters for one in targets)
-    table = columns(("target", "out", "in", "parameters", "break-even"), rows)
-    return f"{table}\n\n{len(rows)} targets, {total:,} parameters"
+    return f"{table}\n\n{len(targets)} of {len(layers)} linear layers are targets, {total:,} parameters"
+
+
+def _mark(layer: Considered) -> str:
+    return "yes" if layer.target else "no"
 
 
 def diagnosis_list(found: Sequence[Diagnosis]) -> str:

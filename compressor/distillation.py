@@ -1,21 +1,28 @@
 """What an adapted dense model teaches a compressed one: its predictions and its hidden states.
 
-Compression keeps depth and width, so hidden states are compared layer by layer, without a projection between them.
+Compression keeps depth and width, so hidden states are compared layer by layer, without a projection between them. A
+model that gives none is taught by predictions alone: its loss is the recipe's with `hidden` 0, the rest unchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compressor.recipe import Distillation
+from compressor.tasks.base import inputs_of, labeled
 
 
 def distillation_loss(
-    student: nn.Module, teacher: nn.Module, batch: Mapping[str, Tensor], section: Distillation
+    student: nn.Module,
+    teacher: nn.Module,
+    batch: Mapping[str, Tensor],
+    section: Distillation,
+    terms: Callable[[Mapping[str, Tensor]], Tensor] = labeled,
 ) -> tuple[Tensor, Any]:
     """(1 - predictions) * label loss + predictions * T^2 KL(teacher || student) + hidden * the hidden states' error.
 
@@ -27,39 +34,52 @@ def distillation_loss(
         teacher: the adapted dense model, in evaluation mode; no gradient reaches it.
         batch: the inputs of both, with `labels`.
         section: weights and temperature.
+        terms: batch -> bool, true where logits are a loss term (`task.terms`); predictions are matched there.
 
     Returns:
         the loss, (), and the student's outputs.
     """
-    wanted = {"output_hidden_states": section.hidden > 0}
-    outputs = student(**batch, **wanted)
     with torch.no_grad():
-        taught = teacher(**{key: value for key, value in batch.items() if key != "labels"}, **wanted)
+        taught = _outputs(teacher, inputs_of(batch), section.hidden > 0)
+    known = getattr(taught, "hidden_states", None) or ()
+    outputs = _outputs(student, batch, len(known) > 1)
     loss = (1 - section.predictions) * outputs.loss
-    loss = loss + section.predictions * prediction_loss(outputs.logits, taught.logits, section.temperature)
-    if section.hidden:
-        loss = loss + section.hidden * hidden_loss(
-            outputs.hidden_states, taught.hidden_states, batch.get("attention_mask")
-        )
+    if section.predictions:
+        mask = terms(batch)
+        matched = prediction_loss(outputs.logits[mask], taught.logits[mask], section.temperature)
+        loss = loss + section.predictions * matched
+    if len(known) > 1:
+        loss = loss + section.hidden * hidden_loss(outputs.hidden_states, known, batch.get("attention_mask"))
     return loss, outputs
 
 
+def _outputs(model: nn.Module, inputs: Mapping[str, Tensor], hidden: bool) -> Any:
+    """The model's outputs, with hidden states where they are wanted and the model can give them."""
+    if hidden:
+        with suppress(TypeError, ValueError):  # how models refuse to give them; any other fault comes again below
+            return model(**inputs, output_hidden_states=True)
+    return model(**inputs)
+
+
 def prediction_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of logits (B, C), averaged over the batch, ()."""
+    """T^2 KL(teacher || student) of logits (N, C), averaged over the rows, ()."""
     student, teacher = ((row / temperature).log_softmax(-1) for row in (logits, taught))
     return temperature**2 * nn.functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
 
 
-def hidden_loss(states: tuple[Tensor, ...], taught: tuple[Tensor, ...], mask: Tensor | None = None) -> Tensor:
-    """Squared error of each layer's states (B, T, d) over their variance, averaged over the layers, ().
+def hidden_loss(states: Sequence[Tensor], taught: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
+    """Squared error of each layer's states over their variance, averaged over the layers, ().
 
-    The first states are the embeddings, which are no target; where `mask (B, T)` is zero there is padding.
+    States are (B, T, d), or maps (B, d, H, W) as vision models have them; layers may differ in shape. The first states
+    are the embeddings, which are no target; where `mask (B, T)` is zero there is padding.
     """
     errors = [_share_of_variance(*_unpadded(*pair, mask)) for pair in zip(states[1:], taught[1:], strict=True)]
     return torch.stack(errors).mean()
 
 
 def _unpadded(state: Tensor, taught: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    if state.ndim == 4:  # (B, d, H, W)
+        return state.movedim(1, -1).flatten(0, -2), taught.movedim(1, -1).flatten(0, -2)
     if mask is None or mask.shape != state.shape[:2]:
         return state.flatten(0, -2), taught.flatten(0, -2)
     return state[mask.bool()], taught[mask.bool()]  # (tokens, d)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import nn
 
-from compressor import planning
+from compressor import planning, structure
 from compressor.errors import ModelError
 from compressor.layers import LAYOUTS, CoreLinear, KeptLinear
 from compressor.methods.base import Method, Moments, Subspace
 from compressor.models import Target, find_targets, head_parameters, linear, replace_module
 from compressor.planning import Plan, Spectrum, break_even
 from compressor.progress import track
+from compressor.transposed import as_linear
 
 
 def decompose(
@@ -54,13 +55,26 @@ def plan(
     strategy: Literal["gain", "energy", "uniform"] = "gain",
     multiple_of: int = 8,
     layout: planning.Layout = "two-factor",
+    targets: Literal["auto"] | Sequence[str] | None = None,
 ) -> Plan:
     """Choose ranks so that the targets keep the share `keep` of their weights.
 
+    Args:
+        model: the dense model.
+        method: what the subspaces are made by.
+        moments: statistics from `calibrate`, by target.
+        keep: share of the targets' weights that is kept.
+        strategy: what the ranks are chosen by.
+        multiple_of: ranks are multiples of this.
+        layout: of the deployed layers.
+        targets: as for `find_targets`; by default those that the moments are of, or "auto" where there are none.
+
     Raises:
         BudgetError: not even the smallest ranks fit.
+        ModelError: see `find_targets`.
     """
-    subspaces = decompose(model, method, moments, layout=layout)
+    found = find_targets(model, (list(moments) or "auto") if targets is None else targets)
+    subspaces = decompose(model, method, moments, targets=found, layout=layout)
     return planning.allocate(
         spectra(model, subspaces), budget=keep, strategy=strategy, multiple_of=multiple_of, layout=layout
     )
@@ -87,19 +101,23 @@ def factorize_(
         ModelError: the plan names a layer that the model lacks, or one of another shape, or a rank that the method has
             no directions for.
     """
+    structure.require_unwrapped(model)
     targets = planned(model, plan)
     found = subspaces or decompose(model, method, moments, targets=targets, layout=plan.layout)
     _require_directions(found, plan)
     model.requires_grad_(False)
-    for parameter in head_parameters(model).values():
-        parameter.requires_grad_(True)
+    dense_targets = {f"{layer.name}.{key}" for layer in plan.layers for key in ("weight", "bias")}
+    for name, parameter in head_parameters(model).items():
+        parameter.requires_grad_(name not in dense_targets)  # where targets were named outside of repeated blocks
     for name, rank in plan.ranks.items():
         subspace, dense = found[name].truncate(rank), linear(model, name)
         layer = CoreLinear(subspace.left, method.core(subspace), subspace.right, dense.bias, method.updates)
         replace_module(model, name, layer.to(dense.weight.device))
-    for name in plan.kept if method.updates else ():
+    for name in plan.kept:
         dense = linear(model, name)
-        replace_module(model, name, KeptLinear(dense, method.updates).to(dense.weight.device))
+        kept = KeptLinear(dense, method.updates).to(dense.weight.device) if method.updates else dense
+        replace_module(model, name, kept)
+    structure.leave_fast_paths_(model)
     return model
 
 
@@ -109,7 +127,8 @@ def planned(model: nn.Module, plan: Plan) -> tuple[Target, ...]:
     Raises:
         ModelError: the plan names a layer that the model lacks, or one of another shape.
     """
-    shapes = {name: tuple(m.weight.shape) for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linears = {name: as_linear(module) for name, module in model.named_modules()}
+    shapes = {name: tuple(layer.weight.shape) for name, layer in linears.items() if layer is not None}
     faults = []
     for layer in plan.layers:
         found, planned = shapes.get(layer.name), (layer.out_features, layer.in_features)
@@ -134,7 +153,12 @@ def _require_directions(subspaces: Mapping[str, Subspace], plan: Plan) -> None:
 
 
 def fold_(model: nn.Module, layout: planning.Layout = "two-factor") -> nn.Module:
-    """Replace every CoreLinear (and KeptLinear) by its deployed layer in place: the same function."""
+    """Replace every CoreLinear (and KeptLinear) by its deployed layer in place: the same function.
+
+    Raises:
+        ModelError: the model is compiled or parallel; it says what to give instead.
+    """
+    structure.require_unwrapped(model)
     trained = {name: module for name, module in model.named_modules() if isinstance(module, CoreLinear | KeptLinear)}
     for name, layer in trained.items():
         replace_module(model, name, layer.folded(layout))
@@ -145,8 +169,10 @@ def restructure_(model: nn.Module, plan: Plan) -> nn.Module:
     """Give a dense model the empty deployed layers of a plan, ready for the folded weights."""
     planned(model, plan)
     for layer in plan.layers:
+        deployed: nn.Module = linear(model, layer.name)
         if layer.rank is not None:
-            bias = linear(model, layer.name).bias is not None
-            empty = LAYOUTS[plan.layout](layer.in_features, layer.rank, layer.out_features, bias=bias)
-            replace_module(model, layer.name, empty)
+            bias = deployed.bias is not None
+            deployed = LAYOUTS[plan.layout](layer.in_features, layer.rank, layer.out_features, bias=bias)
+        replace_module(model, layer.name, deployed)
+    structure.leave_fast_paths_(model)
     return model

@@ -16,7 +16,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted. Finished stages are kept: rerun with --resume.", ResourceError.exit_code
-    if _out_of_memory(error):
+    if out_of_memory(error):
         text = (
             "out of memory. Use a smaller batch_size or another machine; finished stages are kept: rerun with --resume."
         )
@@ -32,8 +32,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     return _bug(error), UNEXPECTED
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """torch's own errors are known by name and text, so that torch need not be imported to tell them."""
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was wanting; torch's own errors are known by name and text, so that torch need not be imported."""
     names = {cls.__name__ for cls in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
         "RuntimeError" in names and "can't allocate memory" in str(error)

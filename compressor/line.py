@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import asdict
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 from compressor import adapt, data, factorize, models, planning, progress, registry, storage
 from compressor.adapt import History
-from compressor.artifact import Artifact, Run, seal
+from compressor.artifact import Artifact, Run, seal, write_json
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
 from compressor.errors import ModelError
 from compressor.machine import versions
@@ -47,8 +48,9 @@ class Line:
     def processor(self) -> Any:
         """The checkpoint's tokenizer or image processor."""
         section = self.recipe.model
-        revision = {"revision": section.revision} if section.revision else {}
-        return self.task.processor(section.path, trust_remote_code=section.trust_remote_code, **revision)
+        asked = {"revision": section.revision, "image_size": section.image_size}
+        options = {name: value for name, value in asked.items() if value is not None}
+        return self.task.processor(section.path, trust_remote_code=section.trust_remote_code, **options)
 
     @cached_property
     def data(self) -> data.Data:
@@ -82,6 +84,10 @@ class Line:
         """The recipe's targets in a dense model."""
         return models.find_targets(model, self.recipe.model.targets, self.recipe.model.exclude)
 
+    def considered(self, model: Any) -> tuple[models.Considered, ...]:
+        """Every linear layer of a dense model, and why it is (not) a target."""
+        return models.consider(model, self.recipe.model.targets, self.recipe.model.exclude)
+
     # ---- the stages ----
 
     def probe(self) -> None:
@@ -91,9 +97,11 @@ class Line:
         model = self.dense()
         self._require_possible(model)
         with self.run.stage("probe", "Probing the head", ["head.safetensors"]) as scratch:
-            rows = self.data.train.shuffle(seed=self.recipe.seed).select(range(min(PROBED, len(self.data.train))))
-            adapt.probe_head_(model, list(data.batches(rows, self.task, self.processor, 32)))
-            storage.save_tensors(models.head_parameters(model), scratch / "head.safetensors")
+            head = models.head_parameters(model)
+            if head:
+                rows = self.data.train.shuffle(seed=self.recipe.seed).select(range(min(PROBED, len(self.data.train))))
+                adapt.probe_head_(model, data.batches(rows, self.task, self.processor, 32))
+            storage.save_tensors(head, scratch / "head.safetensors")
 
     def baseline(self) -> None:
         """The dense model on the same task."""
@@ -127,11 +135,13 @@ class Line:
         if not self.run.finished("calibrate"):
             model, section = self.start(), self.recipe.data.calibration
             with self.run.stage("calibrate", "Calibrating", [path.name]) as scratch:
-                batches = list(data.batches(self.data.calibration, self.task, self.processor, section.batch_size))
+                batches = data.batches(self.data.calibration, self.task, self.processor, section.batch_size)
                 names = [target.name for target in self.targets(model)]
                 needs = self.recipe.method.needs()
-                loss = own_label_loss if self.recipe.starts_adapted else model_loss
-                found = calibrate(model, progress.track(batches, "calibrating"), needs, targets=names, loss=loss)
+                terms = self.task.terms
+                loss = partial(own_label_loss, terms=terms) if self.recipe.starts_adapted else model_loss
+                tracked = progress.track(batches, "calibrating")
+                found = calibrate(model, tracked, needs, targets=names, loss=loss, terms=terms)
                 found.save(scratch / path.name)
         return Statistics.load(path)
 
@@ -147,8 +157,11 @@ class Line:
         """The ranks."""
         if not self.run.finished("plan"):
             section = self.recipe.plan
-            with self.run.stage("plan", "Planning the ranks", ["plan.json", "spectra.json"]) as scratch:
-                spectra = factorize.spectra(self.start(), self.subspaces)
+            outputs = ["plan.json", "spectra.json", "layers.json"]
+            with self.run.stage("plan", "Planning the ranks", outputs) as scratch:
+                model = self.start()
+                write_json(scratch / "layers.json", [asdict(one) for one in self.considered(model)])
+                spectra = factorize.spectra(model, self.subspaces)
                 plan = Plan.load(Path(section.path)) if section.path else self._allocate(spectra)
                 plan.save(scratch / "plan.json")
                 (scratch / "spectra.json").write_text(json.dumps(_curves(spectra)) + "\n")
@@ -194,12 +207,14 @@ class Line:
     # ---- helpers ----
 
     def _require_possible(self, model: Any) -> None:
-        """No targets, a plan that does not fit or a budget below all ranks are said before the work, not after it."""
+        """What cannot work is said before the work: no targets, a plan, budget or model that does not fit."""
         section, targets = self.recipe.plan, self.targets(model)
         if section.path:
             factorize.planned(model, Plan.load(Path(section.path)))
         else:
             self._allocate([planning.flat(target.name, target.out_features, target.in_features) for target in targets])
+        longest = data.batches(self.data.train, self.task, self.processor, 2)[-1]
+        models.require_learnable(model, longest)
 
     def _train(self, model: Any, training: Any, name: str, distillation: Distillation | None = None) -> History:
         teacher = storage.load(self.folder / "baseline", self.recipe.model.task) if distillation else None

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from compressor import progress, structure
+from compressor.artifact import MANIFEST, STATE, read_json
 from compressor.errors import ModelError, first_line
+from compressor.failures import out_of_memory
+from compressor.paths import HUB_ID
+from compressor.targets import Considered as Considered
 from compressor.targets import Target as Target
+from compressor.targets import consider as consider
 from compressor.targets import find_targets as find_targets
 from compressor.targets import head_parameters as head_parameters
 from compressor.targets import linear as linear
 from compressor.targets import replace_module as replace_module
 from compressor.tasks.base import Task
 
+REFUSALS = {  # files that say what a folder holds, if not a dense model
+    MANIFEST: "is compressed already. Name the dense model that it was made of ({source}), or the adapted one "
+    "that lies beside it: {path}/baseline.",
+    STATE: "is an unfinished run and no model ({source} is what it compresses); go on with --resume.",
+    "export.json": "is an export, whose graph cannot be trained. Name the model that it was made of.",
+    "adapter_config.json": "holds an adapter, to be laid over {source}. Merge it first and name the result: "
+    "`peft.AutoPeftModelFor...`, with the class of its task, has from_pretrained(folder).merge_and_unload(), and what "
+    "that returns has save_pretrained(other).",
+}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -31,11 +47,14 @@ def load_dense(
     """A dense transformers model in float32, with a head for `labels`; safetensors only.
 
     Raises:
-        ModelError: not a checkpoint, pickled, truncated, with weights that are not finite, or in need of remote code.
+        ModelError: not a checkpoint, pickled, truncated, with weights that are not finite, in need of remote code,
+            quantized, compressed already, or an adapter.
     """
     cls = auto_class(task)
-    _refuse_pickle(path)
     options: dict[str, Any] = {"revision": revision} if revision else {}
+    config = read_config(path, trust_remote_code=trust_remote_code, **options)
+    _note_width(path, str(getattr(config, "dtype", None)).removeprefix("torch."))
+    _refuse_pickle(path)
     if labels is not None:
         options |= {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
         options |= {"label2id": {label: number for number, label in enumerate(labels)}}
@@ -45,8 +64,52 @@ def load_dense(
         )
     except Exception as error:  # transformers raises many kinds; each becomes a sentence
         raise _explained(path, error) from error
+    structure.require_plain(model)
     require_finite(model, path)
     return model
+
+
+def read_config(path: str, **options: Any) -> Any:
+    """The config of a checkpoint that holds a dense model.
+
+    Raises:
+        ModelError: there is none, or what is there is quantized, compressed already, exported, or an adapter.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(path)
+    if not folder.exists() and not HUB_ID.fullmatch(path):
+        raise ModelError(f"{path} does not exist, and a hub id looks like `name` or `owner/name`.")
+    for file, refusal in REFUSALS.items():
+        whole = file in (STATE, "export.json") and any(folder.glob("model*.safetensors"))  # of somebody else's
+        if (folder / file).is_file() and not whole:
+            raise ModelError(f"{path} {refusal.format(path=path, **_origin(folder / file))}")
+    try:
+        config = AutoConfig.from_pretrained(path, **options)
+    except Exception as error:  # transformers raises many kinds; each becomes a sentence
+        raise _explained(path, error) from error
+    if quantization := getattr(config, "quantization_config", None):
+        facts = quantization if isinstance(quantization, dict) else vars(quantization)
+        kind = str(facts.get("quant_method") or "method unknown").rpartition(".")[2]
+        raise ModelError(
+            f"{path} is quantized ({kind}), and factors are made of full weights. Name the checkpoint that it was made "
+            "of, or `dequantize()` the model where its library is installed and save that. Exports can be quantized "
+            "afterwards."
+        )
+    return config
+
+
+def _origin(file: Path) -> dict[str, str]:
+    """What the manifest of an artifact, or the config of an adapter, names as the dense model."""
+    facts = dict(read_json(file))
+    source = facts.get("recipe", {}).get("model", {}).get("path") or facts.get("base_model_name_or_path")
+    return {"source": str(source or "a model that is not named")}
+
+
+@cache  # said once, however often a run reads the model
+def _note_width(path: str, stored: str) -> None:
+    if stored in ("bfloat16", "float16"):
+        progress.note(f"{path} is stored in {stored}; it is read, trained and exported in float32, at twice the size.")
 
 
 def auto_class(task: Task) -> Any:
@@ -92,20 +155,38 @@ def require_finite(model: nn.Module, path: str) -> None:
         )
 
 
-def describe(path: str, task: Task, targets: Literal["auto"] | Sequence[str] = "auto") -> tuple[Target, ...]:
-    """The targets of a checkpoint from its config alone, no weights read.
+@torch.no_grad()
+def require_learnable(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
+    """Run a model once on a batch with labels, in evaluation mode.
 
     Raises:
-        ModelError: no config, or no targets.
+        ModelError: it does not take these inputs, or gives no loss for these labels.
     """
-    from transformers import AutoConfig
-
+    name, shapes = type(model).__name__, ", ".join(f"{key} {tuple(value.shape)}" for key, value in batch.items())
     try:
-        config = AutoConfig.from_pretrained(path)
-    except Exception as error:
-        raise _explained(path, error) from error
+        loss = getattr(model.eval()(**batch), "loss", None)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:  # as models refuse inputs
+        if out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{name} cannot be trained on {shapes}: {first_line(error)} The recipe's model section says what it is "
+            "given: task, max_length and image_size must fit the checkpoint."
+        ) from error
+    if loss is None:
+        raise ModelError(f"{name} gives no loss for {shapes}, so it cannot be trained: name another task or model.")
+
+
+def describe(
+    path: str, task: Task, targets: Literal["auto"] | Sequence[str] = "auto", exclude: Sequence[str] = ()
+) -> tuple[Considered, ...]:
+    """Every linear layer of a checkpoint and whether it is a target, from the config alone, no weights read.
+
+    Raises:
+        ModelError: no config of a dense model, or a glob that matches nothing.
+    """
+    config = read_config(path)
     with torch.device("meta"):
-        return find_targets(auto_class(task).from_config(config), targets)
+        return consider(auto_class(task).from_config(config), targets, exclude)
 
 
 def quiet_libraries() -> None:

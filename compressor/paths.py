@@ -6,34 +6,39 @@ import os
 import re
 from pathlib import Path
 
-from compressor.errors import InputError
+from compressor.errors import InputError, did_you_mean
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-FACTORY = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")  # "package.module:factory"
+FACTORY = re.compile(r"[A-Za-z_]\w*(\.\w+)+:[A-Za-z_]\w*")  # "package.module:factory"
 FILES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".arrow", ".safetensors", ".zip", ".gz")
 
 
 def resolve(path: str, base: Path, variable: str | None) -> str:
-    """The absolute local path, or the hub id (or "module:factory") unchanged.
+    """The absolute local path, or the hub id unchanged.
 
     Looked up in turn: beside the recipe (`base`), in the current folder, in the folder that the environment variable
-    `variable` names; what is found nowhere and looks like `name` or `owner/name` is a hub id. Without a variable only
-    local files are meant.
+    `variable` names; what is found nowhere and looks like `name` or `owner/name` is a hub id, unless there is a folder
+    `owner` at one of these places. Without a variable only local files are meant.
 
     Raises:
         InputError: an environment variable is not set, or a local path is nowhere; all places tried are named.
     """
     expanded = _expand(path)
-    if variable and FACTORY.fullmatch(expanded):
-        return expanded
+    if FACTORY.fullmatch(expanded):
+        raise InputError(
+            f"'{path}' names code. A recipe names a checkpoint, as a folder or hub id; a module that is built in "
+            "Python is compressed from Python: docs/plain-modules.md shows how."
+        )
     tried = [folder / expanded for folder in _folders(base, variable)]  # an absolute path swallows the folder
     found = next((place for place in tried if place.exists()), None)
     if found is not None:
         return str(found.resolve())
-    if variable and HUB_ID.fullmatch(expanded) and not expanded.endswith(FILES):
+    parents = [place.parent for place in tried if "/" in expanded and place.parent.is_dir()]
+    if variable and HUB_ID.fullmatch(expanded) and not expanded.endswith(FILES) and not parents:
         return expanded
     places = ", ".join(dict.fromkeys(map(os.path.abspath, tried)))
-    raise InputError(f"'{path}' does not exist. Looked for {places}.{_hint(expanded, variable)}")
+    near = did_you_mean(Path(expanded).name, (entry.name for parent in parents for entry in parent.iterdir()))
+    raise InputError(f"'{path}' does not exist. Looked for {places}.{near}{_hint(expanded, variable)}")
 
 
 def _expand(path: str) -> str:

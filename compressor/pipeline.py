@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor import progress, registry, storage
-from compressor.artifact import MANIFEST, STATE, Artifact, Run, read_json, reseal
+from compressor.artifact import MANIFEST, STATE, Artifact, Run, alone, read_json, reseal
 from compressor.errors import ArtifactError
 from compressor.line import Line
 from compressor.planning import Plan
@@ -27,11 +27,12 @@ def run(recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, o
     """
     found = _read(recipe)
     artifact = compress(found, out, resume=resume, overwrite=overwrite)
-    for section in found.export:
-        if not (artifact.path / "exports" / section.name).exists():
-            export(artifact, section.runtime, precision=section.precision)
-    reseal(artifact.path)  # a run that was killed between an export and its seal is made whole here
-    return validate(artifact)
+    with alone(artifact.path):
+        for section in found.export:
+            if not (artifact.path / "exports" / section.name).exists():
+                export(artifact, section.runtime, precision=section.precision)
+        reseal(artifact.path)  # a run that was killed between an export and its seal is made whole here
+        return validate(artifact)
 
 
 def compress(
@@ -85,11 +86,14 @@ def export(
     if target.exists():
         if not overwrite:
             raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or `validate` it as it is.")
-        shutil.rmtree(target)
-    for kind in dict.fromkeys(["fp32", precision]):
-        _export(artifact.path / "baseline", artifact, runtime, kind, artifact.path / "baseline" / f"{runtime}-{kind}")
-    _export(artifact.path, artifact, runtime, precision, target)
-    reseal(artifact.path)
+        with alone(artifact.path):
+            shutil.rmtree(target)
+    with alone(artifact.path):
+        for kind in dict.fromkeys(["fp32", precision]):
+            dense = artifact.path / "baseline"
+            _export(dense, artifact, runtime, kind, dense / f"{runtime}-{kind}")
+        _export(artifact.path, artifact, runtime, precision, target)
+        reseal(artifact.path)
     return target
 
 
@@ -132,6 +136,7 @@ def validate(path: Artifact | Path | str, exports: list[str] | None = None) -> R
         DependencyError: the asked device is not there.
     """
     artifact = path if isinstance(path, Artifact) else Artifact.open(Path(path))
-    report: Report = importlib.import_module("validators.prove").prove(artifact, exports)
-    report.save(artifact.path)
+    with alone(artifact.path):
+        report: Report = importlib.import_module("validators.prove").prove(artifact, exports)
+        report.save(artifact.path)
     return report

@@ -19,6 +19,9 @@ Kind = Literal["tasks", "methods", "exporters", "checks"]
 TABLES: dict[Kind, dict[str, str]] = {
     "tasks": {
         "text-classification": "compressor.tasks.text_classification:TextClassification",
+        "image-classification": "compressor.tasks.image_classification:ImageClassification",
+        "text-generation": "compressor.tasks.text_generation:TextGeneration",
+        "multiple-choice": "compressor.tasks.multiple_choice:MultipleChoice",
     },
     "methods": {
         "jactus": "compressor.methods.jactus:Jactus",
@@ -32,6 +35,7 @@ TABLES: dict[Kind, dict[str, str]] = {
     "checks": {
         "parity": "validators.parity:Parity",
         "accuracy": "validators.accuracy:Accuracy",
+        "perplexity": "validators.perplexity:Perplexity",
         "memory": "validators.memory:Memory",
         "latency": "validators.latency:Latency",
         "size": "validators.size:Size",

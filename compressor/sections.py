@@ -24,7 +24,15 @@ from compressor.errors import InputError, RecipeError, did_you_mean
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Quantity = Literal[
-    "accuracy", "parity", "parity_max_difference", "size", "peak_memory", "latency_p50", "latency_p90", "latency_p99"
+    "accuracy",
+    "perplexity",
+    "parity",
+    "parity_max_difference",
+    "size",
+    "peak_memory",
+    "latency_p50",
+    "latency_p90",
+    "latency_p99",
 ]
 
 
@@ -64,6 +72,9 @@ class ModelSection(Section):
     targets: Literal["auto"] | list[str] = Field(default="auto", description="'auto', or globs over module names")
     exclude: list[str] = Field(default=[], description="globs over module names that stay dense")
     max_length: int = Field(default=128, ge=2, description="tokens; longer texts are cut")
+    image_size: int | None = Field(
+        default=None, ge=1, description="height and width that images are given; default: what the checkpoint says"
+    )
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     trust_remote_code: bool = Field(
         default=False, description="run code that the checkpoint ships; recorded in the artifact"
@@ -73,11 +84,13 @@ class ModelSection(Section):
 class Source(Section):
     """One split of a data set and its columns."""
 
-    path: str = Field(description="a folder, a .parquet/.csv/.json/.jsonl file, or a hub id")
+    path: str = Field(description="a folder, a .parquet/.csv/.json/.jsonl/.txt file, or a hub id")
     split: str = Field(default="train", description="split of a folder or hub data set; a single file has only `train`")
     text: str = Field(default="text", description="column of the text")
     text_pair: str | None = Field(default=None, description="column of a second text, for pairs")
-    label: str = Field(default="label", description="column of the class")
+    image: str = Field(default="image", description="column of the image: encoded bytes, or the path of a file")
+    choices: str = Field(default="choices", description="multiple-choice: column of the lists of choices")
+    label: str = Field(default="label", description="column of the class, or of the right choice's place from 0")
     limit: int | None = Field(default=None, ge=1, description="use only so many rows, drawn with the recipe's seed")
 
 
@@ -143,7 +156,9 @@ class Distillation(Section):
         default=0.5, ge=0, le=1, description="share of the loss that matches its predictions; the labels have the rest"
     )
     hidden: float = Field(
-        default=1.0, ge=0, description="weight of matching its hidden states, as a share of their variance"
+        default=1.0,
+        ge=0,
+        description="weight of matching its hidden states, as a share of their variance; unused where it gives none",
     )
     temperature: float = Field(default=2.0, gt=0, description="softens the predictions that are matched")
 

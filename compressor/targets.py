@@ -1,20 +1,27 @@
 """Which layers of a model are compressed: linear layers inside repeated blocks, and why the others are not.
 
-Nothing here names an architecture. Targets are the linear layers inside repeated blocks (the elements of a ModuleList),
-the head is what linear layers are left outside of them; embeddings and tied weights belong to neither.
+Nothing here names an architecture. Targets are the linear layers inside repeated blocks (the elements of a ModuleList,
+or blocks of one class in a Sequential), the head is what linear layers are left outside of them; embeddings and tied
+weights belong to neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import nn
 
+from compressor import structure
 from compressor.errors import ModelError, did_you_mean
 from compressor.planning import break_even
+from compressor.transposed import as_linear
+
+COMPRESSED_TOO = " and compressed with it"
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,15 @@ class Target:
     @property
     def break_even(self) -> int:
         """The smallest rank at which two factors cost as much as the dense weight."""
-        return break_even(self.out_features, self.in_features)
+        return break_even(self.out_features, self.in_features) if self.parameters else 0
+
+
+@dataclass(frozen=True)
+class Considered(Target):
+    """A linear layer under one of its names, whether it is a target, and why (not)."""
+
+    target: bool
+    reason: str
 
 
 def find_targets(
@@ -47,77 +62,163 @@ def find_targets(
         exclude: globs over names that stay dense.
 
     Raises:
-        ModelError: a glob matches nothing, or there is no target at all.
+        ModelError: a glob matches nothing, a layer named in full cannot be a target, there is no target at all, or the
+            model is compiled, parallel, quantized, or carries adapters.
     """
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    tied = _tied(model)
-    chosen = [name for name in linears if _repeated(model, name)] if targets == "auto" else _matching(linears, targets)
-    skipped = _matching(linears, exclude)
-    found = tuple(
-        Target(name, linears[name].out_features, linears[name].in_features)
-        for name in chosen
-        if name not in skipped and name not in tied
-    )
+    structure.require_plain(model)
+    rows = consider(model, targets, exclude)
+    _require_named(rows, () if targets == "auto" else targets)
+    found = tuple(Target(row.name, row.out_features, row.in_features) for row in rows if row.target)
     if not found:
+        reasons = Counter(row.reason for row in rows).most_common(3)
         raise ModelError(
-            f"{type(model).__name__} has no targets: none of its {len(linears)} linear layers is "
-            f"{'in a repeated block' if targets == 'auto' else 'named by model.targets'} and free of tied weights. "
-            "Name them with model.targets, globs over module names; `compressor inspect MODEL` lists them."
+            f"{type(model).__name__} has no targets: none of its {len(rows)} linear layers can be compressed"
+            + "".join(f"; {count} {reason}" for reason, count in reasons)
+            + ". Name them with model.targets (in Python: targets=), globs over the names that "
+            "`python -m compressor inspect MODEL` or `consider(model)` lists."
         )
     return found
 
 
-def _matching(linears: Iterable[str], globs: Sequence[str]) -> list[str]:
-    names = list(linears)
+def consider(
+    model: nn.Module, targets: Literal["auto"] | Sequence[str] = "auto", exclude: Sequence[str] = ()
+) -> tuple[Considered, ...]:
+    """Every linear layer of a model under every name that it has, and why it is (not) a target.
+
+    Raises:
+        ModelError: a glob matches nothing.
+    """
+    layers = structure.layers(model)
+    firsts = structure.first_names(layers)
+    obstacles = structure.obstacles(model, layers)
+    named = {} if targets == "auto" else _matching(layers, targets, firsts)
+    excluded = _matching(layers, exclude, firsts)
+
+    def verdict(name: str, layer: nn.Module) -> tuple[bool, str]:
+        if name in excluded:
+            return False, f"excluded by '{excluded[name]}'"
+        if objection := obstacles.get(name) or _narrow(*structure.shape(layer)):
+            return False, objection
+        if targets != "auto":
+            return name in named, f"named by '{named[name]}'" if name in named else "not named by the targets"
+        objection = _unasked(model, name, layer)
+        return not objection, objection or "in a repeated block"
+
+    found = {name: verdict(name, layer) for name, layer in layers.items() if firsts[name] == name}
+    return tuple(
+        Considered(
+            name, *structure.shape(layer), *(found.get(name) or (False, _again(firsts[name], *found[firsts[name]])))
+        )
+        for name, layer in layers.items()
+    )
+
+
+def _again(first: str, target: bool, reason: str) -> str:
+    """What is said of a further name of a layer."""
+    return f"the same layer as {first}" + (COMPRESSED_TOO if target else f": {reason}")
+
+
+def _narrow(out_features: int, in_features: int) -> str:
+    """No rank is cheaper than one row or one column."""
+    return "too narrow for any rank to be cheaper" if min(out_features, in_features) <= 1 else ""
+
+
+def _unasked(model: nn.Module, name: str, layer: nn.Module) -> str:
+    """Why a layer that could be compressed is no target unless it is named; empty where it is one."""
+    if not _repeated(model, name):
+        return "outside the repeated blocks"
+    if structure.has_own_forward(layer):
+        return f"{type(layer).__name__} has a forward of its own; name it if that is x @ weight.T + bias"
+    return ""
+
+
+def _require_named(rows: Iterable[Considered], targets: Sequence[str]) -> None:
+    """A layer that is named in full is meant: it is not passed over."""
+    missed = [
+        row
+        for row in rows
+        if row.name in targets
+        and not (row.target or row.reason.startswith("excluded") or row.reason.endswith(COMPRESSED_TOO))
+    ]
+    if missed:
+        raise ModelError(
+            "Layers that the targets name cannot be compressed; take them out:\n"
+            + "\n".join(f"  {row.name}: {row.reason}" for row in missed)
+        )
+
+
+def _matching(layers: Iterable[str], globs: Sequence[str], firsts: Mapping[str, str]) -> dict[str, str]:
+    """The layers that any of the globs matches under any of their names, by first name, each with the glob."""
+    names, found = list(layers), dict[str, str]()
     for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in names):
+        matched = [firsts[name] for name in names if fnmatchcase(name, glob)]
+        if not matched:
             raise ModelError(f"'{glob}' matches no linear layer of the model.{did_you_mean(glob, names)}")
-    return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
+        found = dict.fromkeys(matched, glob) | found
+    return found
+
+
+def globs_of(names: Sequence[str], among: Iterable[str]) -> list[str]:
+    """Few globs that match `names` and none of the others; block numbers become `*` where that is so."""
+    others = set(among) - set(names)
+    found: dict[str, None] = {}
+    for name in names:
+        if any(fnmatchcase(name, glob) for glob in found):
+            continue
+        wide = re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+        found[name if any(fnmatchcase(other, wide) for other in others) else wide] = None
+    return list(found)
 
 
 def _repeated(model: nn.Module, name: str) -> bool:
-    """Whether a module lies inside an element of a ModuleList."""
+    """Whether a module lies inside a repeated block."""
     parts = name.split(".")
-    return any(isinstance(model.get_submodule(".".join(parts[:end])), nn.ModuleList) for end in range(1, len(parts)))
+    return any(_repeats(model.get_submodule(".".join(parts[:end])), parts[end]) for end in range(len(parts)))
 
 
-def _tied(model: nn.Module) -> set[str]:
-    """Names of modules whose weight is shared with another module."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter):
-            owners.setdefault(id(weight), []).append(name)
-    return {name for names in owners.values() if len(names) > 1 for name in names}
+def _repeats(parent: nn.Module, child: str) -> bool:
+    """Whether a child is one of several blocks: any of a ModuleList, or of a Sequential with a sibling of its class.
+
+    A Sequential also holds single layers in a row (a head of two linear layers, say), which are no blocks.
+    """
+    if not isinstance(parent, nn.Sequential):
+        return isinstance(parent, nn.ModuleList)
+    block = parent.get_submodule(child)
+    siblings = sum(type(other) is type(block) for other in parent._modules.values())
+    return siblings > 1 and any(True for _ in block.children())
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights and biases of the linear layers outside repeated blocks: poolers and classifiers, not tied ones."""
-    tied = _tied(model)
+    """Weights and biases of the linear layers outside repeated blocks: poolers and classifiers, not tied ones.
+
+    The layer in which a language model says its words is no head: it is pretrained and as large as the vocabulary.
+    """
+    tied = structure.tied_weights(model)
+    words = getattr(model, "get_output_embeddings", lambda: None)()
     return {
         f"{name}.{key}": parameter
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name not in tied and not _repeated(model, name)
+        if isinstance(module, nn.Linear) and module is not words and name not in tied and not _repeated(model, name)
         for key, parameter in module.named_parameters()
     }
 
 
 def linear(model: nn.Module, name: str) -> nn.Linear:
-    """The linear layer called `name`.
+    """The linear layer called `name`; one that holds its weight transposed as a copy, see `compressor.transposed`.
 
     Raises:
         ModelError: there is none.
     """
     try:
-        module = model.get_submodule(name)
+        found = as_linear(model.get_submodule(name))
     except AttributeError:
-        module = None
-    if not isinstance(module, nn.Linear):
+        found = None
+    if found is None:
         raise ModelError(f"'{name}' is no linear layer of {type(model).__name__}.")
-    return module
+    return found
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place of the submodule called `name`."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    """Put `module` in the place of the submodule called `name`, in all places where that one is."""
+    for parent, child in list(structure.places(model, model.get_submodule(name))):
+        setattr(parent, child, module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import re
 import warnings
@@ -19,25 +20,14 @@ from torch import Tensor, nn
 
 from compressor.errors import ExportError
 from exporters import onnx_file
-from exporters.verify import Inputs, is_sequence, logits_of
+from exporters.tracing import TOTAL, Tracing, tracing_of
+from exporters.verify import Inputs, is_sequence
 
-AXES = ("batch_size", "sequence_length")  # as optimum names them
-PREFIX = "model."  # what _Logits puts before every weight's name
+PREFIX = "model."  # what a tracing puts before every weight's name
 KNOWN_WARNINGS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "# The axis name: .* will not be used, since it shares the same shape constraints",
 )
-
-
-class _Logits(nn.Module):
-    """The model with positional inputs and nothing but logits: caches and hidden states never become outputs."""
-
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, *values: Tensor) -> Tensor:
-        return logits_of(self.model(**dict(zip(self.names, values, strict=True))))
 
 
 def write(model: nn.Module, example: Inputs, opset: int, path: Path) -> None:
@@ -47,8 +37,9 @@ def write(model: nn.Module, example: Inputs, opset: int, path: Path) -> None:
         ExportError: the example or the model cannot be traced, or an axis that should be free was fixed.
     """
     _check(model, example)
-    graph = _trace(model, example, opset)
-    _check_axes(graph, example)
+    tracing = tracing_of(model, example)
+    graph = _trace(model, tracing, opset)
+    _check_axes(graph, tracing)
     _name_weights(graph, model)
     ClearMetadataAndDocStringPass()(graph)  # stack traces name paths of the exporting machine
     onnx_file.save(graph, path)
@@ -84,17 +75,16 @@ def _check(model: nn.Module, example: Inputs) -> None:
         )
 
 
-def _trace(model: nn.Module, example: Inputs, opset: int) -> onnx_ir.Model:
-    names = tuple(example)
+def _trace(model: nn.Module, tracing: Tracing, opset: int) -> onnx_ir.Model:
     try:
         with _quiet():
             program = torch.onnx.export(
-                _Logits(model, names).eval(),
-                tuple(example.values()),
+                tracing.module.eval(),
+                tuple(tracing.inputs.values()),
                 dynamo=True,
-                dynamic_shapes=(tuple(map(_free_axes, example.values())),),
-                input_names=names,
-                output_names=("logits",),
+                dynamic_shapes=_dynamic_shapes(tracing),
+                input_names=tuple(tracing.inputs),
+                output_names=tracing.outputs,
                 opset_version=opset,
                 verbose=False,
             )
@@ -106,8 +96,14 @@ def _trace(model: nn.Module, example: Inputs, opset: int) -> onnx_ir.Model:
     return program.model
 
 
-def _free_axes(tensor: Tensor) -> dict[int, Any]:
-    return {axis: torch.export.Dim(AXES[axis]) for axis in range(1 + is_sequence(tensor))}
+def _dynamic_shapes(tracing: Tracing) -> tuple[Any, ...]:
+    """The free axes of each argument of the module's forward, those of a starred argument in a tuple of their own."""
+    axes = [
+        {axis: torch.export.Dim.AUTO if name == TOTAL else torch.export.Dim(name) for axis, name in free.items()}
+        for free in tracing.axes.values()
+    ]
+    named = [p for p in inspect.signature(tracing.module.forward).parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    return (*axes[: len(named)], tuple(axes[len(named) :]))
 
 
 @contextmanager
@@ -133,14 +129,15 @@ def _reason(error: BaseException) -> str:
     )
 
 
-def _check_axes(graph: onnx_ir.Model, example: Inputs) -> None:
+def _check_axes(graph: onnx_ir.Model, tracing: Tracing) -> None:
     """torch.onnx quietly fixes an axis that the model turns into a number; that graph would serve one length only."""
-    fixed = [
-        f"{AXES[axis]} of {value.name} to {value.shape[axis]}"
-        for value, tensor in zip(graph.graph.inputs, example.values(), strict=True)
-        for axis in range(1 + is_sequence(tensor))
-        if value.shape is not None and not isinstance(value.shape[axis], onnx_ir.SymbolicDim)
-    ]
+    fixed = []
+    for value in graph.graph.inputs:
+        for axis, name in tracing.axes[str(value.name)].items():
+            if value.shape is not None and not isinstance(value.shape[axis], onnx_ir.SymbolicDim):
+                fixed.append(f"{name} of {value.name} to {value.shape[axis]}")
+            elif value.shape is not None and name == TOTAL:
+                value.shape = onnx_ir.Shape([name if place == axis else size for place, size in enumerate(value.shape)])
     if fixed:
         raise ExportError(
             f"The export fixed {', '.join(fixed)}: the model's forward turns this size into a constant. Keep sizes "

@@ -6,7 +6,7 @@ Imports neither torch nor onnx.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from compressor.threads import usable_threads
 from exporters.base import Arrays, Session
 
 GRAPH = "model.onnx"
+PAST, PRESENT, POSITIONS = "past_key_values", "present", "position_ids"  # of a decoder's cache, as optimum names them
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 FAILURES = tuple(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception))
 DTYPES: Mapping[str, type[np.generic]] = {
@@ -48,23 +49,47 @@ class OnnxRunner:
     session: onnxruntime.InferenceSession
     inputs: Mapping[str, type[np.generic]]
     outputs: tuple[str, ...]
+    cache: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # heads and size of each past key and value
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Named arrays in, named arrays out; inputs that the graph lacks are ignored, dtypes are cast to the graph's.
+        """Named arrays in, the logits out; inputs that the graph lacks are ignored, dtypes are cast to the graph's.
 
         Raises:
             RuntimeFailure: an input is missing, or ONNX Runtime fails on these inputs.
         """
-        missing = sorted(self.inputs.keys() - inputs.keys())
+        return self._run(inputs, tuple(name for name in self.outputs if not name.startswith(PRESENT)))
+
+    def step(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The same with all outputs: the logits and the cache that the next step continues from."""
+        return self._run(inputs, self.outputs)
+
+    @property
+    def cached(self) -> bool:
+        """Whether the graph takes and gives a key-value cache."""
+        return bool(self.cache)
+
+    def _run(self, inputs: Arrays, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
+        given = self._completed(inputs) if self.cached else inputs
+        missing = sorted(self.inputs.keys() - given.keys())
         if missing:
             raise RuntimeFailure(f"{self.path} needs the inputs {', '.join(missing)} too; got {', '.join(inputs)}.")
-        feed = {name: np.asarray(inputs[name]).astype(dtype, copy=False) for name, dtype in self.inputs.items()}
+        feed = {name: np.asarray(given[name]).astype(dtype, copy=False) for name, dtype in self.inputs.items()}
         try:
-            results = self.session.run(None, feed)
+            results = self.session.run(list(wanted), feed)
         except FAILURES as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feed.items())
             raise RuntimeFailure(f"ONNX Runtime failed to run {self.path} on {shapes}: {error}") from error
-        return dict(zip(self.outputs, results, strict=True))
+        return dict(zip(wanted, results, strict=True))
+
+    def _completed(self, inputs: Arrays) -> Arrays:
+        """What a caller who starts from nothing leaves out: an empty cache, and positions counted along the mask."""
+        rows = len(inputs["input_ids"])
+        empty = {name: np.zeros((rows, heads, 0, size)) for name, (heads, size) in self.cache.items()}
+        positions = {}
+        if "attention_mask" in inputs:
+            counted = np.asarray(inputs["attention_mask"]).cumsum(axis=1) - 1  # (B, P + T)
+            positions[POSITIONS] = counted[:, -inputs["input_ids"].shape[1] :].clip(min=0)  # (B, T)
+        return {**empty, **positions, **inputs}
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -89,7 +114,8 @@ def load(folder: Path, session: Session) -> OnnxRunner:
     if session.device == "cuda":
         _check_cuda(path, loaded)
     dtypes = {node.name: DTYPES[node.type] for node in loaded.get_inputs()}
-    return OnnxRunner(path, loaded, dtypes, tuple(node.name for node in loaded.get_outputs()))
+    cache = {node.name: (node.shape[1], node.shape[3]) for node in loaded.get_inputs() if node.name.startswith(PAST)}
+    return OnnxRunner(path, loaded, dtypes, tuple(node.name for node in loaded.get_outputs()), cache)
 
 
 def _open(path: Path, session: Session) -> onnxruntime.InferenceSession:

@@ -121,8 +121,17 @@ def _figures(model: nn.Module, runner: Runner, trial: Inputs) -> dict[str, Any]:
         raise ExportError(f"At the shape {shape} the export gives logits {found.shape}, the model {expected.shape}.")
     if not np.isfinite(found).all():
         raise ExportError(f"At the shape {shape} the export gives logits that are not finite.")
-    difference, largest = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    real = _real(trial, found)
+    difference, largest = float(np.abs(found - expected)[real].max()), float(np.abs(expected)[real].max())
     return {"shape": shape, "max_difference": difference, "largest_logit": largest}
+
+
+def _real(trial: Inputs, logits: np.ndarray) -> np.ndarray:
+    """Which rows of logits are no padding's: those (B, T) of a token each, or all."""
+    mask = trial.get("attention_mask")
+    if mask is None or logits.ndim != 3 or logits.shape[:2] != mask.shape:
+        return np.ones(logits.shape[:-1], bool)
+    return mask.cpu().numpy().astype(bool)
 
 
 def _expected(model: nn.Module, trial: Inputs) -> np.ndarray:

@@ -124,10 +124,11 @@ def test_nothing_is_overwritten_unasked_and_nothing_that_is_not_ours(tmp_path: P
 
 def test_the_written_data_is_read_as_the_recipes_name_it(tmp_path: Path) -> None:
     from compressor.data import read
+    from compressor.tasks.text_classification import TextClassification
 
     pool = [row for label in ("torch", "scipy") for row in rows("a text", "another", label=label)]
     demo.write(pool, tmp_path / "train.parquet")
-    found = read(recipe.Source(path=str(tmp_path), split="train"))
+    found = read(recipe.Source(path=str(tmp_path), split="train"), TextClassification())
     assert sorted(found["label"]) == ["scipy", "scipy", "torch", "torch"]
     assert sorted(found["text"]) == ["a text", "a text", "another", "another"]
 

@@ -201,3 +201,41 @@ def test_the_method_in_the_docs_keeps_its_own_promises(monkeypatch: pytest.Monke
     method = module.__dict__["Espace"]()
     assert method.updates == 0
     assert len(method.core(module.__dict__["found"].truncate(3))()) == 3
+
+
+def test_the_module_in_the_docs_is_compressed_kept_and_exported(tmp_path: Path) -> None:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    page = ROOT / "docs" / "plain-modules.md"
+    scope: dict[str, Any] = {"folder": tmp_path}
+    for body in blocks(page, "python")[:4]:
+        exec(compile(body, page.name, "exec"), scope)
+    model, again, batch = scope["model"], scope["again"], scope["batches"][0]
+    assert scope["plan"].ranks.keys() == {"first", "second"}
+    assert sum(p.numel() for p in model.first.parameters()) < 40 * 64
+    assert type(model.third) is nn.Linear
+    with torch.no_grad():
+        expected = model(batch["x"])[0]
+        torch.testing.assert_close(again(batch["x"])[0], expected, rtol=0, atol=0)
+    found = scope["runner"]({"x": batch["x"].numpy()})["logits"]
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_the_denoiser_in_the_docs_is_compressed_and_exported(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers", reason="needs diffusers: pip install diffusers")
+    import torch
+
+    torch.manual_seed(0)
+    page = ROOT / "docs" / "plain-modules.md"
+    scope: dict[str, Any] = {"folder": tmp_path}
+    for body in blocks(page, "python")[4:]:
+        exec(compile(body, page.name, "exec"), scope)
+    plan = scope["plan"]
+    assert len(plan.ranks) >= 20
+    assert plan.parameters <= 0.5 * plan.dense_parameters
+    assert (tmp_path / "denoiser" / "model.onnx").is_file()

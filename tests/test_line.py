@@ -257,3 +257,22 @@ def test_an_edited_plan_is_replayed(recipe: Path, run: Path, tmp_path: Path) -> 
     layers = json.loads(done.stdout)["layers"]
     assert [layer["rank"] for layer in layers[:2]] == [5, None]
     assert layers[1]["parameters"] == layers[1]["out_features"] * layers[1]["in_features"]
+
+
+def test_a_budget_that_cannot_be_met_is_told_before_any_training(recipe: Path, tmp_path: Path) -> None:
+    done = command("run", recipe, "--out", tmp_path / "run", "--set", "plan.budget.parameters=0.001")
+    assert done.returncode == 2
+    assert "The budget of 0.001 of the targets' parameters" in done.stderr
+    assert not (tmp_path / "run" / "head.safetensors").exists()
+
+
+def test_the_pretrained_weights_are_compressed_where_that_is_asked(recipe: Path, run: Path, tmp_path: Path) -> None:
+    settings = ("--set", "model.start=pretrained", "--set", "adapt.distill=null", "--set", "adapt.epochs=1")
+    done = command("compress", recipe, "--out", tmp_path / "run", *settings)
+    assert done.returncode == 0, done.stderr
+    state = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert state["stages"]["probe"] == json.loads((run / "run.json").read_text())["stages"]["probe"] | {
+        "seconds": state["stages"]["probe"]["seconds"]
+    }
+    ours, theirs = ((folder / "statistics.safetensors").read_bytes() for folder in (tmp_path / "run", run))
+    assert ours != theirs

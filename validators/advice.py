@@ -1,8 +1,8 @@
 """Which export to deploy, by the Pareto front of accuracy, size, latency and memory.
 
-An option is sound when its accuracy (and parity) is good enough. One option beats another in a quantity when their
-intervals do not overlap, and dominates it when it beats it somewhere and is beaten nowhere. Of the sound options that
-nothing dominates, the one with the least geometric mean of size, latency and memory is recommended.
+An option is sound when its accuracy (and perplexity and parity) is good enough. One option beats another in a quantity
+when their intervals do not overlap, and dominates it when it beats it somewhere and is beaten nowhere. Of the sound
+options that nothing dominates, the one with the least geometric mean of size, latency and memory is recommended.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from compressor.tasks.base import QUALITIES
 from validators.base import Finding
 from validators.wording import listed
 
@@ -79,20 +80,23 @@ def recommend(exports: Sequence[ExportReport]) -> Recommendation:
 def options(exports: Sequence[ExportReport]) -> tuple[Option, ...]:
     """The dense baseline, then every export whose accuracy was measured."""
     measured = [export for export in exports if export.finding("accuracy")]
-    limit = max(_accuracy_limits(measured), default=None)
+    limits = _limits(measured)
     baseline = {"accuracy": Span(0.0, 0.0, 0.0)} | dict.fromkeys(COSTS, Span(1.0, 1.0, 1.0))
     labels = _labels(measured)
     return (
         Option("dense fp32", "dense", low_rank=False, sound=True, failed=(), costs=baseline),
-        *(_option(export, label, limit) for export, label in zip(measured, labels, strict=True)),
+        *(_option(export, label, limits) for export, label in zip(measured, labels, strict=True)),
     )
 
 
-def _accuracy_limits(exports: Sequence[ExportReport]) -> Iterator[float]:
-    for export in exports:
-        accuracy = export.finding("accuracy")
-        if export.role == "candidate" and accuracy is not None and accuracy.limit is not None:
-            yield accuracy.limit
+def _limits(exports: Sequence[ExportReport]) -> dict[str, float]:
+    """The strictest limit of each quality that a gate of the candidates limits."""
+    limits: dict[str, float] = {}
+    for finding in (finding for export in exports if export.role == "candidate" for finding in export.findings):
+        if finding.quantity in QUALITIES and finding.limit is not None:
+            strictest = max if finding.better == "higher" else min
+            limits[finding.quantity] = strictest(finding.limit, limits.get(finding.quantity, finding.limit))
+    return limits
 
 
 def _labels(exports: Sequence[ExportReport]) -> list[str]:
@@ -102,23 +106,30 @@ def _labels(exports: Sequence[ExportReport]) -> list[str]:
     return [f"{p} ({e.name})" if p in twice else p for p, e in zip(plain, exports, strict=True)]
 
 
-def _option(export: ExportReport, label: str, limit: float | None) -> Option:
+def _option(export: ExportReport, label: str, limits: Mapping[str, float]) -> Option:
     low_rank = export.role == "candidate"
     failed = tuple(finding.quantity for finding in export.failures)
-    return Option(label, export.name, low_rank, _is_sound(export, limit), failed, dict(_costs(export)))
+    return Option(label, export.name, low_rank, _is_sound(export, limits), failed, dict(_costs(export)))
 
 
-def _is_sound(export: ExportReport, limit: float | None) -> bool:
+def _is_sound(export: ExportReport, limits: Mapping[str, float]) -> bool:
     accuracy, parity = export.finding("accuracy"), export.finding("parity")
-    if accuracy is None or not math.isfinite(accuracy.candidate):
+    qualities = [finding for finding in export.findings if finding.quantity in QUALITIES]
+    if accuracy is None or not all(math.isfinite(finding.candidate) for finding in qualities):
         return False
     if parity is not None and not (parity.ok and math.isfinite(parity.candidate)):
         return False
-    if accuracy.verdict != "ungated":
-        return accuracy.ok
-    if limit is not None:  # a reference has no gate of its own: hold it to the candidates' limit
-        return accuracy.candidate >= limit
+    limited = [finding for finding in qualities if finding.quantity in limits]
+    if limited:
+        return all(_holds(finding, limits[finding.quantity]) for finding in limited)
     return max(accuracy.candidate, *(accuracy.interval or ())) >= accuracy.dense
+
+
+def _holds(finding: Finding, limit: float) -> bool:
+    if finding.verdict != "ungated":
+        return finding.ok
+    worse = finding.candidate < limit if finding.better == "higher" else finding.candidate > limit
+    return not worse  # a reference has no gate of its own: it is held to the candidates' limit
 
 
 def _costs(export: ExportReport) -> Iterator[tuple[str, Span]]:

@@ -5,7 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +24,10 @@ Verdict = Literal["pass", "fail", "unsure", "ungated"]
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The whole evaluation set, encoded once: padded batches with their labels, and the task that reads the outputs."""
+    """The whole evaluation set: padded batches with their labels, and the task that reads the outputs."""
 
     task: Task
-    batches: tuple[Arrays, ...]
+    batches: Sequence[Arrays]
 
     def outcomes(self, run: Callable[[Arrays], Mapping[str, np.ndarray]]) -> Outcomes:
         """What a runner's logits say about every batch."""

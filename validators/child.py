@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from compressor.errors import DataError, DependencyError, InputError, RankfoldError, ResourceError, RuntimeFailure
+from compressor.tasks.base import inputs_of
 from exporters.base import Arrays
 from validators.base import Evaluation, Subject
 
@@ -53,9 +54,7 @@ def tiled(evaluation: Evaluation, batch_size: int, sequence_length: int) -> dict
     Raises:
         DataError: the evaluation set is empty.
     """
-    batches = [
-        {name: array for name, array in batch.items() if name != "labels"} for batch in evaluation.batches[:batch_size]
-    ]
+    batches = [inputs_of(batch) for batch in evaluation.batches[:batch_size]]
     if not batches:
         raise DataError("The evaluation set is empty, so there is nothing to measure with: check `data.evaluation`.")
     return {name: _tile(name, batches, (batch_size, sequence_length)) for name in batches[0]}

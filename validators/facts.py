@@ -29,6 +29,7 @@ BRIEF = (
     ("seed", "seed"),
     ("created", "created"),
 )
+LINEAR_HEADERS = ("Linear layer", "Out", "In", "Target", "Why")
 LAYER_HEADERS = ("Layer", "Out", "In", "Rank", "Break-even", "Parameters", "Why")
 WORDS = {
     "cpu": "CPU",
@@ -66,6 +67,19 @@ def layers(context: Mapping[str, Any]) -> list[tuple[str, ...]]:
     found = context.get("layers")
     records = [layer for layer in found if isinstance(layer, Mapping)] if isinstance(found, list | tuple) else []
     return [LAYER_HEADERS, *map(_layer, records)] if records else []
+
+
+def linear_layers(context: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row of LINEAR_HEADERS for each linear layer of the model, headers first; empty where none are listed."""
+    found = context.get("linear_layers")
+    records = [layer for layer in found if isinstance(layer, Mapping)] if isinstance(found, list | tuple) else []
+    return [LINEAR_HEADERS, *map(_linear_layer, records)] if records else []
+
+
+def _linear_layer(layer: Mapping[str, Any]) -> tuple[str, ...]:
+    sizes = [text(layer[key]) if key in layer else "-" for key in ("out_features", "in_features")]
+    target = text(bool(layer["target"])) if "target" in layer else "-"
+    return (str(layer.get("name", "?")), *sizes, target, str(layer.get("reason") or ""))
 
 
 def recipe(context: Mapping[str, Any]) -> str:

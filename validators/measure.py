@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor import progress, registry
 from compressor.errors import RecipeError, did_you_mean
+from compressor.tasks.base import QUALITIES, Task
 from validators.base import Check, Finding, Subject
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ def measure(
         track: shows progress over the (candidate, check) pairs, as `compressor.progress.track` does (the default).
 
     Raises:
-        RecipeError: a gate names a quantity that no check measures.
+        RecipeError: a gate names a quantity that no check measures for this task.
         DependencyError: the runtime or the device is missing.
         RuntimeFailure, ResourceError: an export cannot be run.
     """
-    built = checks(validation)
+    built = checks(validation, dense.evaluation.task)
     _refuse_unmeasured(gates, built)
     findings: dict[str, tuple[Finding, ...]] = {candidate.name: () for candidate in candidates}
     jobs = [(candidate, check) for candidate in candidates for check in built]
@@ -48,9 +49,18 @@ def measure(
     return findings
 
 
-def checks(validation: ValidateSection) -> tuple[Check, ...]:
-    """Every check of the registry table, with the recipe's value for each field that the recipe has too."""
-    return tuple(_built(registry.load("checks", name), validation) for name in registry.names("checks"))
+def checks(validation: ValidateSection, task: Task) -> tuple[Check, ...]:
+    """Every check of the registry table that says something about the task's outcomes, or about more than outcomes.
+
+    A check gets the recipe's value for each field that the recipe has too.
+    """
+    found = (registry.load("checks", name) for name in registry.names("checks"))
+    return tuple(_built(check, validation) for check in found if applies(check, task))
+
+
+def applies(check: Any, task: Task) -> bool:
+    """Whether the task's outcomes have the qualities that a check measures; costs and parity are every task's."""
+    return not set(check.quantities) & set(QUALITIES) - set(task.qualities)
 
 
 def _built(check: Any, validation: ValidateSection) -> Check:
@@ -69,5 +79,6 @@ def _refuse_unmeasured(gates: Gates, built: Sequence[Check]) -> None:
         if name not in measured:
             allowed = ", ".join(sorted(measured))
             raise RecipeError(
-                f"gates.{name}: no check measures '{name}'; allowed are {allowed}.{did_you_mean(name, measured)}"
+                f"gates.{name}: no check measures '{name}' for this task; allowed are {allowed}."
+                f"{did_you_mean(name, measured)}"
             )

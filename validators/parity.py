@@ -62,10 +62,12 @@ def differences(subject: Subject) -> dict[str, float]:
     if not finite.any():
         return counts
     ours, theirs = ours[finite], theirs[finite]
-    p, q = log_softmax(theirs, axis=1), log_softmax(ours, axis=1)
     gaps = np.abs(ours - theirs)
-    kl = float((np.exp(p) * (p - q)).sum(axis=1).mean())
-    return {"mean_difference": float(gaps.mean()), "median_difference": float(np.median(gaps)), "kl": kl} | counts
+    found = {"mean_difference": float(gaps.mean()), "median_difference": float(np.median(gaps))}
+    if ours.shape[1] > 1:  # one log-probability of a target is no distribution
+        p, q = log_softmax(theirs, axis=1), log_softmax(ours, axis=1)
+        found["kl"] = float((np.exp(p) * (p - q)).sum(axis=1).mean())
+    return found | counts
 
 
 def wilson(successes: int, trials: int, confidence: float) -> tuple[float, float]:

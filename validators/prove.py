@@ -77,8 +77,8 @@ class _Prover:
             )
         labels = artifact.manifest["labels"]
         encoded = task.encode(rows, processor, labels, recipe.model.max_length, "data.evaluation")
-        self.batches = list(data.batches(encoded, task, processor, 32))
-        self.evaluation = Evaluation(task, tuple(data.arrays(batch) for batch in self.batches))
+        self.batches = data.posed(encoded, task, processor)
+        self.evaluation = Evaluation(task, self.batches.then(data.arrays))
         with stage("Evaluating the dense and the folded model in torch"):
             self.outcomes = {folder: self._predict(folder) for folder in (artifact.path, artifact.path / "baseline")}
 
@@ -110,6 +110,7 @@ def context(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
         "method": settings["method"],
         "plan": {**settings["plan"], "budget": artifact.plan.budget},
         "layers": [_layer(layer) for layer in artifact.plan.layers],
+        "linear_layers": read_json(path / "layers.json") if (path / "layers.json").is_file() else [],
         "spectra": read_json(path / "spectra.json"),
         "history": adapt.load_history(path / "history.json"),
         "baseline_history": adapt.load_history(path / "baseline" / "history.json"),

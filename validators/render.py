@@ -18,7 +18,7 @@ from validators.base import Finding
 if TYPE_CHECKING:
     from validators.report import ExportReport, Report
 
-OVERVIEW = ("accuracy", "size", "peak_memory", "latency_p50")
+OVERVIEW = ("perplexity", "accuracy", "size", "peak_memory", "latency_p50")
 MARKS = {"pass": "✓", "fail": "✗", "unsure": "?", "ungated": ""}
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
 
@@ -103,7 +103,7 @@ def html(report: Report) -> str:
         judged=any(export.gated for export in report.exports),
         recommendation=advice.recommend(report.exports),
         overview=_overview(report),
-        overview_headers=[wording.label(quantity) for quantity in OVERVIEW],
+        overview_headers=[wording.label(quantity) for quantity in _columns(report)],
         headers=wording.HEADERS,
         exports=[(export, _html_rows(export)) for export in report.exports],
         complaints=[(export.name, wording.complaint(finding)) for export, finding in report.failures],
@@ -111,6 +111,7 @@ def html(report: Report) -> str:
         model=facts.title(report.context),
         groups=facts.groups(report.context),
         layers=facts.layers(report.context),
+        linear_layers=facts.linear_layers(report.context),
         recipe=facts.recipe(report.context),
     )
 
@@ -131,9 +132,10 @@ def _html_rows(export: ExportReport) -> list[dict[str, Any]]:
 
 
 def _overview(report: Report) -> list[dict[str, Any]]:
-    """Dense first, then every export: for each quantity of OVERVIEW the value and its ratio to dense."""
+    """Dense first, then every export: for each quantity of the columns the value and its ratio to dense."""
+    columns = _columns(report)
     best = advice.recommend(report.exports).best
-    dense = {"label": "dense fp32", "name": "the baseline", "cells": [_dense_cell(report, q) for q in OVERVIEW]}
+    dense = {"label": "dense fp32", "name": "the baseline", "cells": [_dense_cell(report, q) for q in columns]}
     rows = [dense | {"best": best is not None and best.name == "dense", "verdict": "-", "state": "ungated"}]
     labels: Mapping[str, str] = {option.name: option.label for option in advice.options(report.exports)[1:]}
     for export in report.exports:
@@ -142,13 +144,19 @@ def _overview(report: Report) -> list[dict[str, Any]]:
             {
                 "label": labels.get(export.name, export.name),
                 "name": export.name,
-                "cells": [_cell(export.finding(quantity)) for quantity in OVERVIEW],
+                "cells": [_cell(export.finding(quantity)) for quantity in columns],
                 "best": best is not None and best.name == export.name,
                 "verdict": f"{MARKS[state]} {state}" if export.gated else "-",
                 "state": state,
             }
         )
     return rows
+
+
+def _columns(report: Report) -> list[str]:
+    """The quantities of OVERVIEW; perplexity where it was measured."""
+    measured = any(export.finding("perplexity") for export in report.exports)
+    return [quantity for quantity in OVERVIEW if quantity != "perplexity" or measured]
 
 
 def _cell(finding: Finding | None) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from validators.base import Finding
 
 LABELS = {
     "accuracy": "Accuracy",
+    "perplexity": "Perplexity",
     "parity": "Parity with torch",
     "parity_max_difference": "Largest output difference",
     "size": "Size",

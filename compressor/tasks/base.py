@@ -7,7 +7,7 @@ be checked and listed without them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
     from compressor.recipe import Source
 
+Value = TypeVar("Value")
+
 IGNORED = -100  # label of tokens that are no loss term, as transformers has it
+ANSWERS = "labels"  # what the names of a batch's tensors begin with that say what is right; all others are model inputs
+QUALITIES = ("accuracy", "perplexity")  # what outcomes can be worth; each task says which of them its own are
 
 
 class Column(NamedTuple):
@@ -24,6 +28,7 @@ class Column(NamedTuple):
     name: str
     kinds: tuple[str, ...]  # what the type may begin with, as datasets prints it
     words: str  # the same for people
+    image: bool = False  # read as cells `{bytes, path}` that only the task decodes
 
 
 class Outcomes(NamedTuple):
@@ -40,6 +45,8 @@ class Task(Protocol):
     name: ClassVar[str]
     architecture: ClassVar[str]  # optimum's name of the task whose transformers auto class is loaded
     chooses_by: ClassVar[str]  # the best checkpoint's quantity: "accuracy", or "loss" where no label is predicted
+    qualities: ClassVar[tuple[str, ...]]  # of QUALITIES: what its outcomes are worth, and checks measure
+    posed_at_once: ClassVar[int]  # encoded rows in a batch of the evaluation, whose logits are held in memory
 
     def processor(self, path: str, **options: Any) -> Any:
         """The checkpoint's tokenizer or image processor; anything with `save_pretrained`.
@@ -66,7 +73,18 @@ class Task(Protocol):
         ...
 
     def collate(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
-        """Encoded rows -> one padded batch of the model's inputs, `labels` included."""
+        """Encoded rows -> one padded batch to learn from: the model's inputs and the `labels` that its loss is of."""
+        ...
+
+    def terms(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Where the logits of a collated batch are a term of its loss: bool, shaped like them but for the last axis."""
+        ...
+
+    def pose(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
+        """Encoded rows -> one padded batch to be asked: the model's inputs, and as `labels...` what `outcomes` needs.
+
+        The same as `collate` where a model learns from what it is asked.
+        """
         ...
 
     def example(self, processor: Any) -> dict[str, Tensor]:
@@ -74,5 +92,19 @@ class Task(Protocol):
         ...
 
     def outcomes(self, logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> Outcomes:
-        """What the logits of a collated batch say."""
+        """What the logits of a posed batch say."""
         ...
+
+
+def inputs_of(batch: Mapping[str, Value]) -> dict[str, Value]:
+    """What of a batch the model is given when it must not see what is right."""
+    return {name: value for name, value in batch.items() if not name.startswith(ANSWERS)}
+
+
+def labeled(batch: Mapping[str, Tensor]) -> Tensor:
+    """Where labels are not ignored, bool, shaped like them; every example (B,) of a batch without labels."""
+    import torch
+
+    if "labels" in batch:
+        return batch["labels"] != IGNORED
+    return torch.ones(len(next(iter(batch.values()))), dtype=torch.bool)

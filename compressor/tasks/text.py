@@ -14,14 +14,16 @@ EXAMPLE = ("one text", "another, somewhat longer text for the tracer", "a third"
 STRINGS = ("string", "large_string")
 
 
-def load_tokenizer(path: str, **options: Any) -> Any:
+def load_tokenizer(path: str, image_size: int | None = None, **options: Any) -> Any:
     """The checkpoint's own tokenizer.
 
     Raises:
-        ModelError: there is none, or it cannot be read.
+        ModelError: there is none, it cannot be read, or a size of images was asked for.
     """
     from transformers import AutoTokenizer
 
+    if image_size is not None:
+        raise ModelError(f"model.image_size is {image_size}, but the task reads texts: take it out, or set model.task.")
     try:
         return AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # transformers raises many kinds; each becomes a sentence

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.tasks import classes, text
-from compressor.tasks.base import Column, Outcomes
+from compressor.tasks.base import Column, Outcomes, labeled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,8 @@ class TextClassification:
     name: ClassVar[str] = "text-classification"
     architecture: ClassVar[str] = "text-classification"
     chooses_by: ClassVar[str] = "accuracy"
+    qualities: ClassVar[tuple[str, ...]] = ("accuracy",)
+    posed_at_once: ClassVar[int] = 32
 
     def processor(self, path: str, **options: Any) -> Any:
         """The tokenizer."""
@@ -54,6 +56,14 @@ class TextClassification:
     def collate(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
         """Padded to the longest row."""
         return text.pad(rows, processor)
+
+    def terms(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Every example (B,)."""
+        return labeled(batch)
+
+    def pose(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
+        """The same as `collate`."""
+        return self.collate(rows, processor)
 
     def example(self, processor: Any) -> dict[str, Tensor]:
         """Three texts."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
-from compressor.artifact import Artifact, Run, reseal, seal, verify
+from compressor.artifact import Artifact, Run, alone, reseal, seal, verify
 from compressor.errors import ArtifactError
 from compressor.planning import Plan
 
@@ -73,7 +74,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 def test_overwriting_starts_again(folder: Path) -> None:
     run = Run(folder, {"seed": 1}, overwrite=True)
     assert not run.finished("probe")
-    assert sorted(path.name for path in folder.iterdir()) == ["run.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
 
 
 @pytest.mark.parametrize("flag", ["overwrite", "resume"])
@@ -101,6 +102,64 @@ def test_a_damaged_state_is_one_sentence(folder: Path) -> None:
     (folder / "run.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"run\.json cannot be read"):
         Run(folder, RECIPE, resume=True)
+
+
+# ---- one process at a time ----
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from compressor.artifact import Run
+run = Run(Path(sys.argv[1]), {"seed": 0}, resume=True)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A second process at work in `tmp_path / "run"`."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+def test_a_second_process_is_turned_away_until_the_first_has_ended_or_was_killed(
+    holder: subprocess.Popen[str], tmp_path: Path, flag: str
+) -> None:
+    folder = tmp_path / "run"
+    before = (folder / "run.json").read_bytes()
+    with pytest.raises(
+        ArtifactError, match=rf"Another process is at work in {folder}\. Wait .* another --out"
+    ) as caught:
+        Run(folder, {"seed": 0}, **{flag: True})
+    assert caught.value.exit_code == 2
+    assert (folder / "run.json").read_bytes() == before
+    with pytest.raises(ArtifactError, match="Another process"), alone(folder):
+        pytest.fail("two processes were let in")
+    holder.kill()
+    holder.wait()
+    assert not Run(folder, {"seed": 0}, **{flag: True}).finished("probe")
+
+
+def test_one_process_may_hold_its_run_more_than_once(folder: Path) -> None:
+    first, second = Run(folder, RECIPE, resume=True), Run(folder, RECIPE, resume=True)
+    with alone(folder):
+        assert first.finished("probe")
+    assert second.finished("probe")
+
+
+def test_a_run_that_is_no_longer_in_use_lets_others_in(folder: Path) -> None:
+    run = Run(folder, {**RECIPE}, resume=True)
+    code = "import sys, pathlib, compressor.artifact as a; a.alone(pathlib.Path(sys.argv[1])).__enter__()"
+    command = [sys.executable, "-c", code, str(folder)]
+    assert b"Another process" in subprocess.run(command, capture_output=True, check=False).stderr
+    del run
+    assert subprocess.run(command, check=False).returncode == 0
 
 
 # ---- stages ----

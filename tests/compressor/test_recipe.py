@@ -209,9 +209,14 @@ def test_variables_and_home_are_expanded(tmp_path: Path, monkeypatch: pytest.Mon
         recipe.resolve("$NOWHERE/model", tmp_path, "X")
 
 
-@pytest.mark.parametrize("path", ["owner/name", "name", "bert-base-uncased", "package.module:factory"])
-def test_what_looks_like_a_hub_id_or_factory_is_left_alone(tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize("path", ["owner/name", "name", "bert-base-uncased"])
+def test_what_looks_like_a_hub_id_is_left_alone(tmp_path: Path, path: str) -> None:
     assert recipe.resolve(path, tmp_path, "X") == path
+
+
+def test_a_factory_is_answered_with_where_modules_are_compressed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'package\.module:factory' names code.*docs/plain-modules\.md"):
+        recipe.resolve("package.module:factory", tmp_path, "X")
 
 
 @pytest.mark.parametrize("path", ["./name", "/no/such/place", "a/b/c", "rows.parquet", "../name"])
@@ -220,6 +225,19 @@ def test_a_missing_local_file_is_refused_with_all_places_tried(tmp_path: Path, p
         recipe.resolve(path, tmp_path / "beside", "X")
     tried = {str(Path(base, path).resolve()) for base in (tmp_path / "beside", tmp_path)}
     assert all(place in str(caught.value) for place in tried)
+
+
+@pytest.mark.parametrize("place", ["beside", "here", "collection"])
+def test_a_mistyped_folder_is_no_hub_id_where_its_parent_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / place / "models" / "minilm").mkdir(parents=True)
+    (tmp_path / "here").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("SOME_MODELS", str(tmp_path / "collection"))
+    with pytest.raises(InputError, match=r"'models/minlim' does not exist\. Looked for .*Did you mean 'minilm'\?"):
+        recipe.resolve("models/minlim", tmp_path / "beside", "SOME_MODELS")
+    assert recipe.resolve("owner/minlim", tmp_path / "beside", "SOME_MODELS") == "owner/minlim"
 
 
 def test_the_line_of_every_value_is_known() -> None:

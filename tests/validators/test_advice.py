@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from compressor.recipe import Gate
+from validators import advice
 from validators.base import Finding
 from validators.report import ExportReport, Report
 
@@ -133,3 +134,33 @@ def test_nothing_is_recommended_without_measurements() -> None:
 def test_two_exports_of_one_kind_are_told_apart() -> None:
     other = replace(export("int8", size=10, latency=2), name="openvino-int8", runtime="openvino")
     assert "Low-rank int8 (openvino-int8) is the best" in Report((export("int8"), other)).advice()
+
+
+def speaking(precision: str, role: Any, perplexity: float, gate: Gate | None = None, size: float = 50) -> ExportReport:
+    """An export of a language model of perplexity 20, a little less accurate than dense, with or without a gate."""
+    plain = export(precision, role, accuracy=0.92, size=size)
+    found = Finding("perplexity", "perplexity", "lower", 20.0, perplexity, (perplexity - 0.1, perplexity + 0.1), 0.95)
+    return replace(plain, findings=(*plain.findings, found.judged(gate) if gate else found))
+
+
+@pytest.mark.parametrize(("perplexity", "best"), [(21.0, "onnx-fp32"), (23.0, "dense")])
+def test_perplexity_holds_by_its_gate(perplexity: float, best: str) -> None:
+    gate = Gate(type="percent-max-degradation", value=10)
+    found = advice.recommend((speaking("fp32", "candidate", perplexity, gate),)).best
+    assert found is not None
+    assert found.name == best
+
+
+@pytest.mark.parametrize(("perplexity", "best"), [(21.0, "dense-onnx-int8"), (23.0, "onnx-fp32")])
+def test_a_reference_is_held_to_the_candidates_limit_of_perplexity(perplexity: float, best: str) -> None:
+    gate = Gate(type="percent-max-degradation", value=10)
+    exports = (speaking("fp32", "candidate", 20.5, gate), speaking("int8", "reference", perplexity, size=20))
+    found = advice.recommend(exports).best
+    assert found is not None
+    assert found.name == best
+
+
+def test_infinite_perplexity_is_never_sound() -> None:
+    found = advice.recommend((speaking("fp32", "candidate", math.inf),)).best
+    assert found is not None
+    assert found.name == "dense"

@@ -43,6 +43,10 @@ CONTEXT: dict[str, Any] = {
     "method": {"name": "jactus", "union": 0.75},
     "plan": {"strategy": "gain", "budget": {"parameters": 0.5}},
     "layers": LAYERS,
+    "linear_layers": [
+        *({**layer, "target": True, "reason": "in a repeated block"} for layer in LAYERS),
+        {"name": "pooler", "out_features": 64, "in_features": 48, "target": False, "reason": "outside of blocks"},
+    ],
     "spectra": {
         "encoder.layer.0.query": [0.5, 0.8, 1.0],
         "encoder.layer.1.query": {"rank": [1, 8, 64], "energy": [0.3, 0.7, 1.0]},
@@ -292,11 +296,26 @@ def test_the_page_needs_nothing_from_outside_and_runs_nothing(tmp_path: Path) ->
     assert len(identities) == len(set(identities))
 
 
+def test_the_page_folds_away_every_linear_layer_with_its_reason(tmp_path: Path) -> None:
+    page(tmp_path, Report((export("fp32"),), CONTEXT))
+    text = (tmp_path / "report.html").read_text()
+    (folded,) = re.findall(
+        r"<details>\s*<summary>All linear layers of the model \(3\).*?</details>", text, flags=re.DOTALL
+    )
+    rows = [re.findall(r"<t[hd][^>]*>([^<]*)</t", row) for row in re.findall(r"<tr>.*?</tr>", folded, flags=re.DOTALL)]
+    assert rows[0] == ["Linear layer", "Out", "In", "Target", "Why"]
+    assert rows[1] == ["encoder.layer.0.query", "64", "64", "yes", "in a repeated block"]
+    assert rows[3] == ["pooler", "64", "48", "no", "outside of blocks"]
+    page(tmp_path, Report((export("fp32"),), {}))
+    assert "All linear layers" not in (tmp_path / "report.html").read_text()
+
+
 def test_the_page_shows_hostile_names_as_text_everywhere(tmp_path: Path) -> None:
     layer = LAYERS[0] | {"name": HOSTILE, "reason": HOSTILE}
     context = {
         "model": {"path": HOSTILE, HOSTILE: HOSTILE},
         "layers": [layer],
+        "linear_layers": [layer | {"target": False}],
         "spectra": {HOSTILE: [0.5, 1.0]},
         "recipe": {"labels": [HOSTILE]},
         "machine": {"cpu": HOSTILE},

@@ -1,0 +1,79 @@
+"""Greedy continuation of a text by an exported decoder, token by token. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compressor.errors import ArtifactError, InputError
+from exporters.base import Session
+from exporters.onnx_runtime import PAST, PRESENT, OnnxRunner, load
+
+
+def continuation(
+    runner: OnnxRunner, prompt: Sequence[int], *, new_tokens: int, stop: frozenset[int] = frozenset()
+) -> Iterator[int]:
+    """The most likely next token, again and again: the prompt is read once, then each step reads one token.
+
+    Args:
+        runner: of a graph with a cache.
+        prompt: token ids, at least one.
+        new_tokens: how many at most.
+        stop: tokens that end the text; they are not yielded.
+
+    Raises:
+        InputError: an empty prompt, or a graph without a cache.
+    """
+    if not len(prompt):
+        raise InputError("The prompt has no tokens: give it at least one.")
+    if not runner.cached:
+        raise InputError(f"{runner.path} has no cache to continue a text with; export a text-generation model.")
+    tokens, length = np.asarray([prompt]), len(prompt)
+    cache: dict[str, np.ndarray] = {}
+    for _ in range(new_tokens):
+        inputs = {
+            "input_ids": tokens,  # (1, T)
+            "attention_mask": np.ones((1, length), np.int64),  # (1, P + T)
+            "position_ids": np.arange(length - tokens.shape[1], length)[None],  # (1, T)
+        }
+        outputs = runner.step(inputs | cache)
+        token = int(outputs["logits"][0, -1].argmax())
+        if token in stop:
+            return
+        yield token
+        cache = {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name != "logits"}
+        tokens, length = np.asarray([[token]]), length + 1
+
+
+def text(folder: Path, prompt: str, *, new_tokens: int = 64, session: Session = Session()) -> Iterator[str]:  # noqa: B008 (frozen)
+    """The pieces of text that an export folder continues a prompt with.
+
+    Raises:
+        ArtifactError: the folder has no tokenizer.json.
+        InputError: an empty prompt, or a graph without a cache.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist: the export needs its tokenizer beside it. Export the model again.")
+    tokenizer = Tokenizer.from_file(str(path))
+    ids = tokenizer.encode(prompt).ids
+    said: list[int] = []
+    shown = ""
+    for token in continuation(load(folder, session), ids, new_tokens=new_tokens, stop=_ends(folder)):
+        said.append(token)
+        whole = tokenizer.decode(said)
+        if not whole.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character may span several tokens
+            yield whole[len(shown) :]
+            shown = whole
+
+
+def _ends(folder: Path) -> frozenset[int]:
+    """The end-of-text tokens that the config names."""
+    config = folder / "config.json"
+    found = json.loads(config.read_text()).get("eos_token_id") if config.is_file() else None
+    return frozenset(found if isinstance(found, list) else [] if found is None else [found])

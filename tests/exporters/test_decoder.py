@@ -1,0 +1,110 @@
+"""Decoders with their cache: one graph that reads a prompt, continues it as torch does, and reads padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from compressor.errors import InputError
+from compressor.factorize import factorize_, fold_, plan
+from compressor.methods.spectral import Spectral
+from exporters.generate import continuation
+from exporters.onnx import OnnxExporter
+from exporters.onnx_runtime import OnnxRunner
+
+VOCABULARY = 97
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.4,
+}
+MODELS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.4)
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, OnnxRunner]:
+    """A model and its export; the first is folded, so that its graph holds factors."""
+    torch.manual_seed(0)
+    model = MODELS[request.param]().eval()
+    if request.param == "llama":
+        method = Spectral()
+        fold_(factorize_(model, method, {}, plan(model, method, {}, keep=0.6, multiple_of=1)))
+    path: Path = tmp_path_factory.mktemp(request.param) / "onnx-fp32"
+    tokens = torch.randint(1, VOCABULARY, (2, 3))
+    exporter = OnnxExporter()
+    exporter.export(model, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, path)
+    return model, exporter.load(path)
+
+
+@torch.no_grad()
+def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
+    """By whole forward passes, without any cache."""
+    said = list(prompt)
+    for _ in range(count):
+        said.append(int(model(input_ids=torch.tensor([said]), use_cache=False).logits[0, -1].argmax()))
+    return said[len(prompt) :]
+
+
+def test_it_continues_twenty_prompts_token_by_token_as_torch_does(decoder: tuple[Any, OnnxRunner]) -> None:
+    model, runner = decoder
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        prompt = generator.integers(1, VOCABULARY, generator.integers(1, 9)).tolist()
+        assert list(continuation(runner, prompt, new_tokens=64)) == greedy(model, prompt, 64)
+
+
+def test_cache_names_are_those_that_other_tools_expect(decoder: tuple[Any, OnnxRunner]) -> None:
+    _, runner = decoder
+    cache = [f"{layer}.{part}" for layer in range(2) for part in ("key", "value")]
+    assert list(runner.inputs)[:3] == ["input_ids", "attention_mask", "position_ids"]
+    assert list(runner.inputs)[3:] == [f"past_key_values.{name}" for name in cache]
+    assert list(runner.outputs) == ["logits", *(f"present.{name}" for name in cache)]
+
+
+def test_a_padded_batch_behind_a_cache_gives_each_row_what_it_gives_alone(decoder: tuple[Any, OnnxRunner]) -> None:
+    _, runner = decoder
+    rows = [[5, 9, 2, 7, 3], [4, 8]]
+    ids = np.array([rows[0], [0, 0, 0, *rows[1]]])  # padded on the left
+    mask = np.array([[1] * 5, [0, 0, 0, 1, 1]])
+    first = runner.step({"input_ids": ids, "attention_mask": mask})
+    cache = {f"past_key_values{name.removeprefix('present')}": v for name, v in first.items() if name != "logits"}
+    longer = np.concatenate([mask, np.ones((2, 1), int)], axis=1)
+    second = runner({"input_ids": np.array([[6], [6]]), "attention_mask": longer, **cache})["logits"]
+    for row, tokens in enumerate(rows):
+        alone = runner({"input_ids": np.array([[*tokens, 6]]), "attention_mask": np.ones((1, len(tokens) + 1))})
+        assert np.allclose(second[row, -1], alone["logits"][0, -1], atol=1e-4)
+
+
+def test_a_continuation_ends_at_its_stop_tokens_and_needs_a_prompt(decoder: tuple[Any, OnnxRunner]) -> None:
+    _, runner = decoder
+    free = list(continuation(runner, [5, 6], new_tokens=8))
+    assert list(continuation(runner, [5, 6], new_tokens=8, stop=frozenset(free[2:3]))) == free[: free.index(free[2])]
+    with pytest.raises(InputError, match="The prompt has no tokens"):
+        list(continuation(runner, [], new_tokens=1))

@@ -1,0 +1,76 @@
+"""Perplexity: how much more surprised the candidate export is by the evaluation text than the dense export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from compressor.tasks.base import Outcomes
+from validators.base import Finding, Subject
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean surprise per predicted token, with a paired block bootstrap interval (percentile).
+
+    Both exports read the same tokens, and surprises of neighbors go together, so chunks of consecutive tokens are
+    resampled in pairs (Carlstein 1986); the interval is that of the ratio of both perplexities, laid around the dense
+    one. For tasks whose outcomes are log-probabilities of targets (N, 1).
+    """
+
+    quantities: ClassVar[tuple[str, ...]] = ("perplexity",)
+    confidence: float = 0.95
+    chunk: int = 64
+    resamples: int = 2_000
+    seed: int = 0
+
+    def run(self, dense: Subject, candidate: Subject) -> tuple[Finding, ...]:
+        """Finding `perplexity`, infinite where a log-probability is not finite; details name the torch models'.
+
+        Raises:
+            RuntimeFailure: an export's outputs do not have the shape of its reference.
+        """
+        base, ours = surprises(dense.outcomes), surprises(candidate.outcomes)  # each (N,) nats
+        values = perplexity(base), perplexity(ours)
+        interval = None
+        if np.isfinite(values).all():
+            low, high = ratio_interval(ours - base, self.chunk, self.confidence, self.resamples, self.seed)
+            interval = values[0] * low, values[0] * high
+        details = {
+            "n": len(ours),
+            "dense_torch_perplexity": perplexity(surprises(dense.reference)),
+            "candidate_torch_perplexity": perplexity(surprises(candidate.reference)),
+        }
+        confidence = self.confidence if interval else None
+        return (Finding("perplexity", "perplexity", "lower", *values, interval, confidence, details=details),)
+
+
+def surprises(outcomes: Outcomes) -> np.ndarray:
+    """-log p of every target (N,), in nats."""
+    return -outcomes.values[:, 0].astype(np.float64)
+
+
+def perplexity(found: np.ndarray) -> float:
+    """exp of the mean surprise; infinite where one is not a number."""
+    with np.errstate(over="ignore"):
+        value = float(np.exp(found.mean()))
+    return value if np.isfinite(value) else float("inf")
+
+
+def ratio_interval(
+    differences: np.ndarray, chunk: int, confidence: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of exp(mean(differences)), (N,), resampled in chunks of neighbors.
+
+    Texts of fewer than 32 chunks are cut into shorter ones.
+    """
+    size = max(1, min(chunk, len(differences) // 32))
+    starts = np.arange(0, len(differences), size)
+    sums = np.add.reduceat(differences, starts)  # (chunks,)
+    counts = np.diff(np.append(starts, len(differences)))  # (chunks,)
+    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn @ sums / (drawn @ counts), (tail, 1 - tail))  # of the mean
+    return float(np.exp(low)), float(np.exp(high))
