@@ -13,6 +13,8 @@ from typing import Any
 ARMS = {
     "dense": "dense, full fine-tuning",
     "jactus": "JACTUS (R4, thin updates 16, gain)",
+    "jactus-pretrained": "the same from the checkpoint, by labels alone",
+    "svdllm-lora-pretrained": "SVD-LLM and LoRA from the checkpoint, by labels alone",
     "svdllm-lora": "SVD-LLM whitening, then LoRA 16 on both factors",
     "svd-core": "SVD with a trained core",
 }
@@ -48,13 +50,16 @@ def _cell(values: list[float]) -> str:
 
 def deployment(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Each export against dense fp32 of the same run."""
-    yield "| export | accuracy (dense fp32) | parity with torch | size | peak memory | latency p50 |"
-    yield "|---|---|---|---|---|---|"
+    yield "| export | accuracy (dense fp32) | parity with torch | file | matrices | peak memory | latency p50 |"
+    yield "|---|---|---|---|---|---|---|"
     for row in sorted(rows, key=lambda row: row["export"]):
         found = row["findings"]
         score = found["accuracy"]
         cells = [f"{score['candidate']:.4f} ({score['dense']:.4f})", f"{found['parity']['candidate']:.4f}"]
-        cells += [_ratio(found[name]) for name in ("size", "peak_memory", "latency_p50")]
+        details = found["size"]["details"]
+        matrices = details["candidate_matmul_weight_bytes"] / details["dense_matmul_weight_bytes"]
+        cells += [_ratio(found["size"]), f"{matrices:.3f}x"]
+        cells += [_ratio(found[name]) for name in ("peak_memory", "latency_p50")]
         yield f"| {row['export']} | {' | '.join(cells)} |"
 
 
