@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from validators.report import ExportReport
 
 COSTS = ("size", "latency_p50", "peak_memory")
+SAME = 0.005  # points of accuracy that would be printed as 0.00
 MATERIAL = 0.02  # costs that differ by less than 2% are nothing to choose by: one machine's noise from day to day
 ADJECTIVES = {
     "size": ("smaller", "larger"),
@@ -227,10 +228,11 @@ def _difference(one: Option, other: Option, cost: str) -> str | None:
 
 
 def _accuracy(one: Option, other: Option) -> str:
-    points = 100 * abs(one.costs["accuracy"].value - other.costs["accuracy"].value)
-    if beats(one, other, "accuracy"):
-        return f"with {points:.2f} points more accuracy"
-    return f"with {points:.2f} points less accuracy" if beats(other, one, "accuracy") else "at the same accuracy"
+    lost = 100 * (one.costs["accuracy"].value - other.costs["accuracy"].value)
+    if abs(lost) < SAME:
+        return "at the same accuracy"
+    clear = beats(one, other, "accuracy") or beats(other, one, "accuracy")
+    return f"with {abs(lost):.2f} points {'less' if lost > 0 else 'more'} accuracy{'' if clear else ' (within noise)'}"
 
 
 def _do_not_hold(count: int) -> str:

@@ -110,7 +110,7 @@ def test_differences_within_noise_are_no_reason() -> None:
     """Overlapping intervals of accuracy and costs within 2% leave the choice to what does differ."""
     candidate = export("int8", accuracy=0.929, size=20.0, latency=5.05, memory=60.5)
     advice = Report((candidate, dense_int8(accuracy=0.931, size=25.0, latency=5.0, memory=60))).advice()
-    assert "Against dense int8 it is smaller (0.80x) at the same accuracy." in advice
+    assert "Against dense int8 it is smaller (0.80x) with 0.20 points less accuracy (within noise)." in advice
 
 
 @pytest.mark.parametrize("quantity", ["accuracy", "parity"])
