@@ -211,11 +211,8 @@ class Rows:
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        progress.note(
-            " ".join(
-                f"{key}={row[key]}" for key in ("phase", "suite", "arm", "budget", "seed", "learning_rate", "accuracy")
-            )
-        )
+        told = ("export", "phase", "suite", "arm", "budget", "seed", "learning_rate", "accuracy")
+        progress.note(" ".join(f"{key}={row[key]}" for key in told if key in row))
 
 
 def select(rows: Rows, suite: Suite, arms: Sequence[Arm], folder: Path) -> None:
