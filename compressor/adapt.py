@@ -112,9 +112,12 @@ def adapt_(
     """
     if not trainable(model):
         raise ModelError("Nothing in the model is trainable: the method's core is frozen and the model has no head.")
+    arguments = _arguments(training, folder, seed, train, task.chooses_by if validation is not None else None)
+    if teacher is not None:
+        teacher.eval().requires_grad_(False).to(arguments.device)
     trainer = _trainer(task, teacher, distillation or Distillation())(
         model=model,
-        args=_arguments(training, folder, seed, train, task.chooses_by if validation is not None else None),
+        args=arguments,
         train_dataset=train,
         eval_dataset=validation,
         data_collator=partial(task.collate, processor=processor),
@@ -136,7 +139,7 @@ def _trainer(task: Task, teacher: Any | None, distillation: Distillation) -> Any
 
     if teacher is None:
         return Trainer
-    frozen = teacher.eval().requires_grad_(False)
+    frozen: nn.Module = teacher
 
     class TaughtTrainer(Trainer):  # type: ignore[misc]
         """Adds the teacher to the training loss; the evaluation loss stays comparable with the baseline's."""
@@ -144,7 +147,7 @@ def _trainer(task: Task, teacher: Any | None, distillation: Distillation) -> Any
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
             if not model.training:
                 return super().compute_loss(model, inputs, return_outputs, **kwargs)
-            loss, outputs = distillation_loss(model, frozen.to(self.args.device), inputs, distillation, task.terms)
+            loss, outputs = distillation_loss(model, frozen, inputs, distillation, task.terms)
             return (loss, outputs) if return_outputs else loss
 
     return TaughtTrainer

@@ -18,6 +18,7 @@ from compressor.errors import DataError, did_you_mean, first_line
 from compressor.recipe import Source
 from compressor.tasks import image
 from compressor.tasks.base import Column, Outcomes, Task, inputs_of
+from compressor.tasks.base import together as together
 
 Made = TypeVar("Made")
 Other = TypeVar("Other")
@@ -241,8 +242,3 @@ def outcomes(model: torch.nn.Module, task: Task, inputs: Iterable[Mapping[str, T
 def arrays(batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """The same batch for numpy."""
     return {key: value.numpy() for key, value in batch.items()}
-
-
-def together(found: Sequence[Outcomes]) -> Outcomes:
-    """Outcomes of several batches as one."""
-    return Outcomes(*(np.concatenate(part) for part in zip(*found, strict=True)))

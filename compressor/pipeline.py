@@ -83,12 +83,11 @@ def export(
     """
     artifact = _folded(path)
     target = artifact.path / "exports" / f"{runtime}-{precision}"
-    if target.exists():
-        if not overwrite:
-            raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or `validate` it as it is.")
-        with alone(artifact.path):
-            shutil.rmtree(target)
+    if target.exists() and not overwrite:
+        raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or `validate` it as it is.")
     with alone(artifact.path):
+        if target.exists():
+            shutil.rmtree(target)
         for kind in dict.fromkeys(["fp32", precision]):
             dense = artifact.path / "baseline"
             _export(dense, artifact, runtime, kind, dense / f"{runtime}-{kind}")

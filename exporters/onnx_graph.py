@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import logging
 import re
 import warnings
@@ -97,13 +96,13 @@ def _trace(model: nn.Module, tracing: Tracing, opset: int) -> onnx_ir.Model:
 
 
 def _dynamic_shapes(tracing: Tracing) -> tuple[Any, ...]:
-    """The free axes of each argument of the module's forward, those of a starred argument in a tuple of their own."""
+    """The free axes of each input, as torch wants them for the one starred argument of the module's forward."""
+    dim = torch.export.Dim
     axes = [
-        {axis: torch.export.Dim.AUTO if name == TOTAL else torch.export.Dim(name) for axis, name in free.items()}
+        {axis: dim.AUTO if name == TOTAL else dim(name) for axis, name in free.items()}
         for free in tracing.axes.values()
     ]
-    named = [p for p in inspect.signature(tracing.module.forward).parameters.values() if p.kind is not p.VAR_POSITIONAL]
-    return (*axes[: len(named)], tuple(axes[len(named) :]))
+    return (tuple(axes),)
 
 
 @contextmanager

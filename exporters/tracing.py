@@ -22,7 +22,7 @@ PARTS = ("key", "value")
 
 @dataclass(frozen=True)
 class Tracing:
-    """A module of positional inputs and its names: what an exporter needs beside its own format."""
+    """A module whose forward takes `*values`, and their names: what an exporter needs beside its own format."""
 
     module: nn.Module
     inputs: Inputs
@@ -71,12 +71,11 @@ class _Cached(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Logits (B, T, V), then keys and values (B, heads, P + T, d) of each layer."""
         from transformers import DynamicCache
 
+        input_ids, attention_mask, position_ids, *past = values
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

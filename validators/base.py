@@ -16,7 +16,7 @@ import numpy as np
 from compressor import registry
 from compressor.errors import RuntimeFailure
 from compressor.recipe import Gate
-from compressor.tasks.base import Outcomes, Task
+from compressor.tasks.base import Outcomes, Task, together
 from exporters.base import Arrays, Session
 
 Verdict = Literal["pass", "fail", "unsure", "ungated"]
@@ -31,8 +31,7 @@ class Evaluation:
 
     def outcomes(self, run: Callable[[Arrays], Mapping[str, np.ndarray]]) -> Outcomes:
         """What a runner's logits say about every batch."""
-        found = (self.task.outcomes(run(batch)["logits"], batch) for batch in self.batches)
-        return Outcomes(*(np.concatenate(part) for part in zip(*found, strict=True)))
+        return together(self.task.outcomes(run(batch)["logits"], batch) for batch in self.batches)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ be checked and listed without them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -37,6 +37,13 @@ class Outcomes(NamedTuple):
     values: np.ndarray  # (N, k) float: logits, scores of choices, or log-probabilities of targets
     predictions: np.ndarray  # (N,) int, -1 where a value is not finite
     labels: np.ndarray  # (N,) int, what would be right
+
+
+def together(found: Iterable[Outcomes]) -> Outcomes:
+    """Outcomes of several batches as one."""
+    import numpy as np
+
+    return Outcomes(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
 class Task(Protocol):

@@ -5,7 +5,8 @@ Everything runs on Pillow, so that neither training nor evaluation depends on wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,10 +53,8 @@ def decode(value: Mapping[str, Any]) -> Image:
     from PIL import Image, ImageOps
 
     data = content(value)
-    try:
+    with _explained(value):
         return ImageOps.exif_transpose(Image.open(BytesIO(data))).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
-        raise _broken(value, error) from error
 
 
 def check(values: Iterable[Mapping[str, Any]], name: str) -> None:
@@ -68,11 +67,22 @@ def check(values: Iterable[Mapping[str, Any]], name: str) -> None:
 
     for number, value in enumerate(values):
         try:
-            Image.open(BytesIO(content(value))).verify()
+            data = content(value)
+            with _explained(value):
+                Image.open(BytesIO(data)).verify()
         except DataError as error:
             raise DataError(f"{name}, row {number}: {error}") from error
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{name}, row {number}: {_broken(value, error)}") from error
+
+
+@contextmanager
+def _explained(value: Mapping[str, Any]) -> Iterator[None]:
+    """What Pillow's decoders raise becomes a DataError."""
+    from PIL import Image
+
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _broken(value, error) from error
 
 
 def _broken(value: Mapping[str, Any], error: Exception) -> DataError:
