@@ -1,13 +1,13 @@
-"""Compare ways to a compressed classifier on real data, one recipe for all arms; one JSON row per training run.
+"""Compare ways to a compressed model on real data, one recipe for all arms of a suite; one JSON row per training run.
 
     RANKFOLD_MODELS=... RANKFOLD_DATA=... python benchmarks/comparison.py trec banking77 --models build/comparison
 
 Every compressed arm, the rivals' too, starts from the dense model that was fine-tuned on the same rows with the same
 seed, and learns from the labels and from that model; arms that end in `-pretrained` start from the checkpoint and learn
-from the labels alone. Learning rates are chosen per arm and data set on a held-out tenth of train (seed 0, 30 %
-budget), never on test; the final runs train on all of train, without choosing a checkpoint, and are measured on the
-whole test set. Rows that are in the file already are not run again, so an interrupted comparison goes on; `--models`
-holds the trained models.
+from the labels alone. Learning rates are chosen per arm and data set on rows held out of train (seed 0, 30 % budget),
+never on test; the final runs train on all of train, without choosing a checkpoint, and are measured on the test set.
+Suites with no epochs measure truncation alone. Rows that are in the file already are not run again, so an interrupted
+comparison goes on; `--models` holds the trained models. benchmarks/suites.py has the suites and arms.
 """
 
 from __future__ import annotations
@@ -15,71 +15,34 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
+from suites import ARMS, DENSE, SUITES, Arm, Suite
+from training_memory import training_bytes
 
 from compressor import adapt, calibration, data, factorize, models, planning, progress, storage
+from compressor.distillation import distillation_loss
 from compressor.machine import machine, versions
-from compressor.methods.base import Method
 from compressor.methods.jactus import Jactus
-from compressor.methods.spectral import Spectral
-from compressor.recipe import Calibration, DataSection, Distillation, Source, Training
-from compressor.tasks.text_classification import TextClassification
+from compressor.recipe import Distillation
+from compressor.tasks.base import Outcomes
 
-MODEL = "minilm-l6"
-BUDGETS = (0.5, 0.3)
-SEEDS = (0, 1)
 SELECT_BUDGET = 0.3
 MULTIPLE_OF = 8
-TASK = TextClassification()
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way; `method` None is full fine-tuning of the dense model."""
-
-    name: str
-    method: Method | None
-    strategy: Literal["gain", "uniform"]
-    learning_rates: tuple[float, ...]
-    taught: bool = True
-
-
-@dataclass(frozen=True)
-class Suite:
-    """One data set and how long every arm trains on it."""
-
-    name: str
-    rows: int | None
-    epochs: float
-    max_length: int = 64
-
-
-SVD_LLM = Spectral(metric="input", train="none", updates=16)
-ARMS = (
-    Arm("dense", None, "gain", (1e-4, 2e-4, 4e-4), taught=False),
-    Arm("svdllm-lora", SVD_LLM, "uniform", (1e-3, 2e-3)),
-    Arm("jactus", Jactus(), "gain", (1e-3, 2e-3)),
-    Arm("svd-core", Spectral(metric="plain"), "uniform", (2e-3, 4e-3)),
-    Arm("jactus-pretrained", Jactus(), "gain", (1e-3, 2e-3), taught=False),
-    Arm("svdllm-lora-pretrained", SVD_LLM, "uniform", (1e-3, 2e-3), taught=False),
-)
-DENSE = ARMS[0]
 DISTILLATION = Distillation()
-SUITES = {suite.name: suite for suite in (Suite("trec", None, 3), Suite("banking77", 4000, 5))}
 
 
 @dataclass
 class Bench:
-    """One data set with one seed: the dense models, their statistics and decompositions, made once."""
+    """One suite with one seed: the dense models, their statistics and decompositions, made once."""
 
     suite: Suite
     seed: int
@@ -90,17 +53,18 @@ class Bench:
     subspaces: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        path = str(Path(os.environ["RANKFOLD_MODELS"]) / MODEL)
-        folder = str(Path(os.environ["RANKFOLD_DATA"]) / self.suite.name)
-        self.tokenizer = TASK.processor(path)
-        train = Source(path=folder, limit=self.suite.rows)
-        section = DataSection(
-            train=train, evaluation=Source(path=folder, split="test"), holdout=self.holdout, calibration=Calibration()
-        )
-        self.data = data.prepare(section, TASK, self.tokenizer, self.suite.max_length, self.seed)
+        self.task, path = self.suite.task, self.suite.checkpoint
+        self.processor: Any = self.suite.processor(path)
+        section = self.suite.section(holdout=self.holdout)
+        self.data = data.prepare(section, self.task, self.processor, self.suite.max_length, self.seed)
         torch.manual_seed(self.seed)
-        self.probed = models.load_dense(path, TASK, self.data.labels)
-        adapt.probe_head_(self.probed, list(data.batches(self.data.train, TASK, self.tokenizer, 32)))
+        self.probed = models.load_dense(path, self.task, self.data.labels)
+        adapt.probe_head_(self.probed, self.batches(self.data.train, 32))
+
+    def batches(self, rows: Any, size: int) -> Any:
+        """Batches to learn from, kept where they are small."""
+        found = data.batches(rows, self.task, self.processor, size)
+        return found if "image" in rows.column_names else list(found)
 
     @cached_property
     def adapted(self) -> Any:
@@ -110,18 +74,19 @@ class Bench:
             model = copy.deepcopy(self.probed)
             self.train(model, self.dense_rate, None)
             self.save(model, None, folder)
-        return storage.load(folder, TASK.name)
+        return storage.load(folder, self.task.name)
 
     def moments(self, *, adapted: bool) -> calibration.Statistics:
         """Those that every method needs, of the adapted or of the probed model."""
         if adapted not in self.statistics:
             torch.manual_seed(self.seed)
-            sample = data.batches(self.data.calibration, TASK, self.tokenizer, 32)
+            terms = self.task.terms
             self.statistics[adapted] = calibration.calibrate(
                 copy.deepcopy(self.adapted if adapted else self.probed),
-                sample,
+                progress.track(self.batches(self.data.calibration, self.suite.calibration.batch_size), "calibrating"),
                 Jactus().needs(),
-                loss=calibration.own_label_loss if adapted else calibration.model_loss,
+                loss=partial(calibration.own_label_loss, terms=terms) if adapted else calibration.model_loss,
+                terms=terms,
             )
         return self.statistics[adapted]
 
@@ -131,7 +96,9 @@ class Bench:
         if method is None:
             return model, None
         if arm.name not in self.subspaces:
-            self.subspaces[arm.name] = factorize.decompose(model, method, self.moments(adapted=arm.taught))
+            self.subspaces = {  # those of one arm at a time: a language model's fill gigabytes
+                arm.name: factorize.decompose(model, method, self.moments(adapted=arm.taught))
+            }
         found = self.subspaces[arm.name]
         plan = planning.allocate(
             factorize.spectra(model, found), budget=budget, strategy=arm.strategy, multiple_of=MULTIPLE_OF
@@ -139,42 +106,58 @@ class Bench:
         torch.manual_seed(self.seed)
         return factorize.factorize_(model, method, {}, plan, subspaces=found), plan
 
-    def accuracy(self, model: Any, split: Any) -> float:
-        """On a tokenized split."""
-        found = data.outcomes(model, TASK, data.batches(split, TASK, self.tokenizer, 64))
-        return float((found.predictions == found.labels).mean())
+    def quality(self, model: Any, split: Any) -> dict[str, float]:
+        """Accuracy or perplexity on an encoded split."""
+        posed = progress.track(data.posed(split, self.task, self.processor), "measuring")
+        return {self.task.qualities[0]: _worth(self.task.qualities[0], data.outcomes(model, self.task, posed))}
 
     def run(self, arm: Arm, budget: float, learning_rate: float) -> dict[str, Any]:
-        """Train one arm and measure it: on the held-out tenth where there is one, else on test."""
+        """Train one arm and measure it: on the held-out rows where there are some, else on test."""
         model, plan = self.start(arm, budget)
-        split: Any = self.data.validation if self.holdout else self.data.evaluation
-        before, trained, begun = self.accuracy(model, split), adapt.trainable(model), time.monotonic()
-        history = self.train(model, learning_rate, self.adapted if arm.taught else None)
-        seconds = time.monotonic() - begun
-        factorize.fold_(model)
+        split: Any = self.data.validation if self.holdout else self.suite.measured(self.data.evaluation)
+        finish = _with_lora_(model, arm.lora) if arm.lora else partial(factorize.fold_, model)
+        before, trained = self.quality(model, split), adapt.trainable(model)
+        found: dict[str, Any] = {"trainable": trained, "kept": plan.parameters / plan.dense_parameters if plan else 1.0}
+        if self.suite.epochs:
+            teacher = self.adapted if arm.taught else None
+            found["training_bytes"] = self.memory(model, teacher)
+            begun = time.monotonic()
+            history = self.train(model, learning_rate, teacher)
+            found |= {"final_loss": history[-1]["loss"], "seconds": round(time.monotonic() - begun, 1)}
+        model = finish()
         self.save(model, plan, self.folder(arm, budget, learning_rate))
+        after = self.quality(model, split) if self.suite.epochs else before
         return {
-            "accuracy": self.accuracy(model, split),
-            "before_training": before,
-            "trainable": trained,
-            "kept": plan.parameters / plan.dense_parameters if plan else 1.0,
-            "final_loss": history[-1]["loss"],
-            "seconds": round(seconds, 1),
+            **after,
+            "before_training": next(iter(before.values())),
+            **found,
             "rows": {"train": len(self.data.train), "measured": len(split)},
             "digests": {name: fact["digest"] for name, fact in self.data.facts.items() if name != "labels"},
         }
 
+    def memory(self, model: Any, teacher: Any | None) -> dict[str, int]:
+        """What one step of training holds, on the longest batch."""
+        batch = data.batches(self.data.train, self.task, self.processor, self.suite.batch_size)[-1]
+        model.train()
+        if teacher is None:
+            return training_bytes(model, lambda: model(**batch).loss)
+        teacher.eval()
+        return training_bytes(
+            model, lambda: distillation_loss(model, teacher, batch, DISTILLATION, self.task.terms)[0]
+        ) | {"teacher": sum(one.numel() * one.element_size() for one in teacher.parameters())}
+
     def train(self, model: Any, learning_rate: float, teacher: Any | None) -> adapt.History:
-        """The recipe that all arms share."""
-        training = Training(epochs=self.suite.epochs, learning_rate=learning_rate)
+        """The recipe that all arms share; nothing where the suite trains nothing."""
+        if not self.suite.epochs:
+            return []
         with tempfile.TemporaryDirectory() as scratch:
             return adapt.adapt_(
                 model,
-                TASK,
-                self.tokenizer,
+                self.task,
+                self.processor,
                 self.data.train,
                 None,
-                training,
+                self.suite.training(learning_rate),
                 folder=Path(scratch) / "checkpoints",
                 seed=self.seed,
                 teacher=teacher,
@@ -189,9 +172,27 @@ class Bench:
 
     def save(self, model: Any, plan: planning.Plan | None, folder: Path) -> None:
         """The folded model with its plan, config and tokenizer."""
-        storage.save_model(model, self.tokenizer, folder)
+        storage.save_model(model, self.processor, folder)
         if plan is not None:
             plan.save(folder / "plan.json")
+
+
+def _worth(quality: str, found: Outcomes) -> float:
+    if quality == "perplexity":
+        return float(np.exp(-found.values.mean()))
+    return float((found.predictions == found.labels).mean())
+
+
+def _with_lora_(model: Any, rank: int) -> Callable[[], Any]:
+    """Lay adapters (peft's, alpha = 2 r) over the targets; they and the head are trained. () merges them."""
+    from peft import LoraConfig, get_peft_model
+
+    heads = set(models.head_parameters(model).values())
+    targets = [target.name for target in models.find_targets(model)]
+    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
+    for head in heads:
+        head.requires_grad_(True)
+    return adapted.merge_and_unload
 
 
 class Rows:
@@ -211,7 +212,18 @@ class Rows:
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        told = ("export", "phase", "suite", "arm", "budget", "seed", "learning_rate", "accuracy")
+        told = (
+            "export",
+            "phase",
+            "suite",
+            "arm",
+            "budget",
+            "seed",
+            "learning_rate",
+            "accuracy",
+            "perplexity",
+            "seconds",
+        )
         progress.note(" ".join(f"{key}={row[key]}" for key in told if key in row))
 
 
@@ -219,10 +231,11 @@ def select(rows: Rows, suite: Suite, arms: Sequence[Arm], folder: Path) -> None:
     """One run per arm and learning rate on nine tenths of train; the dense arm first, which teaches the others."""
     bench: Bench | None = None
     for arm in arms:
-        for learning_rate in arm.learning_rates:
+        rates = suite.rates[arm.name]
+        for learning_rate in rates if len(rates) > 1 else ():
             key = {"phase": "select", "suite": suite.name, "arm": arm.name, "learning_rate": learning_rate}
             if not rows.find(**key):
-                bench = bench or Bench(suite, seed=0, holdout=0.1, models=folder)
+                bench = bench or Bench(suite, seed=0, holdout=suite.select_holdout, models=folder)
                 bench.dense_rate = best_rate(rows, suite, DENSE) if arm.taught else 0.0
                 budget = SELECT_BUDGET if arm.method else 1.0
                 found = bench.run(arm, budget, learning_rate)
@@ -230,7 +243,9 @@ def select(rows: Rows, suite: Suite, arms: Sequence[Arm], folder: Path) -> None:
 
 
 def best_rate(rows: Rows, suite: Suite, arm: Arm) -> float:
-    """The learning rate with the best held-out accuracy; of equals the lower one."""
+    """The learning rate with the best held-out accuracy; of equals the lower one; the only one where there is one."""
+    if len(suite.rates[arm.name]) == 1:
+        return suite.rates[arm.name][0]
     found = rows.find(phase="select", suite=suite.name, arm=arm.name)
     return max(found, key=lambda row: (row["accuracy"], -row["learning_rate"]))["learning_rate"]
 
@@ -239,7 +254,7 @@ def final(rows: Rows, suite: Suite, arms: Sequence[Arm], seed: int, folder: Path
     """Every arm and budget at its chosen learning rate, measured on test."""
     bench: Bench | None = None
     for arm in arms:
-        for budget in BUDGETS if arm.method else (1.0,):
+        for budget in suite.budgets if arm.method else (1.0,):
             key = {"phase": "final", "suite": suite.name, "arm": arm.name, "budget": budget, "seed": seed}
             if rows.find(**key):
                 continue
@@ -252,11 +267,16 @@ def final(rows: Rows, suite: Suite, arms: Sequence[Arm], seed: int, folder: Path
 def _record(arm: Arm, suite: Suite) -> dict[str, Any]:
     return {
         "method": repr(arm.method),
+        "lora": arm.lora,
         "taught": repr(DISTILLATION) if arm.taught else None,
         "strategy": arm.strategy,
         "epochs": suite.epochs,
+        "batch_size": suite.batch_size,
+        "max_length": suite.max_length,
+        "image_size": suite.image_size,
+        "calibration": suite.calibration.model_dump(mode="json"),
         "multiple_of": MULTIPLE_OF,
-        "model": MODEL,
+        "model": suite.model,
         "threads": torch.get_num_threads(),
         "machine": machine(),
         "versions": versions(),
@@ -269,7 +289,7 @@ def main() -> None:
     parser.add_argument("suites", nargs="+", choices=sorted(SUITES))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/comparison.jsonl"))
     parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], default=[arm.name for arm in ARMS])
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: the suite's")
     parser.add_argument("--models", type=Path, default=Path("build/comparison"))
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
@@ -278,11 +298,12 @@ def main() -> None:
     progress.set_level("normal")
     models.quiet_libraries()
     rows = Rows(arguments.out)
-    arms = [arm for arm in ARMS if arm.name in arguments.arms]
     for name in arguments.suites:
-        select(rows, SUITES[name], arms, arguments.models)
-        for seed in arguments.seeds:
-            final(rows, SUITES[name], arms, seed, arguments.models)
+        suite = SUITES[name]
+        arms = [arm for arm in ARMS if arm.name in suite.rates and arm.name in arguments.arms]
+        select(rows, suite, arms, arguments.models)
+        for seed in arguments.seeds or suite.seeds:
+            final(rows, suite, arms, seed, arguments.models)
 
 
 if __name__ == "__main__":

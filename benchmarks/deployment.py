@@ -1,40 +1,38 @@
-"""What the models that `comparison.py --keep` saved cost and score once exported: fp32 and int8, against dense fp32.
+"""What the models that `comparison.py` saved cost and score once exported: fp32 and int8, against dense fp32.
 
     RANKFOLD_DATA=... python benchmarks/deployment.py build/comparison --out benchmarks/results/deployment.jsonl
 
-One JSON row per export: accuracy on the whole test set, parity with torch, size, peak memory and latency, each beside
+One JSON row per export: accuracy on the test set, parity with torch, size, peak memory and latency, each beside
 the dense fp32 export measured in the same run, alternating. Rows that are in the file are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from comparison import SUITES, Rows, Suite
+from comparison import Rows
+from suites import SUITES, Suite, located
 from transformers import AutoConfig
 
 from compressor import data, models, progress, storage
 from compressor.factorize import restructure_
 from compressor.machine import machine, versions
 from compressor.planning import Plan
-from compressor.recipe import Source, ValidateSection
-from compressor.tasks.text_classification import TextClassification
+from compressor.recipe import ValidateSection
 from exporters.base import Session
 from exporters.onnx import OnnxExporter
 from validators.base import Evaluation, Subject
 from validators.measure import measure
 
-TASK = TextClassification()
 PRECISIONS: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
 
 
-def load(folder: Path) -> Any:
+def load(folder: Path, suite: Suite) -> Any:
     """A saved model, folded where a plan lies beside it."""
-    model = models.auto_class(TASK).from_config(AutoConfig.from_pretrained(folder))
+    model = models.auto_class(suite.task).from_config(AutoConfig.from_pretrained(folder))
     if (folder / "plan.json").is_file():
         restructure_(model, Plan.load(folder / "plan.json"))
     return storage.load_tensors_(model, folder / "model.safetensors").eval()
@@ -42,29 +40,30 @@ def load(folder: Path) -> Any:
 
 def subjects(folder: Path, suite: Suite, threads: int) -> list[Subject]:
     """The exports of one saved model, made where they are not there yet, with the test set that they run on."""
-    tokenizer, model = TASK.processor(str(folder)), load(folder)
-    rows = data.read(Source(path=str(Path(os.environ["RANKFOLD_DATA"]) / suite.name), split="test"), TASK)
+    task, processor, model = suite.task, suite.processor(str(folder)), load(folder, suite)
+    rows = data.read(located(suite.evaluation), task)
     labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    encoded = TASK.encode(rows, tokenizer, labels, suite.max_length, "test")
-    batches = list(data.batches(encoded, TASK, tokenizer, 32))
-    evaluation = Evaluation(TASK, tuple(data.arrays(batch) for batch in batches))
-    reference = data.outcomes(model, TASK, batches)
+    encoded = suite.measured(task.encode(rows, processor, labels, suite.max_length, "test"))
+    posed = list(data.posed(encoded, task, processor))
+    evaluation = Evaluation(task, tuple(data.arrays(batch) for batch in posed))
+    reference = data.outcomes(model, task, posed)
     found = []
     for precision in PRECISIONS:
         path = folder / f"onnx-{precision}"
         if not path.exists():
-            OnnxExporter(precision=precision).export(model, TASK.example(tokenizer), path)
+            OnnxExporter(precision=precision).export(model, task.example(processor), path)
         name = f"{folder.name}-{precision}"
         found.append(Subject(name, "onnx", path, evaluation, Session("cpu", threads), reference))
     return found
 
 
 def main() -> None:
-    """Each saved JACTUS model, and dense int8, against the dense fp32 model of the same data set and seed."""
+    """Each saved model of the arms, and dense int8, against the dense fp32 model of the same data set and seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/deployment.jsonl"))
     parser.add_argument("--arms", nargs="+", default=["jactus"])
+    parser.add_argument("--suites", nargs="+", help="default: all that are there")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     progress.set_level("normal")
@@ -72,6 +71,8 @@ def main() -> None:
     rows = Rows(arguments.out)
     knobs = ValidateSection(threads=arguments.threads, sequence_length=32)
     for baseline in sorted(arguments.models.glob("*-dense-1.0-*")):
+        if arguments.suites and baseline.name.split("-")[0] not in arguments.suites:
+            continue
         suite_name, seed = baseline.name.split("-dense-1.0-")
         others = [
             folder for arm in arguments.arms for folder in sorted(arguments.models.glob(f"{suite_name}-{arm}-*-{seed}"))
