@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -46,7 +46,7 @@ class OnnxExporter:
             raise ExportError(f"The ONNX exporter writes fp32 and int8, not '{self.precision}'.")
 
     def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
-        """Write `model` as a new folder `path`: graph, `export.json`, and the config of a Hugging Face model.
+        """Write `model` as a new folder `path`: graph, `export.json`, and the configs of a Hugging Face model.
 
         `example` holds the keyword inputs of `model.forward`, batch >= 2 and length >= 2. Axis 0 of every input becomes
         `batch_size`, axis 1 of integer inputs `sequence_length`; the only output is `logits`. An int8 export takes the
@@ -64,8 +64,8 @@ class OnnxExporter:
             sibling = path.parent / "onnx-fp32"
             reused = self.precision == "int8" and self._fits(sibling, digest, example)
             figures = self._write(model, beside(model, example), scratch, sibling if reused else None)
-            _save_config(model, scratch)
             facts = self._facts(scratch) | figures | {"weights_digest": digest, "reused_fp32_graph": reused}
+            _save_config(model, scratch, facts["inputs"])
             (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         return Exported(path, tuple(facts["model_files"]), facts)
 
@@ -139,8 +139,12 @@ def _versions() -> dict[str, str]:
     return {module.__name__: str(module.__version__) for module in (torch, onnx, onnxruntime)}
 
 
-def _save_config(model: torch.nn.Module, folder: Path) -> None:
-    """Beside the graph, where optimum's and transformers' loaders look for it."""
-    save = getattr(getattr(model, "config", None), "save_pretrained", None)
+def _save_config(model: torch.nn.Module, folder: Path, inputs: Sequence[Mapping[str, Any]]) -> None:
+    """Beside the graph, where optimum's and transformers' loaders look for it; a decoder's also as GenAI's do."""
+    from exporters import genai
+
+    config = getattr(model, "config", None)
+    save = getattr(config, "save_pretrained", None)
     if callable(save):
         save(folder)
+        genai.write(config, inputs, folder)

@@ -69,17 +69,30 @@ def _positions(model: nn.Module) -> int:
 
 
 def _resized(example: Inputs, rows: int, columns: int, seed: int) -> dict[str, Tensor]:
-    """Rows and columns of the example drawn anew, so that every value is one that the model accepts."""
+    """Rows and columns of the example drawn anew, so that every value is one that the model accepts.
+
+    Padding is never drawn as if it were text: on runs of it float32 itself is too coarse in some language models.
+    """
     generator = torch.Generator().manual_seed(seed)
     pick_rows = torch.randint(len(next(iter(example.values()))), (rows,), generator=generator)
-    pick_columns = torch.rand(columns, generator=generator)
+    share = torch.rand(columns, generator=generator)  # of each row's length
     resized = {}
     for name, tensor in example.items():
         drawn = tensor[pick_rows.to(tensor.device)]
         if is_sequence(tensor):
-            drawn = drawn[:, (pick_columns * tensor.shape[1]).long().to(tensor.device)]  # (rows, columns)
+            lengths = _lengths(example, tensor)[pick_rows]
+            pick_columns = (share * lengths[:, None]).long().to(tensor.device)  # (rows, columns)
+            drawn = drawn[torch.arange(rows, device=tensor.device)[:, None], pick_columns]  # (rows, columns, ...)
         resized[name] = _padding(drawn) if name == "attention_mask" else drawn
     return resized
+
+
+def _lengths(example: Inputs, tensor: Tensor) -> Tensor:
+    """Real tokens of each row (B,), which come first where the mask is padded on the right."""
+    mask = example.get("attention_mask")
+    if mask is None or mask.shape != tensor.shape[:2] or not bool(mask[:, 0].all()):
+        return torch.full((len(tensor),), tensor.shape[1])
+    return mask.sum(dim=1).cpu()
 
 
 def _padding(mask: Tensor) -> Tensor:

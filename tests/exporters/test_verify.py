@@ -58,6 +58,15 @@ def test_trials_have_new_shapes_known_values_and_padding(example: dict[str, Tens
         ]
 
 
+def test_padding_is_never_drawn_as_text() -> None:
+    ids = torch.tensor([[3, 5, 7, 11, 13], [17, 19, 0, 0, 0]])
+    kinds = torch.stack([ids, ids], dim=2)  # (B, T, 2), as some models number their tokens
+    for trial in verify.trials(Sum(), {"input_ids": ids, "kinds": kinds, "attention_mask": (ids > 0).long()}):
+        texts = [set(row.tolist()) for row in trial["input_ids"]]
+        assert all(text <= {3, 5, 7, 11, 13} or text <= {17, 19} for text in texts)
+        assert torch.equal(trial["kinds"], trial["input_ids"][:, :, None].expand_as(trial["kinds"]))
+
+
 def test_trials_stay_within_the_positions_of_the_model(example: dict[str, Tensor]) -> None:
     model = Sum()
     model.config = SimpleNamespace(max_position_embeddings=9)  # type: ignore[assignment]
