@@ -1,0 +1,198 @@
+"""A package as one .tar.gz: the same files give the same bytes, and what is read may be hostile.
+
+Nothing is written before all members are known to be plain files with safe names that the manifest lists with their
+sizes and digests. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from compressor.errors import ArtifactError, IntegrityError
+from compressor.packaging.contents import MANIFEST, File, differences, read_manifest, require_none
+
+ENDINGS = (".tar.gz", ".tgz")
+MOST_BYTES = 32 * 2**30  # of an unpacked archive: more is taken for a bomb
+MOST_FILES = 10_000
+CHUNK = 2**20  # bytes read at a time, and the most that a header may have
+LARGEST_MANIFEST = 64 * CHUNK
+LEVEL = 6
+
+
+def write(folder: Path, path: Path) -> None:
+    """A folder's files as a new archive: sorted, owned by nobody, of no time, readable by all.
+
+    The compressed bytes depend on the files and on zlib's version alone.
+    """
+    with (
+        path.open("wb") as file,
+        gzip.GzipFile("", "wb", LEVEL, file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for source in sorted(path for path in folder.rglob("*") if path.is_file()):
+            with source.open("rb") as content:
+                archive.addfile(_member(folder.name, source.relative_to(folder), source.stat().st_size), content)
+
+
+def _member(top: str, name: Path, size: int) -> tarfile.TarInfo:
+    """All but name and size is the default: no time, user and group 0 without names."""
+    member = tarfile.TarInfo(f"{top}/{name.as_posix()}")
+    member.size, member.mode = size, 0o644
+    return member
+
+
+@dataclass
+class Contents:
+    """What an archive holds below its one folder."""
+
+    top: str = ""
+    files: dict[str, File] = field(default_factory=dict)
+    manifest: bytes | None = None
+
+
+def check(path: Path, *, limit: int = MOST_BYTES) -> Contents:
+    """Read an archive through without writing anything.
+
+    Args:
+        path: the archive.
+        limit: most bytes that it may unpack to.
+
+    Raises:
+        ArtifactError: it is no package.
+        IntegrityError: it is damaged, a member is unsafe, or files are missing, changed or were added; all are named.
+    """
+    found = _survey(path, limit)
+    if found.manifest is None:
+        raise ArtifactError(f"{path} has no {MANIFEST}: it is no package of rankfold, or the manifest was taken out.")
+    require_none(path, differences(read_manifest(found.manifest, path), found.files))
+    return found
+
+
+def unpack(path: Path | str, folder: Path | str, *, limit: int = MOST_BYTES) -> Path:
+    """Check an archive and unpack it below `folder`; returns the package's own folder there.
+
+    Raises:
+        ArtifactError: it is no package, or the package's folder is there already.
+        IntegrityError: whatever `check` finds; nothing is written then.
+    """
+    found = check(Path(path), limit=limit)
+    target = Path(folder) / found.top
+    if target.exists():
+        raise ArtifactError(f"{target} exists already, and nothing is overwritten: remove it or name another folder.")
+    scratch = target.with_name(f".{found.top}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        with _opened(Path(path), limit) as (archive, _):
+            files = (member for member in archive if member.isreg())
+            for member in files:
+                archive.extract(member, scratch, filter="data")
+        (scratch / found.top).rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+# ---- reading ----
+
+
+@dataclass
+class _Bounded:
+    """A decompressed stream that ends neither in endless bytes nor in endless headers; what tarfile needs of a file."""
+
+    stream: gzip.GzipFile
+    limit: int
+
+    def read(self, size: int = -1) -> bytes:
+        self._require(0 <= size <= CHUNK, "a header of more than a megabyte")
+        self._require(self.stream.tell() + size <= self.limit + CHUNK, f"more than {self.limit:,} bytes")
+        return self.stream.read(size)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        self._require(place <= self.limit + CHUNK, f"more than {self.limit:,} bytes")
+        return self.stream.seek(place, whence)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+    def _require(self, allowed: bool, what: str) -> None:
+        if not allowed:
+            raise IntegrityError(f"{self.stream.name} unpacks to {what}, which is refused.")
+
+
+@contextmanager
+def _opened(path: Path, limit: int) -> Iterator[tuple[tarfile.TarFile, gzip.GzipFile]]:
+    """The archive and the stream below it; whatever libraries raise about damage becomes a sentence."""
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            raise ArtifactError(f"{path} is no .tar.gz, so it is no package.")
+    try:
+        with gzip.open(path) as stream:
+            bounded: Any = _Bounded(stream, limit)
+            with tarfile.open(fileobj=bounded, mode="r:") as archive:
+                yield archive, stream
+    except tarfile.ReadError as error:
+        raise ArtifactError(f"{path} holds no tar archive, so it is no package: {error}.") from error
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise IntegrityError(f"{path} is cut off or damaged: {error}.") from error
+
+
+def _survey(path: Path, limit: int) -> Contents:
+    found, seen, faults, total = Contents(), set[str](), [], 0
+    with _opened(path, limit) as (archive, stream):
+        for member in archive:
+            total += member.size
+            if total > limit or len(seen) >= MOST_FILES:
+                raise IntegrityError(f"{path} unpacks to more than {limit:,} bytes or {MOST_FILES:,} files: refused.")
+            fault = _fault(member, found.top) or ("appears twice" if member.name.casefold() in seen else "")
+            seen.add(member.name.casefold())
+            if fault:
+                faults.append(f"{member.name!r} {fault}")
+            elif member.isreg():
+                found.top, _, name = member.name.partition("/")
+                found.files[name] = _read(archive, member, found)
+        require_none(path, faults)
+        while rest := stream.read(CHUNK):
+            if rest.strip(b"\0"):
+                raise IntegrityError(f"{path} goes on after the archive's end, which is refused.")
+    return found
+
+
+def _fault(member: tarfile.TarInfo, top: str) -> str:
+    """What is unsafe about a member, or an empty string."""
+    name = member.name
+    parts = PurePosixPath(name).parts
+    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
+        return "is an absolute name"
+    if ".." in parts or "\\" in name or not name.isprintable() or "/".join(parts) != name:
+        return "is no plain relative name"
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        return "is a link, a device or no plain file"
+    if (len(parts) < 2 and member.isreg()) or (top and parts[0] != top):
+        return "lies outside the package's one folder"
+    return ""
+
+
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, found: Contents) -> File:
+    """Size and digest of a member; the manifest's text is kept."""
+    content, hasher, kept = archive.extractfile(member), hashlib.sha256(), bytearray()
+    assert content is not None
+    is_manifest = member.name == f"{found.top}/{MANIFEST}"
+    if is_manifest and member.size > LARGEST_MANIFEST:
+        raise IntegrityError(f"{member.name} has {member.size:,} bytes, more than a manifest can have: refused.")
+    while chunk := content.read(CHUNK):
+        hasher.update(chunk)
+        kept += chunk if is_manifest else b""
+    if is_manifest:
+        found.manifest = bytes(kept)
+    return File(member.size, hasher.hexdigest())

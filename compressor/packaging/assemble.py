@@ -1,0 +1,106 @@
+"""`package`: from an artifact with a measured export to one file, as a straight line."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.artifact import Artifact, alone, file_digest, write_json
+from compressor.errors import ArtifactError, InputError
+from compressor.packaging import archive, bom, card, contents, facts, proof, rehearsal, signing, verification
+from compressor.packaging.contents import FACTS, LICENSE, MODEL, REQUIREMENTS, RUNNER
+from compressor.packaging.summary import Summary, summarize
+
+
+@dataclass(frozen=True)
+class Package:
+    """One file that ships."""
+
+    path: Path
+    export: str
+    bytes: int
+    sha256: str
+    signed: bool
+
+    def __str__(self) -> str:
+        signed = "signed" if self.signed else "not signed"
+        return f"{self.path}: {self.export}, {self.bytes / 1e6:.1f} MB, {signed}, sha256 {self.sha256}"
+
+
+def package(
+    artifact: Artifact | Path | str,
+    path: Path | str | None = None,
+    *,
+    export: str | None = None,
+    sign_with: Path | str | None = None,
+    allow_failed_gates: bool = False,
+    overwrite: bool = False,
+) -> Package:
+    """One reproducible .tar.gz: the export, predict.py, model card, bill of materials, manifest, signature.
+
+    Args:
+        artifact: a run whose exports are measured.
+        path: the archive; `<run folder>.tar.gz` beside the run otherwise.
+        export: a folder under `exports/`; the smallest that holds its gates otherwise.
+        sign_with: an elliptic-curve private key in PEM.
+        allow_failed_gates: package an export that fails its gates too; its model card says so.
+        overwrite: replace an archive that is there.
+
+    Raises:
+        ArtifactError: no artifact, no such export, or the archive is there already.
+        DependencyError: a signature is asked for, and model-signing is not installed.
+        ExportError: predict.py cannot make this model's inputs.
+        GateError: there is no report, it is about other files, or a gate does not hold.
+        InputError: the task or the tokenizer cannot be packaged, or the key cannot sign.
+    """
+    found = artifact if isinstance(artifact, Artifact) else Artifact.open(Path(artifact))
+    report, target = proof.report_of(found), _target(found.path, path, overwrite)
+    chosen = proof.choose(report, found.path / "exports", export, allow_failed=allow_failed_gates)
+    name = _slug(f"{Path(found.manifest['recipe']['model']['path']).name}-{chosen.name}")
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        folder = Path(scratch) / name
+        with alone(found.path):
+            shutil.copytree(found.path / "exports" / chosen.name, folder / MODEL)
+        proof.require_measured(report, chosen.name, folder / MODEL)
+        _describe(summarize(name, found, report, chosen, sign_with is not None), folder)
+        if sign_with is not None:
+            signing.sign(folder, Path(sign_with))
+        verification.verify(folder)
+        archive.write(folder, Path(scratch) / target.name)
+        (Path(scratch) / target.name).replace(target)
+    return Package(target, chosen.name, target.stat().st_size, file_digest(target), sign_with is not None)
+
+
+def _describe(summary: Summary, folder: Path) -> None:
+    """All that lies beside the model; predict.py is tried before anything is said of it."""
+    told = facts.collect(summary.artifact, summary.export.name, folder / MODEL, summary.name)
+    write_json(folder / FACTS, told)
+    shutil.copyfile(Path(__file__).with_name(RUNNER), folder / RUNNER)
+    (folder / REQUIREMENTS).write_text(facts.requirements(summary.task), encoding="utf-8", newline="\n")
+    if summary.base.license_file:
+        shutil.copyfile(summary.base.license_file, folder / LICENSE)
+    rehearsal.rehearse(folder)
+    card.write(summary, folder)
+    bom.write(summary, folder)
+    contents.write_manifest(folder)
+
+
+def _target(run: Path, path: Path | str | None, overwrite: bool) -> Path:
+    """Where the archive goes: not over another file unasked, and not into the run, whose files are sealed."""
+    target = Path(path) if path else run.resolve().with_name(f"{run.resolve().name}.tar.gz")
+    if not target.name.endswith(archive.ENDINGS):
+        raise InputError(f"{target} must end in {' or '.join(archive.ENDINGS)}: packages are compressed tar archives.")
+    if run.resolve() in target.resolve().parents:
+        raise InputError(f"{target} lies in the run folder, whose files are sealed: name a place outside of {run}.")
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or name another file with --out.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _slug(name: str) -> str:
+    """A folder name of plain characters."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"

@@ -1,0 +1,103 @@
+"""package.json: what predict.py has to know of a model. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.artifact import MANIFEST, Artifact, file_digest
+from compressor.errors import InputError
+from compressor.packaging.contents import SCHEMA_VERSION
+from compressor.tasks.multiple_choice import PROMPT
+
+TEXT, IMAGE = "tokenizers>=0.21", "pillow>=10.3"
+ALWAYS = ("numpy>=2.0", "onnxruntime>=1.24")
+
+
+def collect(artifact: Artifact, export: str, folder: Path, name: str) -> dict[str, Any]:
+    """The facts of one export, whose files lie in `folder`.
+
+    Raises:
+        InputError: predict.py does not know the task, or a text model has no tokenizer.json.
+    """
+    task = artifact.manifest["task"]
+    if task not in TASKS:
+        raise InputError(
+            f"Packages are made for {', '.join(TASKS)}, not for {task}: deploy {folder} with code of your own."
+        )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "task": task,
+        "export": export,
+        "labels": artifact.manifest["labels"],
+        "artifact": file_digest(artifact.path / MANIFEST),
+        **TASKS[task](artifact.manifest["recipe"], folder),
+    }
+
+
+def requirements(task: str) -> str:
+    """requirements.txt of a package."""
+    return "\n".join([*ALWAYS, IMAGE if task == "image-classification" else TEXT]) + "\n"
+
+
+def _image(_: Mapping[str, Any], __: Path) -> dict[str, Any]:
+    return {}
+
+
+def _text(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    return {
+        "max_length": recipe["model"]["max_length"],
+        "truncation_side": _settings(folder).get("truncation_side") or "right",
+        "pair": bool(recipe["data"]["train"].get("text_pair")),
+    }
+
+
+def _generation(_: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    _settings(folder)  # which requires the tokenizer
+    config = _read(folder / "config.json")
+    ends = config.get("eos_token_id")
+    places = [config.get(key) for key in ("max_position_embeddings", "n_positions")]
+    return {
+        "longest": next((number for number in places if number), None),
+        "stop": ends if isinstance(ends, list) else [] if ends is None else [ends],
+    }
+
+
+def _choice(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    return {"max_length": recipe["model"]["max_length"], "prompt": PROMPT, "opening": _opening(folder)}
+
+
+TASKS: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {
+    "text-classification": _text,
+    "image-classification": _image,
+    "text-generation": _generation,
+    "multiple-choice": _choice,
+}
+
+
+def _opening(folder: Path) -> list[int]:
+    """The token that the tokenizer begins every text with, where it has one."""
+    from tokenizers import Tokenizer
+
+    named = _settings(folder).get("bos_token")
+    token = named.get("content") if isinstance(named, Mapping) else named
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    first = tokenizer.encode("").ids[:1]
+    return first if token and first == [tokenizer.token_to_id(token)] else []
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json."""
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(
+            f"{folder} has no tokenizer.json, so its tokenizer needs transformers and cannot be packaged. "
+            "Convert it to a fast tokenizer and export again."
+        )
+    return _read(folder / "tokenizer_config.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,0 +1,119 @@
+"""What a package says about its model: gathered once, told by the model card and the bill of materials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.artifact import Artifact
+from compressor.packaging import base_model
+from compressor.packaging.base_model import BaseModel
+
+if TYPE_CHECKING:
+    from validators.report import ExportReport, Report
+
+SPLITS = ("train", "validation", "evaluation")
+QUALITIES = ("accuracy", "perplexity")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of the data: its name without the path to it, its rows and their digest."""
+
+    split: str
+    name: str
+    rows: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The chosen export of an artifact, with what was measured of it."""
+
+    name: str
+    artifact: Artifact
+    report: Report
+    export: ExportReport
+    base: BaseModel
+    signed: bool
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """artifact.json."""
+        return self.artifact.manifest
+
+    @property
+    def task(self) -> str:
+        """Its name."""
+        return str(self.manifest["task"])
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """As resolved."""
+        return dict(self.manifest["recipe"])
+
+    @property
+    def method(self) -> str:
+        """Its name."""
+        return str((self.recipe.get("method") or {}).get("name", "low rank"))
+
+    @property
+    def data(self) -> list[Split]:
+        """The splits whose digests are known."""
+        found = self.manifest["data"]
+        return [
+            Split(split, Path(found[split]["path"]).name, found[split]["rows"], found[split]["digest"])
+            for split in SPLITS
+            if split in found
+        ]
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of the packages that the figures were measured with."""
+        return dict(self.report.context.get("versions") or {})
+
+    @property
+    def limits(self) -> list[str]:
+        """What the figures do not say, in sentences."""
+        found = [_scope(self), *LIMITS[self.task]]
+        if self.export.precision == "int8":
+            found.append(
+                "Activations are quantized over a whole batch: an input's numbers depend a little on the others in it."
+            )
+        complain = import_module("validators.wording").complaint
+        found += [f"It was packaged although a gate does not hold: {complain(one)}." for one in self.export.failures]
+        if not self.export.gated:
+            found.append("No gates were set: nobody said what these figures should be.")
+        return [*found, "What the base model and the data are biased to, it is biased to; nothing here measured that."]
+
+
+def summarize(name: str, artifact: Artifact, report: Report, export: ExportReport, signed: bool) -> Summary:
+    """All of it, read from the artifact, its report and the base checkpoint."""
+    model = artifact.manifest["recipe"]["model"]
+    return Summary(name, artifact, report, export, base_model.find(model["path"], model.get("revision")), signed)
+
+
+def _scope(summary: Summary) -> str:
+    rows = next((split.rows for split in summary.data if split.split == "evaluation"), 0)
+    return f"The quality was measured on {rows:,} rows of one data set; on other data it may be another."
+
+
+LIMITS = {
+    "text-classification": [
+        "It knows the labels of its training data alone and always names one of them, also for a text that fits none.",
+        "Long texts are cut to the length that it was trained with.",
+    ],
+    "image-classification": [
+        "It knows the labels of its training data alone and always names one of them, also for an image that fits none."
+    ],
+    "text-generation": [
+        "What it writes may be wrong, harmful or invented: measured was how well it predicts text, not what it says."
+    ],
+    "multiple-choice": [
+        "It names the likeliest of the choices that it is given, also where none is right.",
+        "Long questions lose their beginning.",
+    ],
+}

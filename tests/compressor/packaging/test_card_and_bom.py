@@ -1,0 +1,163 @@
+"""The model card and the bill of materials: complete, true to the report, the same each time, and escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from compressor.packaging import base_model, card
+from compressor.packaging.archive import unpack
+
+
+@pytest.fixture
+def folder(packaged: Callable[[str], Path], tmp_path: Path) -> Path:
+    return unpack(packaged("text-classification"), tmp_path)
+
+
+def front(text: str) -> dict[str, Any]:
+    return dict(yaml.safe_load(text.split("---\n")[1]))
+
+
+# ---- the card ----
+
+
+def test_the_front_matter_is_what_the_hub_reads(folder: Path) -> None:
+    data = front((folder / "README.md").read_text())
+    assert (data["library_name"], data["pipeline_tag"], data["license"]) == (
+        "onnx",
+        "text-classification",
+        "apache-2.0",
+    )
+    assert data["metrics"] == ["accuracy"]
+    assert "base_model" not in data  # a local folder is no name that the hub knows
+    (result,) = data["model-index"][0]["results"]
+    assert result["dataset"] == {"name": "colors", "type": "colors"}
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.94}]
+
+
+def test_the_hubs_own_reader_takes_the_card(folder: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    found = ModelCard.load(folder / "README.md").data
+    assert found.pipeline_tag == "text-classification"
+    assert [result.metric_value for result in found.eval_results] == [0.94]
+
+
+def test_the_card_has_data_figures_gates_machine_and_license(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    for said in (
+        "| train | colors | 40 | `" + "ab" * 32,
+        "| evaluation | colors | 40 | `" + "cd" * 32,
+        "| Accuracy | 95.00% | 94.00% | 0.989 | 93.00% to 95.00% (95%) | min 90.00% | pass |",
+        "The gate that was set holds.",
+        "CPU: A small one; threads: 1; evaluation rows: 40; onnxruntime: 1.99.0",
+        "- **License:** apache-2.0, as the checkpoint states it",
+        "2,000 parameters dense, 1,200 here",
+        'python predict.py "a text"',
+    ):
+        assert said in text
+
+
+def test_nothing_in_the_package_tells_where_it_was_made(folder: Path, packaged: Callable[[str], Path]) -> None:
+    places = [str(packaged("text-classification").parent), "/tmp/", str(Path.home())]
+    texts = [
+        path.read_bytes().decode("utf-8", "replace") for path in folder.rglob("*") if path.suffix in (".md", ".json")
+    ]
+    assert [place for place in places for text in texts if place in text] == []
+
+
+def test_untrusted_names_are_shown_as_they_stand() -> None:
+    assert card.plain("a|b <script> [x](y) `c` *d*\n# e") == r"a\|b &lt;script&gt; \[x\](y) \`c\` \*d\* \# e"
+
+
+# ---- the base model ----
+
+
+def test_a_checkpoint_without_a_license_is_unknown(tmp_path: Path) -> None:
+    assert base_model.find(str(tmp_path)) == base_model.BaseModel(tmp_path.name, hub=False)
+    for text in ("no front matter", "---\nlicense: [\n---\n", "---\nlicense:\n  - mit\n---\n", "---\n- a\n---\n"):
+        (tmp_path / "README.md").write_text(text)
+        assert base_model.find(str(tmp_path)).license == "unknown"
+
+
+def test_a_stated_license_and_its_text_are_found(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\ntags: [a]\nlicense: mit\n---\ntext")
+    (tmp_path / "LICENSE.txt").write_text("MIT")
+    found = base_model.find(str(tmp_path))
+    assert (found.license, found.license_file) == ("mit", tmp_path / "LICENSE.txt")
+
+
+def test_a_hub_id_is_looked_up_in_the_cache_and_never_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    cached = {("some/model", "README.md", "abc"): str(tmp_path / "README.md")}
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda name, file, revision: cached.get((name, file, revision))
+    )
+    assert base_model.find("some/model", "abc") == base_model.BaseModel("some/model", hub=True, license="mit")
+    assert base_model.find("some/other").license == "unknown"
+
+
+def test_a_path_that_is_gone_and_a_factory_are_no_hub_ids() -> None:
+    assert base_model.find("/nowhere/base") == base_model.BaseModel("base", hub=False)
+    assert base_model.find("package.module:factory").hub is False
+
+
+# ---- the bill of materials ----
+
+
+@pytest.fixture
+def bom(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "bom.cdx.json").read_text()))
+
+
+@pytest.mark.parametrize("task", ["text-classification", "image-classification", "text-generation", "multiple-choice"])
+def test_the_bill_of_materials_holds_cyclonedxs_schema(
+    packaged: Callable[[str], Path], tmp_path: Path, task: str
+) -> None:
+    pytest.importorskip("cyclonedx", reason="needs cyclonedx-python-lib[json-validation] of the `dev` extra")
+    from cyclonedx.exception import MissingOptionalDependencyException
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    text = (unpack(packaged(task), tmp_path) / "bom.cdx.json").read_text()
+    try:
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    except MissingOptionalDependencyException:
+        pytest.skip("needs cyclonedx-python-lib[json-validation] of the `dev` extra")
+
+
+def test_the_bill_of_materials_has_the_model_its_data_and_every_digest(bom: dict[str, Any], folder: Path) -> None:
+    model = bom["metadata"]["component"]
+    assert model["type"] == "machine-learning-model"
+    assert model["hashes"][0]["content"] == sha256((folder / "model" / "model.onnx").read_bytes()).hexdigest()
+    assert model["licenses"] == [{"license": {"id": "Apache-2.0"}}]
+    assert model["pedigree"]["ancestors"][0]["name"] == "tiny-base"
+    metrics = {one["type"]: one for one in model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]}
+    assert metrics["accuracy"]["value"] == "0.94"
+    assert metrics["accuracy"]["confidenceInterval"] == {"lowerBound": "0.93", "upperBound": "0.95"}
+    found = {one["name"]: one["hashes"][0]["content"] for one in bom["components"] if one["type"] == "file"}
+    for name, digest in found.items():
+        assert digest == sha256((folder / name).read_bytes()).hexdigest()
+    assert {"predict.py", "package.json", "model/tokenizer.json"} <= found.keys()
+    assert [one["hashes"][0]["content"] for one in bom["components"] if one["type"] == "data"] == ["ab" * 32, "cd" * 32]
+    assert {one.get("purl") for one in bom["components"] if one["type"] == "library"} == {
+        "pkg:pypi/numpy@2.0.0",
+        "pkg:pypi/onnxruntime@1.99.0",
+        "pkg:pypi/tokenizers@0.99.0",
+    }
+
+
+def test_the_serial_number_follows_from_the_content(bom: dict[str, Any]) -> None:
+    assert re.fullmatch(
+        r"urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", bom["serialNumber"]
+    )
+    assert "timestamp" not in json.dumps(bom)
