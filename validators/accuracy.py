@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from compressor.tasks.base import Outcomes
-from validators.base import Finding, Subject
+from validators.base import Finding, Subject, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ def difference_interval(
     n = len(base)
     outcomes = np.bincount(2 * base.astype(int) + ours, minlength=4)  # (4,) neither, ours alone, base alone, both
     drawn = np.random.default_rng(seed).multinomial(n, outcomes / n, size=resamples)  # (resamples, 4)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile((drawn[:, 1] - drawn[:, 2]) / n, (tail, 1 - tail))
+    low, high = percentile_interval((drawn[:, 1] - drawn[:, 2]) / n, confidence)
     return float(low), float(high)
 
 

@@ -118,6 +118,12 @@ def limit_of(gate: Gate, dense: float, better: Literal["higher", "lower"]) -> fl
     return dense + sign * amount if gate.type.endswith("min-improvement") else dense - sign * amount
 
 
+def percentile_interval(draws: np.ndarray, confidence: float) -> np.ndarray:
+    """The middle `confidence` of bootstrap draws (..., resamples), by percentiles: (..., 2)."""
+    tail = (1 - confidence) / 2
+    return np.moveaxis(np.quantile(draws, (tail, 1 - tail), axis=-1), 0, -1)
+
+
 class Check(Protocol):
     """One proof: a frozen dataclass whose fields are its knobs; `quantities` names what it measures."""
 

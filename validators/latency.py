@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from compressor.threads import usable_threads
-from validators.base import Finding, Subject
+from validators.base import Finding, Subject, percentile_interval
 from validators.child import ask, tiled
 
 PERCENTILES = (50, 90, 99)
@@ -67,8 +67,7 @@ def ratio_intervals(times: np.ndarray, confidence: float, resamples: int, seed: 
     rounds = (starts[:, :, None] + np.arange(length)).reshape(resamples, -1)[:, :runs]  # (resamples, runs)
     parts = np.array_split(rounds, -(-rounds.size // CHUNK))
     ratios = np.concatenate([_ratios(times[part]) for part in parts], axis=1)  # (3, resamples)
-    tail = (1 - confidence) / 2
-    return np.quantile(ratios, (tail, 1 - tail), axis=1).T
+    return percentile_interval(ratios, confidence)
 
 
 def _ratios(times: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from compressor.tasks.base import Outcomes
-from validators.base import Finding, Subject
+from validators.base import Finding, Subject, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,5 @@ def ratio_interval(
     sums = np.add.reduceat(differences, starts)  # (chunks,)
     counts = np.diff(np.append(starts, len(differences)))  # (chunks,)
     drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn @ sums / (drawn @ counts), (tail, 1 - tail))  # of the mean
+    low, high = percentile_interval(drawn @ sums / (drawn @ counts), confidence)  # of the mean
     return float(np.exp(low)), float(np.exp(high))

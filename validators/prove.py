@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from compressor import adapt, data, models, registry, storage
-from compressor.artifact import STATE, Artifact, read_json
+from compressor.artifact import STATE, Artifact, file_digest, files_of, read_json
 from compressor.errors import ArtifactError, DataError
+from compressor.factory import Factory
 from compressor.machine import machine, versions
 from compressor.progress import stage
 from compressor.recipe import Recipe, dump
@@ -20,8 +21,10 @@ from validators.measure import measure
 from validators.report import ExportReport, Report
 
 
-def prove(artifact: Artifact, exports: Sequence[str] | None = None) -> Report:
+def prove(artifact: Artifact, exports: Sequence[str] | None = None, factory: Factory | str | None = None) -> Report:
     """Run every check on the exports (all, or those named) and on the dense exports beside them.
+
+    `factory` names the code that made the dense model, where code did: see `compressor.load`.
 
     Raises:
         ArtifactError: there is no such export.
@@ -30,7 +33,7 @@ def prove(artifact: Artifact, exports: Sequence[str] | None = None) -> Report:
     """
     recipe = Recipe.model_validate(artifact.manifest["recipe"])
     candidates = _folders(artifact.path / "exports", exports)
-    prover = _Prover(artifact, recipe)
+    prover = _Prover(artifact, recipe, factory)
     runtime = read_json(candidates[0] / EXPORT_FILE)["runtime"]
     dense = prover.subject(artifact.path / "baseline" / f"{runtime}-fp32", "dense-")
     others = [folder for folder in _folders(artifact.path / "baseline") if folder != dense.path]
@@ -63,9 +66,9 @@ def _row(subject: Subject, role: Any, findings: Any) -> ExportReport:
 class _Prover:
     """What all subjects of one artifact share: the evaluation set and what the torch models say on it."""
 
-    def __init__(self, artifact: Artifact, recipe: Recipe) -> None:
+    def __init__(self, artifact: Artifact, recipe: Recipe, factory: Factory | str | None = None) -> None:
         models.quiet_libraries()
-        self.artifact = artifact
+        self.artifact, self.factory = artifact, factory
         self.session = Session(recipe.validation.device, recipe.validation.threads)
         task: Task = registry.task(artifact.manifest["task"])
         processor = task.processor(str(artifact.path))
@@ -83,7 +86,7 @@ class _Prover:
             self.outcomes = {folder: self._predict(folder) for folder in (artifact.path, artifact.path / "baseline")}
 
     def _predict(self, folder: Path) -> Outcomes:
-        model = storage.load(folder, self.artifact.manifest["task"])
+        model = storage.load(folder, self.artifact.manifest["task"], factory=self.factory)
         return data.outcomes(model, self.evaluation.task, self.batches)
 
     def subject(self, folder: Path, prefix: str = "") -> Subject:
@@ -96,12 +99,13 @@ class _Prover:
 def context(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
     """What was measured on what: docs/report.md lists the keys."""
     manifest, path = artifact.manifest, artifact.path
-    config = read_json(path / "config.json")
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    architectures = config.get("architectures") or [config.get("model_type", "")]
     settings, measured_on = dump(recipe), machine()
     return {
         "model": {
             "path": recipe.model.path,
-            "class": ", ".join(config.get("architectures") or [config.get("model_type", "")]),
+            "class": (manifest.get("factory") or {}).get("class") or ", ".join(architectures),
             "digest": manifest["base_digest"],
             "task": manifest["task"],
             "parameters": manifest["parameters"],
@@ -115,6 +119,7 @@ def context(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
         "history": adapt.load_history(path / "history.json"),
         "baseline_history": adapt.load_history(path / "baseline" / "history.json"),
         "data": manifest["data"],
+        "files": {name: file_digest(path / name) for name in files_of(path) if name.startswith("exports/")},
         "machine": measured_on | {"threads": recipe.validation.threads or measured_on["cores"]},
         "versions": versions(),
         "seed": recipe.seed,

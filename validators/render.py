@@ -25,24 +25,25 @@ NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]") 
 
 def markdown(report: Report) -> str:
     """A short summary, fit for a GitHub step summary."""
-    parts = [f"## {_md(report.headline)}", _md(report.advice())]
+    parts = [f"## {escaped(report.headline)}", escaped(report.advice())]
     for export in report.exports:
-        parts += [f"### {_md(export.name)} ({export.role})", _md_table([wording.HEADERS, *_rows(export)])]
+        parts += [f"### {escaped(export.name)} ({export.role})", markdown_table([wording.HEADERS, *_rows(export)])]
     measured = [f"{name}: {value}" for name, value in facts.brief(report.context)]
-    return "\n\n".join([*parts, *([_md("; ".join(measured) + ".")] if measured else [])]) + "\n"
+    return "\n\n".join([*parts, *([escaped("; ".join(measured) + ".")] if measured else [])]) + "\n"
 
 
 def _rows(export: ExportReport) -> list[tuple[str, ...]]:
     return [wording.row(finding) for finding in export.findings]
 
 
-def _md_table(rows: list[tuple[str, ...]]) -> str:
-    lines = [f"| {' | '.join(map(_md, row))} |" for row in rows]
+def markdown_table(rows: list[tuple[str, ...]]) -> str:
+    """Headers and rows; the second to fourth columns are figures, aligned on the right."""
+    lines = [f"| {' | '.join(map(escaped, row))} |" for row in rows]
     rule = "|".join(["", " --- ", *[" ---: "] * 3, *[" --- "] * (len(rows[0]) - 4), ""])
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _md(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that markdown shows as it stands: on one line, no markup, no HTML, no cell ends."""
     flat = html_text.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_\[\]|~#@!])", r"\\\1", flat)

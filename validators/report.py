@@ -146,12 +146,12 @@ class Report:
 
     @classmethod
     def read(cls, folder: Path) -> Report:
-        """The report saved in a run folder.
+        """The report saved in a run folder, or the file itself.
 
         Raises:
             ArtifactError: there is none, or it cannot be read.
         """
-        path = folder / REPORT_FILE
+        path = folder if folder.suffix == ".json" or folder.is_file() else folder / REPORT_FILE
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -160,7 +160,16 @@ class Report:
             raise ArtifactError(f"{path} is not JSON ({error}): run `python -m compressor validate` again.") from error
         if not isinstance(data, dict):
             raise ArtifactError(f"{path} holds no report: a JSON object is expected, not {type(data).__name__}.")
-        return cls.from_dict(data)
+        try:
+            return cls.from_dict(data)
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}") from error
+
+    def to_markdown(self) -> str:
+        """A short summary, fit for a GitHub step summary: what report.md holds."""
+        from validators import render
+
+        return render.markdown(self)
 
     def __str__(self) -> str:
         tables = [f"{export.name} ({export.role})\n{_table(export)}" for export in self.exports]

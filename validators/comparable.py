@@ -1,0 +1,101 @@
+"""How far two reports can be compared: the same data, the same circumstances, the same quantities, the same files.
+
+What does not match is told in sentences. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from compressor.errors import DataError
+from validators import wording
+from validators.facts import look
+from validators.report import Report
+
+CIRCUMSTANCES = {
+    "CPU": ("machine", "cpu"),
+    "GPU": ("machine", "gpu"),
+    "threads": ("machine", "threads"),
+    "device": ("recipe", "validate", "device"),
+    "batch size": ("recipe", "validate", "batch_size"),
+    "sequence length": ("recipe", "validate", "sequence_length"),
+    "onnxruntime": ("versions", "onnxruntime"),
+    "onnxruntime-gpu": ("versions", "onnxruntime-gpu"),
+}
+EVALUATION = ("data", "evaluation", "digest")
+
+
+def data(before: Report, after: Report, allow: bool) -> Iterator[str]:
+    """What is to be said about the evaluation data.
+
+    Raises:
+        DataError: it differs, and `allow` does not let it.
+    """
+    ours, theirs = look(after.context, *EVALUATION), look(before.context, *EVALUATION)
+    if ours is None or theirs is None:
+        yield "A report does not say which evaluation data it was measured on; qualities compare only on the same data."
+    elif ours != theirs:
+        text = f"The evaluation data differs (sha256 {str(theirs)[:12]} before, {str(ours)[:12]} after)"
+        if not allow:
+            raise DataError(
+                f"{text}, so qualities measured on it cannot be compared. Measure the old model on the new data, or "
+                "compare all the same with --allow-different-data."
+            )
+        yield f"{text}: accuracy and other qualities may differ for that reason alone."
+
+
+def circumstances(before: Report, after: Report) -> Iterator[str]:
+    """What time and memory depend on, where that differs."""
+    pairs = {name: (look(before.context, *keys), look(after.context, *keys)) for name, keys in CIRCUMSTANCES.items()}
+    said = [f"{name} {_known(old)} before, {_known(new)} after" for name, (old, new) in pairs.items() if old != new]
+    if said:
+        yield (
+            f"Measured under different circumstances: {'; '.join(said)}. Latency and memory are compared all the same "
+            "and may differ for that reason alone; `python -m compressor validate` measures a run again here."
+        )
+
+
+def leftovers(before: Report, after: Report) -> Iterator[str]:
+    """What a comparison that passes must not hide: what only one side has, and a report that fails its own gates."""
+    pairs = [(old, new) for new in after.exports for old in before.exports if old.name == new.name]
+    for old, new in pairs:
+        for one, other, side in ((old, new, "before"), (new, old, "after")):
+            only = [finding.quantity for finding in one.findings if other.finding(finding.quantity) is None]
+            if only:
+                yield f"{new.name}: {wording.listed(only)} {'was' if len(only) == 1 else 'were'} measured only {side}."
+    there = {export.name for export in after.exports}
+    gone = [export.name for export in before.exports if export.role == "reference" and export.name not in there]
+    if gone:
+        yield f"Only the report before has the reference {wording.listed(gone)}."
+    dropped = [name for name in _gated(before) if name not in _gated(after)]
+    if dropped:
+        yield f"The recipe before gates {wording.listed(dropped)}, the one after does not."
+    if after.verdict == "fail":
+        yield "The report after fails gates of its own recipe."
+
+
+def same_files(before: Report, after: Report, name: str) -> bool:
+    """Whether an export's files are byte for byte the same in both, and were measured on the same data."""
+    ours, theirs = _files(after, name), _files(before, name)
+    measured_on = look(after.context, *EVALUATION)
+    return (
+        bool(ours) and ours == theirs and measured_on is not None and measured_on == look(before.context, *EVALUATION)
+    )
+
+
+def _files(report: Report, name: str) -> dict[str, Any]:
+    """Digests of an export's files, without the record of the versions that wrote them."""
+    found = look(report.context, "files")
+    prefix = f"exports/{name}/"
+    files = found.items() if isinstance(found, Mapping) else ()
+    return {path: digest for path, digest in files if path.startswith(prefix) and path != f"{prefix}export.json"}
+
+
+def _gated(report: Report) -> list[str]:
+    found = look(report.context, "recipe", "gates")
+    return [str(name) for name in found] if isinstance(found, Mapping) else []
+
+
+def _known(value: Any) -> str:
+    return "unknown" if value is None else str(value)

@@ -1,0 +1,185 @@
+"""Two reports beside each other: is AFTER worse than BEFORE, the last release's report?
+
+Every quantity that AFTER's recipe gates is judged, with BEFORE's candidate in the place of the dense model. How much
+worse it may be is the tolerance: that of `--gate`, else of the recipe's degradation gate, else the default. Nothing
+here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from compressor.errors import ArtifactError, InputError, did_you_mean
+from compressor.recipe import Gate
+from compressor.tasks.base import QUALITIES
+from validators import comparable, wording
+from validators.base import Finding
+from validators.changes import Change, Comparison, ExportChanges
+from validators.facts import look
+from validators.report import ExportReport, Report
+
+POINT = Gate(type="max-degradation", value=0.01)  # default tolerance of shares: one point
+PERCENT = Gate(type="percent-max-degradation", value=5)  # and of everything with a unit of its own
+DECIDED = (*QUALITIES, "parity", "parity_max_difference")  # the same file gives the same on the same data
+
+
+def read(before: Path, after: Path) -> tuple[Report, Report]:
+    """The reports of two run folders or `report.json` files.
+
+    Raises:
+        ArtifactError: one of them is missing or cannot be read, or both.
+    """
+    found, faults = [], []
+    for path in (before, after):
+        try:
+            found.append(Report.read(path))
+        except ArtifactError as error:
+            faults.append(str(error))
+    if faults:
+        raise ArtifactError("\n".join(faults))
+    return found[0], found[1]
+
+
+def percentages(settings: Sequence[str]) -> dict[str, float]:
+    """`["latency_p50=10"]` as `{"latency_p50": 10.0}`: by how many percent of BEFORE's value a quantity may be worse.
+
+    Raises:
+        InputError: settings that are not QUANTITY=PERCENT, negative, or twice the same; all are listed.
+    """
+    found: dict[str, float] = {}
+    faults = []
+    for setting in settings:
+        quantity, _, text = setting.partition("=")
+        value = _percent(text)
+        if not quantity or value is None:
+            faults.append(f"--gate {setting}: write QUANTITY=PERCENT with a percentage from 0 on, as latency_p50=10.")
+        elif quantity in found:
+            faults.append(f"--gate {setting}: {quantity} stands twice; keep one of them.")
+        else:
+            found[quantity] = value
+    if faults:
+        raise InputError("\n".join(faults))
+    return found
+
+
+def _percent(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value >= 0 else None
+
+
+def compare(
+    before: Report, after: Report, percents: Mapping[str, float] | None = None, *, allow_different_data: bool = False
+) -> Comparison:
+    """Hold every export of AFTER against that of the same name in BEFORE.
+
+    Args:
+        before: the report of the last release.
+        after: the report of what may be released next.
+        percents: by quantity, instead of the tolerance that its recipe gives it; see `percentages`.
+        allow_different_data: compare qualities that were measured on different evaluation data, with a warning.
+
+    Raises:
+        DataError: the evaluation data differs.
+        InputError: `percents` names a quantity that the reports do not share.
+        ArtifactError: the gates of AFTER's recipe cannot be read.
+    """
+    warnings = [*comparable.data(before, after, allow_different_data), *comparable.circumstances(before, after)]
+    old = {export.name: export for export in before.exports}
+    pairs = [(old[export.name], export) for export in after.exports if export.name in old]
+    _refuse_unshared(percents or {}, pairs)
+    chosen = _gates(after), percents or {}
+    exports = tuple(_export(*pair, *chosen, comparable.same_files(before, after, pair[1].name)) for pair in pairs)
+    names = {export.name for export in after.exports}
+    gone = tuple(name for name, export in old.items() if export.role == "candidate" and name not in names)
+    new = tuple(export.name for export in after.exports if export.name not in old)
+    return Comparison(exports, gone, new, (*warnings, *comparable.leftovers(before, after)))
+
+
+def tolerance(quantity: str, gate: Gate | None, percent: float | None = None) -> Gate:
+    """How much worse than BEFORE a gated quantity of AFTER may be, or the `threshold` that it has to keep.
+
+    A degradation gate of 0 or less asks for no worse than dense, and an improvement gate for better: neither says how
+    much two releases may differ, so both get the default.
+    """
+    unsure = gate.unsure if gate else "fail"
+    if percent is not None:
+        return Gate(type="percent-max-degradation", value=percent, unsure=unsure)
+    if gate and (gate.type == "threshold" or (gate.type.endswith("max-degradation") and gate.value > 0)):
+        return gate
+    return (POINT if quantity in wording.SHARES else PERCENT).model_copy(update={"unsure": unsure})
+
+
+def interval(before: Finding, after: Finding) -> tuple[float, float] | None:
+    """Where AFTER's value lies given BEFORE's, from the intervals of both as if they were independent.
+
+    The square-and-add interval of a difference (MOVER: Zou & Donner 2008, Statistics in Medicine 27): each end is as
+    far from the value as the root of the summed squares of AFTER's margin on that side and BEFORE's on the other. Runs
+    that share data or machine vary together; for them it is wider than needed. A side without an interval counts as
+    exact.
+    """
+    if before.interval is None and after.interval is None:
+        return None
+    old, new = before.candidate, after.candidate
+    old_low, old_high = before.interval or (old, old)
+    new_low, new_high = after.interval or (new, new)
+    return new - math.hypot(new - new_low, old_high - old), new + math.hypot(new_high - new, old - old_low)
+
+
+def _export(
+    before: ExportReport,
+    after: ExportReport,
+    gates: Mapping[str, Gate],
+    percents: Mapping[str, float],
+    same: bool,
+) -> ExportChanges:
+    changes = []
+    for finding in after.findings:
+        name = finding.quantity
+        old, gate, percent = before.finding(name), gates.get(name), percents.get(name)
+        if old is None:
+            continue
+        judges = after.role == "candidate" and (gate or percent is not None or finding.verdict != "ungated")
+        chosen = tolerance(name, gate, percent) if judges else None
+        changes.append(Change(old, finding, _judged(old, finding, chosen, exact=same and name in DECIDED)))
+    return ExportChanges(after.name, after.role, tuple(changes))
+
+
+def _judged(before: Finding, after: Finding, gate: Gate | None, exact: bool) -> Finding:
+    """AFTER's finding with BEFORE's candidate as dense; a threshold is kept or not whatever was before."""
+    absolute = gate is not None and gate.type == "threshold"
+    lies = after.interval if absolute else None if exact else interval(before, after)
+    known = [f.confidence for f in ((after,) if absolute else (before, after)) if f.interval is not None]
+    confidence = None if lies is None or None in known else min(one for one in known if one is not None)
+    bare = Finding(after.quantity, after.unit, after.better, before.candidate, after.candidate, lies, confidence)
+    return bare if gate is None else bare.judged(gate)
+
+
+def _gates(report: Report) -> dict[str, Gate]:
+    """The gates of the recipe that a report was made with."""
+    import pydantic
+
+    found = look(report.context, "recipe", "gates")
+    try:
+        return pydantic.TypeAdapter(dict[str, Gate]).validate_python(found or {})
+    except pydantic.ValidationError as error:
+        faults = [f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise ArtifactError("\n".join(["context.recipe.gates of AFTER cannot be read:", *faults])) from error
+
+
+def _refuse_unshared(percents: Mapping[str, float], pairs: Sequence[tuple[ExportReport, ExportReport]]) -> None:
+    both = {
+        f.quantity for old, new in pairs if new.role == "candidate" for f in new.findings if old.finding(f.quantity)
+    }
+    allowed = ", ".join(sorted(both)) or "none"
+    faults = [
+        f"--gate {name}: no export has it in both reports; allowed are {allowed}.{did_you_mean(name, both)}"
+        for name in percents
+        if name not in both
+    ]
+    if faults:
+        raise InputError("\n".join(faults))
