@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from compressor.errors import ArtifactError, DataError, ModelError
+from compressor.forms import Form
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments
+from compressor.recording import Recorder, accumulate
 from compressor.tasks.base import IGNORED as IGNORED
 from compressor.tasks.base import inputs_of, labeled
 
@@ -100,22 +102,6 @@ class Statistics(Mapping[str, Moments]):
         return cls(of(Moment.INPUT), shares, of(Moment.GRADIENT), samples)
 
 
-class _Recorder:
-    """Sees one target: its input when the forward pass reaches it, and its output to differentiate by."""
-
-    def __init__(self) -> None:
-        self.inputs: list[Tensor] = []
-        self.outputs: list[Tensor] = []
-
-    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-        self.inputs.append(arguments[0])
-        self.outputs.append(output)
-
-    def clear(self) -> None:
-        self.inputs.clear()
-        self.outputs.clear()
-
-
 def calibrate(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -129,14 +115,15 @@ def calibrate(
 
     Gradients are those of each loss term (the mean loss times its number of terms), so that half of
     tr(E[gg^T] D E[xx^T] D^T) estimates a weight error D's loss change per token (K-FAC). Padding is dropped where the
-    batch has an `attention_mask (B, T)` and the target sees `(B, T, ...)`. A method that needs nothing gets empty
-    statistics, and no batch is read.
+    batch has an `attention_mask (B, T)` and the target sees `(B, T, ...)`. A convolution's rows are its
+    patches, one for each place of its output (KFC, arXiv 1602.01407, which takes places to be uncorrelated, as K-FAC
+    does tokens). A method that needs nothing gets empty statistics, and no batch is read.
 
     Args:
         model: the dense model, with a head that has been probed (a random head gives meaningless gradients).
         batches: dictionaries of tensors.
         needs: which moments, from `method.needs()`.
-        targets: as for `find_targets`: "auto", or names of linear layers or globs over them.
+        targets: as for `find_targets`: "auto", or names of layers or globs over them.
         loss: (model, batch) -> the mean loss, ().
         terms: batch -> bool, true for every term that the mean is over; default: every label that is not ignored. A
             causal language model shifts its labels, so that the first of each row is no term: `task.terms` knows.
@@ -151,7 +138,7 @@ def calibrate(
     if not wanted:
         return Statistics({}, {}, {}, 0)
     names = [target.name for target in find_targets(model, targets)]
-    gather = _Gather(names, wanted, terms)
+    gather = _Gather({name: model.get_submodule(name) for name in names}, wanted, terms)
     was_training = model.training
     with ExitStack() as hooks:
         for name in names:
@@ -170,39 +157,49 @@ def calibrate(
 class _Gather:
     """Running sums over batches."""
 
-    def __init__(self, names: Sequence[str], needs: frozenset[Moment], terms: Terms) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], needs: frozenset[Moment], terms: Terms) -> None:
         self.needs, self.terms = needs, terms
-        self.recorders = {name: _Recorder() for name in names}
+        self.recorders = {name: Recorder(layer) for name, layer in layers.items()}
         self.shares: dict[str, str] = {}
         self.inputs: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
-        self.rows: dict[str, int] = dict.fromkeys(names, 0)
+        self.rows: dict[str, int] = dict.fromkeys(layers, 0)
         self.samples = 0
 
     def add(self, model: nn.Module, batch: Batch, loss: Loss) -> None:
         """One batch: forward, backward to the targets' outputs only, accumulate."""
-        with torch.set_grad_enabled(Moment.GRADIENT in self.needs):
-            value = loss(model, batch)
+        value = self._run(model, batch, loss)
         self._require_reached()
         self._share()
         mask = batch.get("attention_mask")
         for name, recorder in self.recorders.items():
-            self.rows[name] += sum(len(_rows(x, mask)) for x in recorder.inputs)
-            if Moment.INPUT in self.needs and self.shares[name] == name:
-                for x in recorder.inputs:
-                    _accumulate(self.inputs, name, _rows(x.detach(), mask))
+            for rows in recorder.input_rows(mask):
+                self.rows[name] += len(rows)
+                if Moment.INPUT in self.needs and self.shares[name] == name:
+                    accumulate(self.inputs, name, rows)
         if Moment.GRADIENT in self.needs:
             self._differentiate(value * int(self.terms(batch).sum()), mask)
         self.samples += len(next(iter(batch.values())))
         for recorder in self.recorders.values():
             recorder.clear()
 
+    def _run(self, model: nn.Module, batch: Batch, loss: Loss) -> Tensor:
+        """The loss; the model runs again, on copies, where it has overwritten what is differentiated by."""
+        differentiated = Moment.GRADIENT in self.needs
+        with torch.set_grad_enabled(differentiated):
+            value = loss(model, batch)
+            if differentiated and sum(recorder.overwritten() for recorder in self.recorders.values()):
+                for recorder in self.recorders.values():
+                    recorder.clear()
+                value = loss(model, batch)
+        return value
+
     def _differentiate(self, total: Tensor, mask: Tensor | None) -> None:
         owners = [(name, output) for name, recorder in self.recorders.items() for output in recorder.outputs]
         gradients = torch.autograd.grad(total, [output for _, output in owners], allow_unused=True)
         for (name, output), gradient in zip(owners, gradients, strict=True):
             found = torch.zeros_like(output) if gradient is None else gradient
-            _accumulate(self.gradients, name, _rows(found, mask))
+            accumulate(self.gradients, name, self.recorders[name].gradient_rows(found, mask))
 
     def _require_reached(self) -> None:
         from compressor.targets import globs_of
@@ -216,12 +213,12 @@ class _Gather:
             )
 
     def _share(self) -> None:
-        """Targets that were given the very same tensor share its moment; checked anew on every batch."""
-        leaders: dict[int, str] = {}
+        """Targets that take the same rows of the very same tensor share its moment; checked anew on every batch."""
+        leaders: dict[tuple[int, Form], str] = {}
         shares = {}
         for name, recorder in self.recorders.items():
             alone = len(recorder.inputs) != 1
-            shares[name] = name if alone else leaders.setdefault(id(recorder.inputs[0]), name)
+            shares[name] = name if alone else leaders.setdefault((id(recorder.inputs[0]), recorder.form), name)
         if self.shares and shares != self.shares:
             raise ModelError(
                 "The model feeds its layers differently from batch to batch; shared inputs cannot be told."
@@ -242,17 +239,3 @@ class _Gather:
                 f"Activations or gradients of {', '.join(broken[:5])} are not finite on the calibration data."
             )
         return Statistics(inputs, self.shares, gradients, self.samples)
-
-
-def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, T, d) -> (tokens, d) without padding; other shapes are flattened to (rows, d)."""
-    if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
-        return x[mask.bool()]
-    return x.reshape(-1, x.shape[-1])
-
-
-def _accumulate(sums: dict[str, Tensor], name: str, rows: Tensor) -> None:
-    rows = rows.float()
-    if name not in sums:
-        sums[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
-    sums[name].addmm_(rows.mT, rows)

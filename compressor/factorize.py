@@ -9,12 +9,12 @@ from torch import nn
 
 from compressor import planning, structure
 from compressor.errors import ModelError
+from compressor.forms import form_of, is_dense, matrix
 from compressor.layers import LAYOUTS, CoreLinear, KeptLinear
 from compressor.methods.base import Method, Moments, Subspace
-from compressor.models import Target, find_targets, head_parameters, linear, replace_module
+from compressor.models import Target, dense_layer, find_targets, head_parameters, replace_module
 from compressor.planning import Plan, Spectrum, break_even
 from compressor.progress import track
-from compressor.transposed import as_linear
 
 
 def decompose(
@@ -29,7 +29,7 @@ def decompose(
     found = targets or find_targets(model)
     return {
         target.name: method.subspace(
-            linear(model, target.name).weight.detach(),
+            matrix(dense_layer(model, target.name)).detach(),
             moments.get(target.name, Moments()),
             break_even(target.out_features, target.in_features, layout) - 1,
         )
@@ -40,9 +40,8 @@ def decompose(
 def spectra(model: nn.Module, subspaces: Mapping[str, Subspace]) -> list[Spectrum]:
     """What the plan needs to know of each target."""
     return [
-        Spectrum(name, layer.out_features, layer.in_features, subspace.gains.tolist(), subspace.total)
+        Spectrum(name, *structure.shape(dense_layer(model, name)), subspace.gains.tolist(), subspace.total)
         for name, subspace in subspaces.items()
-        for layer in [linear(model, name)]
     ]
 
 
@@ -110,11 +109,12 @@ def factorize_(
     for name, parameter in head_parameters(model).items():
         parameter.requires_grad_(name not in dense_targets)  # where targets were named outside of repeated blocks
     for name, rank in plan.ranks.items():
-        subspace, dense = found[name].truncate(rank), linear(model, name)
-        layer = CoreLinear(subspace.left, method.core(subspace), subspace.right, dense.bias, method.updates)
+        subspace, dense = found[name].truncate(rank), dense_layer(model, name)
+        core, form = method.core(subspace), form_of(dense)
+        layer = CoreLinear(subspace.left, core, subspace.right, dense.bias, method.updates, form)
         replace_module(model, name, layer.to(dense.weight.device))
     for name in plan.kept:
-        dense = linear(model, name)
+        dense = dense_layer(model, name)
         kept = KeptLinear(dense, method.updates).to(dense.weight.device) if method.updates else dense
         replace_module(model, name, kept)
     structure.leave_fast_paths_(model)
@@ -127,8 +127,7 @@ def planned(model: nn.Module, plan: Plan) -> tuple[Target, ...]:
     Raises:
         ModelError: the plan names a layer that the model lacks, or one of another shape.
     """
-    linears = {name: as_linear(module) for name, module in model.named_modules()}
-    shapes = {name: tuple(layer.weight.shape) for name, layer in linears.items() if layer is not None}
+    shapes = {name: structure.shape(module) for name, module in model.named_modules() if is_dense(module)}
     faults = []
     for layer in plan.layers:
         found, planned = shapes.get(layer.name), (layer.out_features, layer.in_features)
@@ -169,10 +168,11 @@ def restructure_(model: nn.Module, plan: Plan) -> nn.Module:
     """Give a dense model the empty deployed layers of a plan, ready for the folded weights."""
     planned(model, plan)
     for layer in plan.layers:
-        deployed: nn.Module = linear(model, layer.name)
+        dense = dense_layer(model, layer.name)
+        deployed: nn.Module = dense
         if layer.rank is not None:
-            bias = deployed.bias is not None
-            deployed = LAYOUTS[plan.layout](layer.in_features, layer.rank, layer.out_features, bias=bias)
+            bias, form, kind = dense.bias is not None, form_of(dense), LAYOUTS[plan.layout]
+            deployed = kind(layer.in_features, layer.rank, layer.out_features, bias=bias, form=form)
         replace_module(model, layer.name, deployed)
     structure.leave_fast_paths_(model)
     return model

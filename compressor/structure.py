@@ -1,4 +1,4 @@
-"""How a model is put together, as far as factorizing cares: its linear layers, and what stands in the way of each.
+"""How a model is put together, as far as factorizing cares: its layers, and what stands in the way of each.
 
 A layer that is one object under several names is one layer, replaced at all of them. A weight that several layers share
 (tied), or that is not a plain parameter (quantized, adapted, parametrized, factorized already), is left alone and said.
@@ -7,8 +7,10 @@ A layer that is one object under several names is one layer, replaced at all of 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from functools import cache
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -16,12 +18,15 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
 from compressor.errors import ModelError
-from compressor.layers import CoreLinear, FactorizedLinear, KeptLinear, PivotedLinear
+from compressor.forms import GEOMETRY, is_convolution, is_dense, objection
+from compressor.layers import Factors
 from compressor.transposed import is_transposed
 
-FACTORIZED = (CoreLinear, KeptLinear, FactorizedLinear, PivotedLinear)
 PACKED = ("qweight", "W_q", "_packed_params")  # where GPTQ and AWQ, HQQ, and torch.ao keep a quantized weight
 QUANTIZERS = ("bitsandbytes", "torchao")
+
+ANSWERED = ("weight.dtype", "weight.device", "in_features", "out_features", *GEOMETRY)  # by factors as by dense layers
+BARE = nn.Module()
 
 IS_FACTORIZED = "factorized already"
 IS_ADAPTED = "carries an adapter"
@@ -30,24 +35,20 @@ MERGE = "merge it into the weights with `model = model.merge_and_unload()` and c
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer by every name that it has; what is inside one (its factors, its adapter) is no other."""
+    """Every linear layer and convolution by every name; what is inside one (its factors, its adapter) is no other."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         inside = any(name[:end] in found for end, letter in enumerate(name) if letter == ".")
-        if not inside and (isinstance(module, nn.Linear) or is_transposed(module) or _state(module)):
+        if not inside and (is_dense(module) or is_convolution(module) or _state(module)):
             found[name] = module
     return found
 
 
 def shape(layer: nn.Module) -> tuple[int, int]:
-    """`(out_features, in_features)`; zeros where a layer of a kind unknown here does not say."""
+    """`(out_features, in_features)`, of a convolution those of its patches; zeros where a layer does not say."""
     whole: Any = layer
-    if isinstance(layer, FactorizedLinear):
-        return layer.up.out_features, layer.down.in_features
-    if isinstance(layer, PivotedLinear):
-        return len(layer.order), layer.kept.in_features
-    if isinstance(layer, KeptLinear):
-        return layer.weight.shape[0], layer.weight.shape[1]
+    if is_convolution(layer):
+        return int(whole.out_channels), int(whole.in_channels // whole.groups * prod(whole.kernel_size))
     if is_transposed(layer):
         return int(whole.weight.shape[1]), int(whole.weight.shape[0])
     if hasattr(layer, "out_features"):
@@ -64,7 +65,7 @@ def first_names(found: dict[str, nn.Module]) -> dict[str, str]:
 def obstacles(model: nn.Module, found: dict[str, nn.Module]) -> dict[str, str]:
     """Why layers cannot be factorized wherever they are; those that can be are left out."""
     tied = tied_weights(model)
-    reasons = {name: _state(module) or _weight(module) for name, module in found.items()}
+    reasons = {name: _state(module) or objection(module) or _weight(module) for name, module in found.items()}
     reasons |= {name: f"its weight is tied to {tied[name]}" for name in found if name in tied and not reasons[name]}
     reasons |= {name: _read_directly(model, name) for name in found if not reasons[name]}
     return {name: reason for name, reason in reasons.items() if reason}
@@ -88,7 +89,7 @@ def tied_weights(model: nn.Module) -> dict[str, str]:
 
 def _state(module: nn.Module) -> str:
     """What has been done to a layer already: factors, an adapter, quantization; empty where nothing."""
-    if isinstance(module, FACTORIZED):
+    if isinstance(module, Factors):
         return IS_FACTORIZED
     if hasattr(module, "lora_A") or isinstance(getattr(module, "base_layer", None), nn.Module):
         return f"{IS_ADAPTED} ({type(module).__name__})"
@@ -119,12 +120,20 @@ def _weight(module: nn.Module) -> str:
 
 
 def _read_directly(model: nn.Module, name: str) -> str:
-    """A parent whose forward reads the layer's weight (for its type, say) would not find it in factors."""
-    parent, _, child = name.rpartition(".")
-    owner: Any = type(model.get_submodule(parent))
-    if owner is nn.TransformerEncoderLayer or f"self.{child}.weight" not in _source(owner):
-        return ""  # leave_fast_paths_ makes torch's encoder layer call its layers
-    return f"the forward of {owner.__name__} reads its weight directly"
+    """What a module around the layer reads of it that factors could not answer with."""
+    parts = name.split(".")
+    for end in range(len(parts)):
+        owner: Any = type(model.get_submodule(".".join(parts[:end])))
+        if owner is nn.TransformerEncoderLayer:  # leave_fast_paths_ makes it call its layers
+            continue
+        for attribute in _attributes(_source(owner), f"self.{'.'.join(parts[end:])}."):
+            if attribute not in ANSWERED and not hasattr(BARE, attribute):
+                return f"the forward of {owner.__name__} reads its {attribute.partition('.')[0]} directly"
+    return ""
+
+
+def _attributes(source: str, layer: str) -> list[str]:
+    return re.findall(rf"{re.escape(layer)}(weight\.\w+|\w+)", source) if layer in source else []
 
 
 @cache

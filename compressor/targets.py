@@ -2,7 +2,7 @@
 
 Nothing here names an architecture. Targets are the linear layers inside repeated blocks (the elements of a ModuleList,
 or blocks of one class in a Sequential), the head is what linear layers are left outside of them; embeddings and tied
-weights belong to neither.
+weights belong to neither. Convolutions are taken, and listed, only where they are named: a model may have hundreds.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import nn
 
 from compressor import structure
 from compressor.errors import ModelError, did_you_mean
+from compressor.forms import Dense, as_dense, is_convolution
 from compressor.planning import break_even
-from compressor.transposed import as_linear
 
 COMPRESSED_TOO = " and compressed with it"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A linear layer chosen to be compressed."""
+    """A linear layer chosen to be compressed; a convolution's `in_features` are the numbers in a patch."""
 
     name: str
     out_features: int
@@ -45,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Considered(Target):
-    """A linear layer under one of its names, whether it is a target, and why (not)."""
+    """A layer under one of its names, whether it is a target, and why (not)."""
 
     target: bool
     reason: str
@@ -54,11 +54,11 @@ class Considered(Target):
 def find_targets(
     model: nn.Module, targets: Literal["auto"] | Sequence[str] = "auto", exclude: Sequence[str] = ()
 ) -> tuple[Target, ...]:
-    """The linear layers to compress, in the model's order.
+    """The layers to compress, in the model's order.
 
     Args:
         model: any module.
-        targets: "auto" (linear layers in repeated blocks), or globs over the names of linear layers.
+        targets: "auto" (linear layers in repeated blocks), or globs over the names of linear layers and convolutions.
         exclude: globs over names that stay dense.
 
     Raises:
@@ -70,29 +70,42 @@ def find_targets(
     _require_named(rows, () if targets == "auto" else targets)
     found = tuple(Target(row.name, row.out_features, row.in_features) for row in rows if row.target)
     if not found:
-        reasons = Counter(row.reason for row in rows).most_common(3)
         raise ModelError(
-            f"{type(model).__name__} has no targets: none of its {len(rows)} linear layers can be compressed"
-            + "".join(f"; {count} {reason}" for reason, count in reasons)
-            + ". Name them with model.targets (in Python: targets=), globs over the names that "
-            "`python -m compressor inspect MODEL` or `consider(model)` lists."
+            f"{type(model).__name__} has no targets: {_without(model, rows)}. Name them with model.targets (in Python: "
+            "targets=), globs over the names that `python -m compressor inspect MODEL` or `consider(model)` lists; "
+            "the glob `*` has convolutions listed too."
         )
     return found
+
+
+def _without(model: nn.Module, rows: Sequence[Considered]) -> str:
+    """How many layers were considered, the commonest reasons against them, and what was not considered."""
+    every = structure.layers(model)
+    convolutions = {name for name, layer in every.items() if is_convolution(layer)}
+    named = convolutions & {row.name for row in rows}
+    counted = f"{len(rows) - len(named)} linear layers" + (f" and {len(named)} named convolutions" if named else "")
+    reasons = Counter(row.reason for row in rows).most_common(3)
+    return f"none of its {counted} can be compressed" + "".join(
+        f"; {count} {reason}"
+        for reason, count in [*reasons, ("convolutions have to be named", len(convolutions - named))]
+        if count
+    )
 
 
 def consider(
     model: nn.Module, targets: Literal["auto"] | Sequence[str] = "auto", exclude: Sequence[str] = ()
 ) -> tuple[Considered, ...]:
-    """Every linear layer of a model under every name that it has, and why it is (not) a target.
+    """Every linear layer of a model, and every convolution named, by every name, and why it is (not) a target.
 
     Raises:
         ModelError: a glob matches nothing.
     """
-    layers = structure.layers(model)
-    firsts = structure.first_names(layers)
+    every = structure.layers(model)
+    firsts = structure.first_names(every)
+    named = {} if targets == "auto" else _matching(every, targets, firsts)
+    excluded = _matching(every, exclude, firsts)
+    layers = {name: layer for name, layer in every.items() if firsts[name] in named or not is_convolution(layer)}
     obstacles = structure.obstacles(model, layers)
-    named = {} if targets == "auto" else _matching(layers, targets, firsts)
-    excluded = _matching(layers, exclude, firsts)
 
     def verdict(name: str, layer: nn.Module) -> tuple[bool, str]:
         if name in excluded:
@@ -153,7 +166,9 @@ def _matching(layers: Iterable[str], globs: Sequence[str], firsts: Mapping[str, 
     for glob in globs:
         matched = [firsts[name] for name in names if fnmatchcase(name, glob)]
         if not matched:
-            raise ModelError(f"'{glob}' matches no linear layer of the model.{did_you_mean(glob, names)}")
+            raise ModelError(
+                f"'{glob}' matches no linear layer or convolution of the model.{did_you_mean(glob, names)}"
+            )
         found = dict.fromkeys(matched, glob) | found
     return found
 
@@ -203,18 +218,18 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def linear(model: nn.Module, name: str) -> nn.Linear:
-    """The linear layer called `name`; one that holds its weight transposed as a copy, see `compressor.transposed`.
+def dense_layer(model: nn.Module, name: str) -> Dense:
+    """The linear layer or convolution called `name`; one that holds its weight transposed as an nn.Linear, a copy.
 
     Raises:
         ModelError: there is none.
     """
     try:
-        found = as_linear(model.get_submodule(name))
+        found = as_dense(model.get_submodule(name))
     except AttributeError:
         found = None
     if found is None:
-        raise ModelError(f"'{name}' is no linear layer of {type(model).__name__}.")
+        raise ModelError(f"'{name}' is no linear layer or plain convolution of {type(model).__name__}.")
     return found
 
 

@@ -20,7 +20,7 @@ from compressor.errors import ArtifactError, DataError, ModelError
 from compressor.factorize import decompose
 from compressor.methods.base import Moment
 from compressor.methods.jactus import Jactus
-from compressor.models import find_targets, linear
+from compressor.models import dense_layer, find_targets
 
 BOTH = frozenset(Moment)
 
@@ -40,8 +40,8 @@ class Tagger(nn.Module):
         return self.head(self.dropout(c(gelu(c(gelu(a(x) + b(x)))))))
 
 
-def parts(model: nn.Module) -> list[nn.Linear]:
-    return [linear(model, f"block.0.{name}") for name in "abc"]
+def parts(model: nn.Module) -> list[Any]:
+    return [dense_layer(model, f"block.0.{name}") for name in "abc"]
 
 
 def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -257,6 +257,39 @@ def test_a_frozen_model_has_the_same_moments_and_stays_frozen() -> None:
         assert again is not None
         assert torch.equal(gradient.matrix, again.matrix)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+class Overwritten(nn.Module):
+    """A ReLU after the target, which may put its result where the target's output was; one target is not used."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(4, 6), nn.Linear(4, 5)])
+        self.relu, self.head = nn.ReLU(inplace=inplace), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, 4) -> logits (B, T, 3)."""
+        self.blocks[1](x)
+        return self.head(self.relu(self.blocks[0](x)))
+
+
+def test_an_output_that_is_overwritten_has_the_gradient_of_what_it_was() -> None:
+    batch, models = {"x": torch.randn(2, 6, 4), "labels": torch.randint(0, 3, (2, 6))}, []
+    for inplace in (False, True):
+        torch.manual_seed(3)
+        models.append(calibrate(Overwritten(inplace=inplace), [batch], BOTH, loss=mean_loss))
+    kept, overwritten = (found["blocks.0"].gradient for found in models)
+    assert kept is not None
+    assert overwritten is not None
+    assert torch.equal(overwritten.matrix, kept.matrix)
+    assert kept.matrix.any()
+
+
+def test_the_gradient_of_an_output_that_the_loss_does_not_see_is_zero() -> None:
+    batch = {"x": torch.randn(2, 6, 4), "labels": torch.randint(0, 3, (2, 6))}
+    gradient = calibrate(Overwritten(inplace=False), [batch], BOTH, loss=mean_loss)["blocks.1"].gradient
+    assert gradient is not None
+    assert torch.equal(gradient.matrix, torch.zeros(5, 5))
 
 
 class Softmax(nn.Module):

@@ -20,7 +20,7 @@ from compressor import progress
 from compressor.calibration import calibrate
 from compressor.errors import ModelError
 from compressor.factorize import factorize_, fold_, plan, restructure_
-from compressor.layers import FactorizedLinear
+from compressor.layers import LAYOUTS, FactorizedLinear
 from compressor.methods.base import Moment
 from compressor.methods.jactus import Jactus
 from compressor.methods.spectral import Spectral
@@ -277,6 +277,82 @@ def test_a_layer_whose_weight_its_parent_reads_stays_dense_and_the_model_runs() 
     chosen = plan(model, Spectral(), {}, keep=0.5, multiple_of=1)
     fold_(factorize_(model, Spectral(), {}, chosen))
     assert model(torch.tensor([[3, 4, 5]])).last_hidden_state.isfinite().all()
+
+
+class Asking(nn.Module):
+    """Asks its layer for type and device, as transformers' image models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = square()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.to(self.inner.weight.dtype).to(self.inner.weight.device))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layer_that_is_asked_for_its_type_and_device_is_compressed_and_answers(
+    batches: list[Batch], layout: Any
+) -> None:
+    model, method = Chain(Asking(), Asking()), Spectral(updates=1)
+    assert targets(model) == ["blocks.0.inner", "blocks.1.inner"]
+    chosen = plan(model, method, {}, keep=0.5, multiple_of=1, layout=layout)
+    factorize_(model, method, {}, chosen)
+    before = model(batches[0]["x"])
+    fold_(model, layout)
+    torch.testing.assert_close(model(batches[0]["x"]), before, rtol=1e-4, atol=1e-5)
+    layer: Any = model.blocks[0].inner
+    assert layer.weight.dtype == torch.float32
+    assert layer.double().weight.dtype == torch.float64
+    with pytest.raises(AttributeError):
+        layer.weight.shape  # noqa: B018 (what it does not have as one tensor)
+
+
+class Reaching(nn.Module):
+    """Reads a weight two levels down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outer = Asking()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(x) + self.outer.inner.weight.sum()
+
+
+def test_a_weight_that_is_read_from_further_above_stays_dense() -> None:
+    model = Chain(Reaching(), square())
+    assert reasons(model)["blocks.0.outer.inner"] == "the forward of Reaching reads its weight directly"
+    assert targets(model) == ["blocks.1"]
+
+
+class Padding(nn.Module):
+    """Pads by what it reads of its layers, directly or in a function, as MobileNets do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.direct, self.handed = nn.Conv1d(4, 6, 3), nn.Conv1d(6, 4, 3)
+        self.first, self.second = square(), square()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.direct(nn.functional.pad(x, (self.direct.kernel_size[0] - 1, 0)))
+        x = self.handed(padded(x, self.handed))
+        x = self.first(x).reshape(-1, 4, self.first.out_features)
+        return self.second(x) + self.second.bias if self.second is not None else x
+
+
+def padded(x: Tensor, layer: nn.Conv1d) -> Tensor:
+    return nn.functional.pad(x, (layer.kernel_size[0] - 1, 0))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_factors_answer_for_sizes_and_strides_and_what_they_lack_keeps_a_layer_dense(layout: Any) -> None:
+    model, x = Padding(), torch.randn(2, 4, 16)
+    assert reasons(model, ["*"]) == dict.fromkeys(["direct", "handed", "first"], "named by '*'") | {
+        "second": "the forward of Padding reads its bias directly"
+    }
+    chosen = plan(model, Spectral(), {}, keep=0.5, multiple_of=1, targets=["*"], layout=layout)
+    before = factorize_(model, Spectral(), {}, chosen)(x)
+    torch.testing.assert_close(fold_(model, layout)(x), before, rtol=1e-4, atol=1e-5)
 
 
 class Packed(nn.Module):

@@ -1,0 +1,69 @@
+"""What calibration sees of one target while the model runs, and how that becomes rows and sums of their products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from compressor.forms import Form, form_of
+
+
+class Recorder:
+    """Sees one target: its input when the forward pass reaches it, and its output to differentiate by.
+
+    A model that overwrites the output (by an in-place ReLU, say) is given a copy to do that to.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.form: Form = form_of(layer)
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self.versions: list[int] = []
+        self.copies = False
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        self.inputs.append(arguments[0])
+        self.outputs.append(output)
+        self.versions.append(_version(output))
+        return output.clone() if self.copies else None
+
+    def overwritten(self) -> bool:
+        """Whether the model has changed outputs since; from then on it is given copies."""
+        found = [_version(output) for output in self.outputs] != self.versions
+        self.copies |= found
+        return found
+
+    def input_rows(self, mask: Tensor | None) -> Iterator[Tensor]:
+        """What the weight matrix was applied to, (rows, in_features), call by call and without padding."""
+        return (_rows(self.form.inputs(x.detach()), mask) for x in self.inputs)
+
+    def gradient_rows(self, gradient: Tensor, mask: Tensor | None) -> Tensor:
+        """The gradient of an output as (rows, out_features), without padding."""
+        return _rows(self.form.outputs(gradient), mask)
+
+    def clear(self) -> None:
+        """Forget the batch."""
+        self.inputs.clear()
+        self.outputs.clear()
+        self.versions.clear()
+
+
+def _version(output: Tensor) -> int:
+    return 0 if output.is_inference() else output._version  # which counts in-place changes
+
+
+def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, T, d) -> (tokens, d) without padding; other shapes are flattened to (rows, d)."""
+    if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
+        return x[mask.bool()]
+    return x.reshape(-1, x.shape[-1])
+
+
+def accumulate(sums: dict[str, Tensor], name: str, rows: Tensor) -> None:
+    """Add rows^T rows of rows (N, d) to the sum (d, d) of that name."""
+    rows = rows.float()
+    if name not in sums:
+        sums[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
+    sums[name].addmm_(rows.mT, rows)
