@@ -1,7 +1,7 @@
 # One virtual environment for everything; PYTHON and TORCH can be overridden: make setup PYTHON=python3.12 TORCH=torch==2.11.0
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
-EXTRAS ?= cpu,demo,dev
+EXTRAS ?= cpu,demo,dev,sign
 VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCE := compressor exporters validators tests recipes benchmarks

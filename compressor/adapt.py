@@ -135,13 +135,22 @@ def adapt_(
 
 def _trainer(task: Task, teacher: Any | None, distillation: Distillation) -> Any:
     """The Trainer class, plain or with a teacher."""
-    from transformers import Trainer
+    from transformers import PreTrainedModel, Trainer
+
+    class PlainTrainer(Trainer):  # type: ignore[misc]
+        """Writes the tied weights of a module of one's own apart: safetensors refuses what shares memory."""
+
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            if not isinstance(self.model, PreTrainedModel):
+                shared = state_dict or self.model.state_dict()
+                state_dict = {name: tensor.clone().contiguous() for name, tensor in shared.items()}
+            super()._save(output_dir, state_dict)
 
     if teacher is None:
-        return Trainer
+        return PlainTrainer
     frozen: nn.Module = teacher
 
-    class TaughtTrainer(Trainer):  # type: ignore[misc]
+    class TaughtTrainer(PlainTrainer):
         """Adds the teacher to the training loss; the evaluation loss stays comparable with the baseline's."""
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
@@ -185,6 +194,7 @@ def _arguments(training: Training, folder: Path, seed: int, train: Any, chosen_b
         load_best_model_at_end=evaluated,
         metric_for_best_model=chosen_by,
         prediction_loss_only=chosen_by == "loss",
+        label_names=["labels"],  # which is looked for in the signature otherwise, where a module of one's own has none
         logging_strategy="steps",
         logging_steps=10,
         disable_tqdm=True,

@@ -31,7 +31,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from compressor import progress
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, IntegrityError
 from compressor.planning import Plan
 
 SCHEMA_VERSION = 1
@@ -39,7 +39,8 @@ MANIFEST = "artifact.json"
 STATE = "run.json"
 SCRATCH = ".work"
 LOCK = ".lock"
-REPORTS = {"report.json", "report.html", "report.md", "junit.xml"}
+REPORT = "report.json"
+REPORTS = {REPORT, "report.html", "report.md", "junit.xml"}
 UNSIGNED = {LOCK, MANIFEST, STATE} | REPORTS  # rewritten by later commands
 
 
@@ -281,10 +282,10 @@ def verify(path: Path) -> None:
     """Compare every file with the manifest; needs no torch.
 
     Raises:
-        ArtifactError: files are missing, changed or were added; all of them are named.
+        IntegrityError: files are missing, changed or were added; all of them are named.
     """
     digests = Artifact.open(path).manifest["files"]
     faults = changed_files(path, digests)
     faults += [f"{name} is not in the manifest" for name in files_of(path) if name not in digests]
     if faults:
-        raise ArtifactError(f"{path} is not what was made:\n" + "\n".join(f"  {fault}" for fault in faults))
+        raise IntegrityError(f"{path} is not what was made:\n" + "\n".join(f"  {fault}" for fault in faults))

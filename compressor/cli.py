@@ -1,7 +1,7 @@
 """The command line: a thin command for each verb. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done, 1 a gate failed, 2 usage, recipe or input, 3 environment, 4 export, runtime or an unexpected
-failure, 5 memory, disk or an interruption. Nothing heavy is imported before a command needs it.
+Exit codes: 0 done, 1 a gate or a verification failed, 2 usage, recipe or input, 3 environment, 4 export, runtime or an
+unexpected failure, 5 memory, disk or an interruption. Nothing heavy is imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from compressor.terminal import Verb, show, working
 
 if TYPE_CHECKING:
     from compressor.recipe import Recipe
+    from validators.changes import Comparison
     from validators.report import Report
 
 app = typer.Typer(
@@ -124,6 +125,7 @@ def export(
     path: terminal.RunPath,
     to: Annotated[str, typer.Option("--to", help="The runtime; `list exporters` names them.")] = "onnx",
     precision: Annotated[Literal["fp32", "int8"], typer.Option("--precision", help="Of the weights.")] = "fp32",
+    factory: terminal.FactoryName = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
     as_json: terminal.Json = False,
 ) -> None:
@@ -134,18 +136,18 @@ def export(
     with working():
         from compressor import pipeline
 
-        made = pipeline.export(path, to, precision=precision, overwrite=overwrite)
-        report = pipeline.validate(path, [made.name])
+        made = pipeline.export(path, to, precision=precision, overwrite=overwrite, factory=factory)
+        report = pipeline.validate(path, [made.name], factory=factory)
     _judge(report, as_json)
 
 
 @app.command(cls=Verb)
-def validate(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
+def validate(path: terminal.RunPath, factory: terminal.FactoryName = None, as_json: terminal.Json = False) -> None:
     """Measure every export of a run again. Exit code 1 when a gate fails."""
     with working():
         from compressor import pipeline
 
-        report = pipeline.validate(path, None)
+        report = pipeline.validate(path, None, factory=factory)
     _judge(report, as_json)
 
 
@@ -157,6 +159,28 @@ def report(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
     saved = Report.read(path)
     saved.save(path)
     show(saved.to_dict(), lambda: str(saved), as_json)
+
+
+@app.command(cls=Verb)
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="The last release: a run folder or report.json.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", help="What is held against it: the same.")],
+    gates: Annotated[
+        list[str] | None,
+        typer.Option("--gate", metavar="QUANTITY=PERCENT", help="How much worse it may be: latency_p50=10."),
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Append the comparison to this file.")] = None,
+    allow_different_data: Annotated[
+        bool, typer.Option("--allow-different-data", help="Compare although the evaluation data differs.")
+    ] = False,
+    as_json: terminal.Json = False,
+) -> None:
+    """Hold a report against the last release's. Exit code 1 when it is worse."""
+    from validators import compare
+
+    percents = compare.percentages(gates or ())
+    found = compare.compare(*compare.read(before, after), percents, allow_different_data=allow_different_data)
+    _judge(found, as_json, markdown)
 
 
 @app.command(cls=Verb)
@@ -180,18 +204,63 @@ def generate(
 
 
 @app.command(cls=Verb)
-def verify(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
-    """Compare every file of a run with its digest."""
-    from compressor import artifact
+def package(
+    path: terminal.RunPath,
+    export: Annotated[  # its name shadows a verb here, as the option's must
+        str | None,
+        typer.Option("--export", help="A folder under exports/; the smallest that holds its gates otherwise."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The archive to write; <RUN>.tar.gz beside the run otherwise.")
+    ] = None,
+    sign_with: Annotated[
+        Path | None,
+        typer.Option("--sign-with", metavar="KEY", help="Sign with this private key (elliptic curve, PEM)."),
+    ] = None,
+    allow_failed_gates: Annotated[
+        bool, typer.Option("--allow-failed-gates", help="Package it all the same; its model card says so.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an archive that is there.")] = False,
+    as_json: terminal.Json = False,
+) -> None:
+    """Write the one file that ships. Exit code 1 when a gate fails or nothing is proven."""
+    from dataclasses import asdict
 
-    artifact.verify(path)
-    count = len(artifact.Artifact.open(path).manifest["files"])
-    show({"path": str(path), "verified": True, "files": count}, lambda: f"{path}: {count} files, none changed", as_json)
+    with working():
+        from compressor.packaging import assemble
+
+        made = assemble.package(
+            path,
+            out,
+            export=export,
+            sign_with=sign_with,
+            allow_failed_gates=allow_failed_gates,
+            overwrite=overwrite,
+        )
+    show(asdict(made), lambda: str(made), as_json)
+
+
+@app.command(cls=Verb)
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A package, its unpacked folder, or a run folder.")],
+    public_key: Annotated[
+        Path | None, typer.Option("--public-key", metavar="KEY", help="Check a package's signature with it (PEM).")
+    ] = None,
+    as_json: terminal.Json = False,
+) -> None:
+    """Compare every file of a package or run with its digest. Exit code 1 when something differs."""
+    from compressor.packaging.verification import verify
+
+    found = verify(path, public_key)
+    data = {"path": str(found.path), "kind": found.kind, "verified": True, "files": found.files}
+    show(data | ({"signature": found.signature} if found.kind == "package" else {}), lambda: str(found), as_json)
 
 
 @app.command(cls=Verb)
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A local folder or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A local folder, a hub id, or package.module:function.")
+    ],
     targets: Annotated[list[str] | None, typer.Option("--targets", help="Globs over module names.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Globs over names that stay dense.")] = None,
     task: Annotated[str, typer.Option("--task", help="Its task; `list tasks` names them.")] = "text-classification",
@@ -202,7 +271,7 @@ def inspect(
 
     from compressor.paths import resolve
 
-    path = resolve(model, Path.cwd(), "RANKFOLD_MODELS")
+    path = resolve(model, Path.cwd(), "RANKFOLD_MODELS", code=True)
     with working():
         from compressor import registry
         from compressor.models import describe
@@ -272,6 +341,9 @@ def _read(path: Path, settings: list[str] | None) -> Recipe:
     return recipe.read(path, settings or ())
 
 
-def _judge(report: Report, as_json: bool) -> None:
-    show(report.to_dict(), lambda: str(report), as_json)
-    report.raise_for_gates()
+def _judge(result: Report | Comparison, as_json: bool, markdown: Path | None = None) -> None:
+    from compressor import summary
+
+    show(result.to_dict(), lambda: str(result), as_json)
+    summary.append(result, markdown)
+    result.raise_for_gates()

@@ -7,7 +7,8 @@
     │   ├── ModelError           the model or its checkpoint
     │   ├── DataError            a data set
     │   ├── BudgetError          a budget that cannot be met
-    │   └── ArtifactError        an artifact or run folder
+    │   └── ArtifactError        an artifact, run folder or package
+    │       └── IntegrityError  1    it is not what was made
     ├── DependencyError      3   environment: a package, a provider or a device is missing
     ├── ExportError          4   a graph that could not be written or does not compute the same
     ├── RuntimeFailure       4   an inference runtime that failed
@@ -56,7 +57,13 @@ class BudgetError(InputError):
 
 
 class ArtifactError(InputError):
-    """An artifact or run folder that is missing, incomplete, edited or in the way."""
+    """An artifact, run folder or package that is missing, incomplete, edited or in the way."""
+
+
+class IntegrityError(ArtifactError):
+    """A file that is missing, changed or new since it was recorded, an unsafe archive, or a signature that fails."""
+
+    exit_code = 1
 
 
 class DependencyError(RankfoldError):

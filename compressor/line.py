@@ -17,9 +17,10 @@ import torch
 
 from compressor import adapt, data, factorize, models, planning, progress, registry, storage
 from compressor.adapt import History
-from compressor.artifact import Artifact, Run, seal, write_json
+from compressor.artifact import Artifact, Run, read_json, seal, write_json
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
-from compressor.errors import ModelError
+from compressor.dense import Dense
+from compressor.factory import RECORD, Factory
 from compressor.machine import versions
 from compressor.methods.base import Subspace
 from compressor.planning import Plan
@@ -32,8 +33,11 @@ PROBED = 4096  # training rows that the head is probed on: enough for its gradie
 class Line:
     """The line over one run folder."""
 
-    def __init__(self, recipe: Recipe, run: Run) -> None:
+    def __init__(self, recipe: Recipe, run: Run, factory: Factory | None = None) -> None:
+        """`factory`: the code that the recipe names, where the caller has said where it lies."""
         self.recipe, self.run, self.folder = recipe, run, run.folder
+        self.source = Dense(recipe, self.task, self.folder / "baseline", factory or Factory.of(recipe.model))
+        self.source.require_same_code()
         models.quiet_libraries()
 
     # ---- what every stage reads ----
@@ -46,11 +50,8 @@ class Line:
 
     @cached_property
     def processor(self) -> Any:
-        """The checkpoint's tokenizer or image processor."""
-        section = self.recipe.model
-        asked = {"revision": section.revision, "image_size": section.image_size}
-        options = {name: value for name, value in asked.items() if value is not None}
-        return self.task.processor(section.path, trust_remote_code=section.trust_remote_code, **options)
+        """The tokenizer or image processor."""
+        return self.source.processor()
 
     @cached_property
     def data(self) -> data.Data:
@@ -60,15 +61,7 @@ class Line:
 
     def dense(self) -> Any:
         """A new copy of the pretrained model, with the probed head where that stage is finished."""
-        section = self.recipe.model
-        torch.manual_seed(self.recipe.seed)
-        model = models.load_dense(
-            section.path,
-            self.task,
-            self.data.labels,
-            revision=section.revision,
-            trust_remote_code=section.trust_remote_code,
-        )
+        model = self.source.pretrained(self.data.labels)
         if self.run.finished("probe"):
             storage.load_tensors_(model, self.folder / "head.safetensors", strict=False)
         return model
@@ -77,8 +70,7 @@ class Line:
         """A new copy of what is compressed: the adapted baseline, or the pretrained model with its probed head."""
         if not self.recipe.starts_adapted:
             return self.dense()
-        torch.manual_seed(self.recipe.seed)
-        return storage.load(self.folder / "baseline", self.recipe.model.task)
+        return self.source.adapted()
 
     def targets(self, model: Any) -> tuple[models.Target, ...]:
         """The recipe's targets in a dense model."""
@@ -108,26 +100,13 @@ class Line:
         if self.run.finished("baseline"):
             return
         section = self.recipe.baseline
-        model = self._given_baseline(section.path) if section.path else self.dense()
+        model = self.source.given(section.path, self.data.labels) if section.path else self.dense()
         with self.run.stage("baseline", "Training the dense baseline", ["baseline"]) as scratch:
             history: History = []
             if section.train == "full" and not section.path:
                 history = self._train(model, section, "baseline")
-            storage.save_model(model, self.processor, scratch / "baseline")
+            self.source.save(model, self.processor, self.data.labels, scratch / "baseline")
             adapt.save_history(scratch / "baseline" / "history.json", history)
-
-    def _given_baseline(self, path: str) -> Any:
-        model = models.load_dense(path, self.task)
-        wanted = self.data.labels
-        if wanted is None:
-            return model
-        labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
-        if labels != wanted:
-            raise ModelError(
-                f"The baseline {path} has the labels {labels[:5]}, ..., the training data {wanted[:5]}, ...: "
-                "it must have been adapted on the same labels in the same order."
-            )
-        return model
 
     def calibrate(self) -> Statistics:
         """The moments that the method needs."""
@@ -200,7 +179,7 @@ class Line:
             storage.load_tensors_(model, self.folder / "cores.safetensors")
             with self.run.stage("fold", "Folding", ["model.safetensors", *self._sidecars()]) as scratch:
                 factorize.fold_(model, self.plan().layout)
-                storage.save_model(model, self.processor, scratch)
+                self.source.save(model, self.processor, self.data.labels, scratch)
             seal(self.folder, self.facts())
         return Artifact.open(self.folder)
 
@@ -214,10 +193,10 @@ class Line:
         else:
             self._allocate([planning.flat(target.name, target.out_features, target.in_features) for target in targets])
         longest = data.batches(self.data.train, self.task, self.processor, 2)[-1]
-        models.require_learnable(model, longest)
+        models.require_learnable(model, longest, self.data.labels)
 
     def _train(self, model: Any, training: Any, name: str, distillation: Distillation | None = None) -> History:
-        teacher = storage.load(self.folder / "baseline", self.recipe.model.task) if distillation else None
+        teacher = self.source.adapted() if distillation else None
         return adapt.adapt_(
             model,
             self.task,
@@ -248,7 +227,8 @@ class Line:
             "labels": self.data.labels,
             "data": dict(self.data.facts),
             "trust_remote_code": self.recipe.model.trust_remote_code,
-            "base_digest": storage.checkpoint_digest(self.recipe.model.path),
+            "factory": read_json(self.folder / RECORD) if self.source.factory else None,
+            "base_digest": self.source.digest(self.data.labels),
             "parameters": {
                 "targets": plan.dense_parameters,
                 "targets_deployed": plan.parameters,

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from compressor import progress, structure
 from compressor.artifact import MANIFEST, STATE, read_json
-from compressor.errors import ModelError, first_line
+from compressor.errors import ModelError, RankfoldError, first_line
+from compressor.factory import Factory
 from compressor.failures import out_of_memory
-from compressor.paths import HUB_ID
+from compressor.paths import HUB_ID, is_factory
+from compressor.positions import at_size
 from compressor.targets import Considered as Considered
 from compressor.targets import Target as Target
 from compressor.targets import consider as consider
+from compressor.targets import dense_layer as dense_layer
 from compressor.targets import find_targets as find_targets
 from compressor.targets import head_parameters as head_parameters
-from compressor.targets import linear as linear
 from compressor.targets import replace_module as replace_module
 from compressor.tasks.base import Task
 
@@ -43,8 +45,9 @@ def load_dense(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    image_size: int | None = None,
 ) -> Any:
-    """A dense transformers model in float32, with a head for `labels`; safetensors only.
+    """A dense transformers model in float32, with a head for `labels`, for images of a size; safetensors only.
 
     Raises:
         ModelError: not a checkpoint, pickled, truncated, with weights that are not finite, in need of remote code,
@@ -59,14 +62,21 @@ def load_dense(
         options |= {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
         options |= {"label2id": {label: number for number, label in enumerate(labels)}}
     try:
-        model = cls.from_pretrained(
-            path, use_safetensors=True, dtype=torch.float32, trust_remote_code=trust_remote_code, **options
+        model, loaded = cls.from_pretrained(
+            path,
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=labels is not None,
+            output_loading_info=True,
+            **options,
         )
     except Exception as error:  # transformers raises many kinds; each becomes a sentence
         raise _explained(path, error) from error
     structure.require_plain(model)
+    _require_only_head(model, path, {name: tuple(stored) for name, stored, _ in loaded["mismatched_keys"]})
     require_finite(model, path)
-    return model
+    return at_size(model, image_size)
 
 
 def read_config(path: str, **options: Any) -> Any:
@@ -119,6 +129,23 @@ def auto_class(task: Task) -> Any:
     return TasksManager.get_model_class_for_task(task.architecture, library="transformers")
 
 
+def _require_only_head(model: nn.Module, path: str, mismatched: Mapping[str, tuple[int, ...]]) -> None:
+    """A head for other labels is made anew; weights of other shapes elsewhere are no such head."""
+    others = {name: shape for name, shape in mismatched.items() if name not in head_parameters(model)}
+    if others:
+        raise ModelError(
+            f"Weights of {path} do not have the shapes that its config says: "
+            f"{', '.join(f'{name} {shape}' for name, shape in sorted(others.items())[:3])}. Fetch both again."
+        )
+    if mismatched:
+        _note_new_head(path)
+
+
+@cache
+def _note_new_head(path: str) -> None:
+    progress.note(f"{path} has a head for another number of labels; it is made anew for those of the training data.")
+
+
 def _refuse_pickle(path: str) -> None:
     folder = Path(path)
     if not folder.is_dir() or any(folder.glob("*.safetensors")):
@@ -156,23 +183,28 @@ def require_finite(model: nn.Module, path: str) -> None:
 
 
 @torch.no_grad()
-def require_learnable(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
+def require_learnable(model: nn.Module, batch: Mapping[str, Tensor], labels: Sequence[str] | None = None) -> None:
     """Run a model once on a batch with labels, in evaluation mode.
 
     Raises:
-        ModelError: it does not take these inputs, or gives no loss for these labels.
+        ModelError: it does not take these inputs, gives no loss for them, or not one logit for each of `labels`.
     """
     name, shapes = type(model).__name__, ", ".join(f"{key} {tuple(value.shape)}" for key, value in batch.items())
     try:
-        loss = getattr(model.eval()(**batch), "loss", None)
-    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:  # as models refuse inputs
-        if out_of_memory(error):
+        output = model.eval()(**batch)
+    except Exception as error:  # models refuse inputs in many ways, and a module of one's own may do anything
+        if isinstance(error, RankfoldError) or out_of_memory(error):
             raise
         raise ModelError(
             f"{name} cannot be trained on {shapes}: {first_line(error)} The recipe's model section says what it is "
             "given: task, max_length and image_size must fit the checkpoint."
         ) from error
-    if loss is None:
+    if labels is not None and output.logits.shape[-1] != len(labels):
+        raise ModelError(
+            f"{name} gives {output.logits.shape[-1]} logits, but the training data has {len(labels)} labels: a factory "
+            "makes the head for the labels that it is called with."
+        )
+    if getattr(output, "loss", None) is None:
         raise ModelError(f"{name} gives no loss for {shapes}, so it cannot be trained: name another task or model.")
 
 
@@ -181,9 +213,13 @@ def describe(
 ) -> tuple[Considered, ...]:
     """Every linear layer of a checkpoint and whether it is a target, from the config alone, no weights read.
 
+    Where `path` names a factory, its code is run, without labels; it is looked for in the current folder first.
+
     Raises:
-        ModelError: no config of a dense model, or a glob that matches nothing.
+        ModelError: no config of a dense model, a factory that fails, or a glob that matches nothing.
     """
+    if is_factory(path):
+        return consider(Factory.given(path).build(task, None), targets, exclude)
     config = read_config(path)
     with torch.device("meta"):
         return consider(auto_class(task).from_config(config), targets, exclude)

@@ -9,12 +9,17 @@ from pathlib import Path
 from compressor.errors import InputError, did_you_mean
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-FACTORY = re.compile(r"[A-Za-z_]\w*(\.\w+)+:[A-Za-z_]\w*")  # "package.module:factory"
+FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # "package.module:function"
 FILES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".arrow", ".safetensors", ".zip", ".gz")
 
 
-def resolve(path: str, base: Path, variable: str | None) -> str:
-    """The absolute local path, or the hub id unchanged.
+def is_factory(path: str) -> bool:
+    """Whether a path names a function that makes the model, "package.module:function"."""
+    return bool(FACTORY.fullmatch(path))
+
+
+def resolve(path: str, base: Path, variable: str | None, *, code: bool = False) -> str:
+    """The absolute local path, or the hub id, or where `code` allows it the factory, unchanged.
 
     Looked up in turn: beside the recipe (`base`), in the current folder, in the folder that the environment variable
     `variable` names; what is found nowhere and looks like `name` or `owner/name` is a hub id, unless there is a folder
@@ -24,11 +29,10 @@ def resolve(path: str, base: Path, variable: str | None) -> str:
         InputError: an environment variable is not set, or a local path is nowhere; all places tried are named.
     """
     expanded = _expand(path)
-    if FACTORY.fullmatch(expanded):
-        raise InputError(
-            f"'{path}' names code. A recipe names a checkpoint, as a folder or hub id; a module that is built in "
-            "Python is compressed from Python: docs/plain-modules.md shows how."
-        )
+    if is_factory(expanded):
+        if code:
+            return expanded
+        raise InputError(f"'{path}' names code, which only model.path may do: name a file or folder here.")
     tried = [folder / expanded for folder in _folders(base, variable)]  # an absolute path swallows the folder
     found = next((place for place in tried if place.exists()), None)
     if found is not None:

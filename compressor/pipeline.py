@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from compressor import progress, registry, storage
 from compressor.artifact import MANIFEST, STATE, Artifact, Run, alone, read_json, reseal
 from compressor.errors import ArtifactError
+from compressor.factory import Factory, require_given
 from compressor.line import Line
 from compressor.planning import Plan
 from compressor.recipe import Recipe, dump, read
@@ -26,13 +27,14 @@ def run(recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, o
         RankfoldError: see compressor.errors; what was finished stays in `out`, and `resume=True` goes on.
     """
     found = _read(recipe)
+    factory = Factory.of(found.model)
     artifact = compress(found, out, resume=resume, overwrite=overwrite)
     with alone(artifact.path):
         for section in found.export:
             if not (artifact.path / "exports" / section.name).exists():
-                export(artifact, section.runtime, precision=section.precision)
+                export(artifact, section.runtime, precision=section.precision, factory=factory)
         reseal(artifact.path)  # a run that was killed between an export and its seal is made whole here
-        return validate(artifact)
+        return validate(artifact, factory=factory)
 
 
 def compress(
@@ -70,9 +72,16 @@ def _line(recipe: Recipe, out: Path | str, *, resume: bool, overwrite: bool) -> 
 
 
 def export(
-    path: Artifact | Path | str, runtime: str = "onnx", *, precision: str = "fp32", overwrite: bool = False
+    path: Artifact | Path | str,
+    runtime: str = "onnx",
+    *,
+    precision: str = "fp32",
+    overwrite: bool = False,
+    factory: Factory | str | None = None,
 ) -> Path:
     """Fold where that is still to be done, and export the artifact and its dense baseline.
+
+    `factory` names the code that made the dense model, where code did: see `compressor.load`.
 
     Writes `exports/<runtime>-<precision>`, and beside the baseline the dense export in fp32 (what everything is held
     against) and in this precision (what a user would ship without us).
@@ -81,7 +90,8 @@ def export(
         ArtifactError: no artifact, or the export is there already and `overwrite` is not set.
         ExportError: the runtime's exporter failed.
     """
-    artifact = _folded(path)
+    given = None if factory is None else Factory.given(factory)
+    artifact = _folded(path, given)
     target = artifact.path / "exports" / f"{runtime}-{precision}"
     if target.exists() and not overwrite:
         raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or `validate` it as it is.")
@@ -90,13 +100,15 @@ def export(
             shutil.rmtree(target)
         for kind in dict.fromkeys(["fp32", precision]):
             dense = artifact.path / "baseline"
-            _export(dense, artifact, runtime, kind, dense / f"{runtime}-{kind}")
-        _export(artifact.path, artifact, runtime, precision, target)
+            _export(dense, artifact, runtime, kind, dense / f"{runtime}-{kind}", given)
+        _export(artifact.path, artifact, runtime, precision, target, given)
         reseal(artifact.path)
     return target
 
 
-def _export(source: Path, artifact: Artifact, runtime: str, precision: str, target: Path) -> None:
+def _export(
+    source: Path, artifact: Artifact, runtime: str, precision: str, target: Path, factory: Factory | None
+) -> None:
     """One export, with the tokenizer's or image processor's files beside it; nothing where it is there already."""
     if target.exists():
         return
@@ -108,12 +120,13 @@ def _export(source: Path, artifact: Artifact, runtime: str, precision: str, targ
     shutil.rmtree(scratch, ignore_errors=True)
     with progress.stage(title):
         target.parent.mkdir(exist_ok=True)
-        exporter.export(storage.load(source, artifact.manifest["task"]), task.example(processor), scratch)
+        model = storage.load(source, artifact.manifest["task"], factory=factory)
+        exporter.export(model, task.example(processor), scratch)
         processor.save_pretrained(scratch)
         scratch.replace(target)
 
 
-def _folded(path: Artifact | Path | str) -> Artifact:
+def _folded(path: Artifact | Path | str, factory: Factory | None) -> Artifact:
     """The artifact at a path; a run that is trained but not yet folded is folded first."""
     if isinstance(path, Artifact):
         return path
@@ -121,13 +134,18 @@ def _folded(path: Artifact | Path | str) -> Artifact:
     if not (folder / MANIFEST).is_file() and (folder / STATE).is_file():
         state = read_json(folder / STATE)
         if "adapt" in state["stages"]:
-            line = Line(Recipe.model_validate(state["recipe"]), Run(folder, state["recipe"], resume=True))
-            return line.fold()
+            recipe = Recipe.model_validate(state["recipe"])
+            require_given(recipe.model.path, folder, factory)
+            return Line(recipe, Run(folder, state["recipe"], resume=True), factory).fold()
     return Artifact.open(folder)
 
 
-def validate(path: Artifact | Path | str, exports: list[str] | None = None) -> Report:
+def validate(
+    path: Artifact | Path | str, exports: list[str] | None = None, *, factory: Factory | str | None = None
+) -> Report:
     """Measure the exports (all, or those named) against the dense baseline and write the report beside them.
+
+    `factory` names the code that made the dense model, where code did: see `compressor.load`.
 
     Raises:
         ArtifactError: there is no export to validate.
@@ -136,6 +154,6 @@ def validate(path: Artifact | Path | str, exports: list[str] | None = None) -> R
     """
     artifact = path if isinstance(path, Artifact) else Artifact.open(Path(path))
     with alone(artifact.path):
-        report: Report = importlib.import_module("validators.prove").prove(artifact, exports)
+        report: Report = importlib.import_module("validators.prove").prove(artifact, exports, factory)
         report.save(artifact.path)
     return report

@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from compressor import document, faults, schema
 from compressor.errors import InputError, RecipeError
+from compressor.paths import is_factory
 from compressor.paths import resolve as resolve
 from compressor.sections import AdaptSection as AdaptSection
 from compressor.sections import BaselineSection as BaselineSection
@@ -36,6 +37,7 @@ MODELS, DATA = "RANKFOLD_MODELS", "RANKFOLD_DATA"
 PATHS: dict[tuple[str, ...], str | None] = {
     ("plan", "path"): None,
     ("model", "path"): MODELS,
+    ("model", "processor"): MODELS,
     ("baseline", "path"): MODELS,
     ("data", "train", "path"): DATA,
     ("data", "evaluation", "path"): DATA,
@@ -136,18 +138,22 @@ def _resolve_all(found: document.Document, base: Path) -> Iterator[faults.Fault]
     """Make the paths in the data absolute; those that lead nowhere come back as faults."""
     for location, variable in PATHS.items():
         section: Any = found.data
-        for key in location[:-1]:
-            section = (section or {}).get(key)
-        if section and section.get("path"):
+        *parents, key = location
+        for parent in parents:
+            section = (section or {}).get(parent)
+        if section and section.get(key):
             try:
-                section["path"] = resolve(section["path"], base, variable)
+                section[key] = resolve(section[key], base, variable, code=location == ("model", "path"))
             except InputError as error:
                 yield location, str(error)
+    if is_factory(found.data["model"]["path"]):
+        found.data["model"]["code"] = str(base.joinpath(found.data["model"].get("code") or ".").resolve())
 
 
 def _conflicts(recipe: Recipe) -> Iterator[faults.Fault]:
     """What is valid key by key and still cannot be meant."""
     yield from _leaks(recipe.data)
+    yield from _own_code(recipe.model)
     if recipe.baseline.path and recipe.baseline.train != "none":
         text = (
             "cannot stand beside baseline.path, which names a dense model that is already trained; remove one of them."
@@ -167,6 +173,21 @@ def _unadapted(recipe: Recipe) -> Iterator[faults.Fault]:
         yield ("adapt", "distill"), f"is taught by the dense baseline, {ways} write distill: null."
     if recipe.model.start == "adapted" and "start" in recipe.model.model_fields_set:
         yield ("model", "start"), f"compresses the dense baseline, {ways} write start: pretrained."
+
+
+def _own_code(model: ModelSection) -> Iterator[faults.Fault]:
+    """What a factory needs, and what only one can use."""
+    if not is_factory(model.path):
+        if model.code:
+            yield ("model", "code"), f"is where the code of a factory lies, but {model.path} is none; take it out."
+        return
+    if model.processor is None:
+        text = f"is missing: {model.path} makes the model alone. Name the folder or hub id of its tokenizer or image"
+        yield ("model", "processor"), f"{text} processor."
+    if model.revision:
+        yield ("model", "revision"), f"is one of a hub id, but {model.path} is code; take it out."
+    if model.code and not Path(model.code).is_dir():
+        yield ("model", "code"), f"'{model.code}' is no folder."
 
 
 def _leaks(data: DataSection) -> Iterator[faults.Fault]:

@@ -61,7 +61,17 @@ def _registered(kind: registry.Kind, words: str) -> Callable[[str], str]:
 class ModelSection(Section):
     """Which pretrained model, for which task, and which of its layers are compressed."""
 
-    path: str = Field(description="a local folder (relative to the recipe, or under $RANKFOLD_MODELS) or a hub id")
+    path: str = Field(
+        description="a local folder (relative to the recipe, or under $RANKFOLD_MODELS), a hub id, or your own code: "
+        "package.module:function"
+    )
+    processor: str | None = Field(
+        default=None,
+        description="folder or hub id of the tokenizer or image processor; default: the model's own, code has none",
+    )
+    code: str | None = Field(
+        default=None, description="folder that the module of package.module:function lies in; default: the recipe's"
+    )
     task: Annotated[str, AfterValidator(_registered("tasks", "tasks"))] = Field(
         default="text-classification", description="what the model is adapted to do; `list tasks` names them"
     )
@@ -73,9 +83,9 @@ class ModelSection(Section):
     exclude: list[str] = Field(default=[], description="globs over module names that stay dense")
     max_length: int = Field(default=128, ge=2, description="tokens; longer texts are cut")
     image_size: int | None = Field(
-        default=None, ge=1, description="height and width that images are given; default: what the checkpoint says"
+        default=None, ge=1, description="height and width that images are given; default: what the image processor says"
     )
-    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
+    revision: str | None = Field(default=None, description="branch, tag or commit of model.path, a hub id")
     trust_remote_code: bool = Field(
         default=False, description="run code that the checkpoint ships; recorded in the artifact"
     )

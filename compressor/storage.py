@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor import factory as factories
 from compressor import registry
-from compressor.artifact import MANIFEST, Artifact, file_digest
+from compressor.artifact import MANIFEST, Artifact, file_digest, write_json
 from compressor.errors import ArtifactError, first_line
 from compressor.factorize import restructure_
+from compressor.factory import RECORD, Factory, Function
 from compressor.models import auto_class
+from compressor.tasks.base import Task
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -38,11 +41,17 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     )
 
 
-def save_model(model: Any, processor: Any, folder: Path) -> None:
-    """Weights, config and the tokenizer's or image processor's files, as a checkpoint folder has them."""
+def save_model(model: Any, processor: Any, folder: Path, record: Mapping[str, Any] | None = None) -> None:
+    """Weights, config and the tokenizer's or image processor's files, as a checkpoint folder has them.
+
+    In the place of a config the `record` of the factory that made the model, where one did.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(state_of(model), folder / "model.safetensors")
-    model.config.save_pretrained(folder)
+    if record is None:
+        model.config.save_pretrained(folder)
+    else:
+        write_json(folder / RECORD, record)
     processor.save_pretrained(folder)
 
 
@@ -89,23 +98,44 @@ def checkpoint_digest(path: str) -> str | None:
     return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest() if files else None
 
 
-def load(path: Path | str, task: str | None = None) -> Any:
-    """A folded model from its artifact folder: plain linear pairs in a transformers model, in evaluation mode.
+def weights_digest(model: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of a model's tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def load(path: Path | str, task: str | None = None, *, factory: Factory | str | Function | None = None) -> Any:
+    """A folded model from its artifact folder: plain linear pairs in the dense structure, in evaluation mode.
 
     Args:
         path: the artifact's folder, or a plain dense checkpoint beside it (its `baseline`).
         task: of a plain checkpoint; an artifact knows its own.
+        factory: the code that makes the dense structure, where one did: "package.module:function", looked for in the
+            current folder first, or the function. No artifact's code is run that is not named here.
 
     Raises:
-        ArtifactError: not an artifact, or its files are missing or damaged.
+        ArtifactError: not an artifact, its files are missing or damaged, or its factory is not the given one, or that
+            one's source has been changed since.
+        ModelError: the factory fails.
     """
-    from transformers import AutoConfig
-
     folder = Path(path)
-    config = AutoConfig.from_pretrained(folder) if folder.is_dir() else None
+    given = None if factory is None else Factory.given(factory)
     if task is not None and not (folder / MANIFEST).is_file():
-        model = auto_class(registry.task(task)).from_config(config)
+        model = _dense(folder, registry.task(task), given)
     else:
         artifact = Artifact.open(folder)
-        model = restructure_(auto_class(registry.task(artifact.manifest["task"])).from_config(config), artifact.plan)
+        model = restructure_(_dense(folder, registry.task(artifact.manifest["task"]), given), artifact.plan)
     return load_tensors_(model, folder / "model.safetensors").eval()
+
+
+def _dense(folder: Path, task: Task, factory: Factory | None) -> Any:
+    """The dense structure, with any weights."""
+    from transformers import AutoConfig
+
+    if (folder / RECORD).is_file():
+        return factories.rebuild(folder, task, factory)
+    factories.require_given("a checkpoint", folder, factory)
+    return auto_class(task).from_config(AutoConfig.from_pretrained(folder))

@@ -47,6 +47,10 @@ Settings = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last finished stage.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start again in a folder that holds a run.")]
+FactoryName = Annotated[
+    str | None,
+    typer.Option("--factory", metavar="MODULE:FUNCTION", help="Run your own code that the recipe's model.path named."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

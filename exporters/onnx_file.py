@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import onnx_ir
 
-LARGE = 1_500_000_000  # bytes of weights above which they move beside the graph: protobuf ends at 2 GiB
+LARGE = 256_000_000  # bytes of weights above which they lie beside the graph, written and read without a copy
 PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger"})
 LAYOUT = frozenset({"Transpose", "Cast"})  # between a weight and its product they change no number of it
 

@@ -21,8 +21,25 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # spinning threads starve each other on a busy machine
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.pop("GITHUB_STEP_SUMMARY", None)  # tests do not write into the page of the CI run that runs them
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
+TINY_RECIPE = """\
+model: {path: model, max_length: 8}
+data:
+  train:       {path: data, split: train}
+  evaluation:  {path: data, split: test}
+  holdout: 0.2
+  calibration: {samples: 16}
+plan: {multiple_of: 4}
+adapt: {epochs: 1}
+baseline: {epochs: 1}
+export: [{precision: fp32}]
+validate: {runs: 10, sequence_length: 4, threads: 1}
+gates:
+  accuracy: {type: max-degradation, value: 1}
+  size:     {type: percent-max-degradation, value: 10}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +142,46 @@ def token_batches() -> Callable[..., list[dict[str, Tensor]]]:
         ]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_task(tiny_bert: Callable[..., Any]) -> Callable[[Path], Path]:
+    """Writes a checkpoint, rows that it can learn and a recipe of seconds into a folder; gives the recipe's path."""
+    import json
+
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    def rows(count: int) -> str:
+        found = [{"text": f"word{n % 3} word{3 + n % 7}", "label": f"label{n % 3}"} for n in range(count)]
+        return "".join(f"{json.dumps(row)}\n" for row in found)
+
+    def write(folder: Path) -> Path:
+        tiny_bert().save_pretrained(folder / "model")
+        vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *(f"word{n}" for n in range(40))])}
+        words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+        words.pre_tokenizer = Whitespace()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+        tokenizer.save_pretrained(folder / "model")
+        (folder / "data").mkdir()
+        for split, count in (("train", 60), ("test", 30)):
+            (folder / "data" / f"{split}.jsonl").write_text(rows(count))
+        (folder / "recipe.yaml").write_text(TINY_RECIPE)
+        return folder / "recipe.yaml"
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_task: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A recipe of seconds and the finished run that the command line made of it, neither to be changed."""
+    import subprocess
+
+    folder = tmp_path_factory.mktemp("tiny")
+    recipe, out = tiny_task(folder), folder / "run"
+    command = [sys.executable, "-m", "compressor", "run", str(recipe), "--out", str(out), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return recipe, out

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,7 +39,11 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path, program: str) -> Iterator[list[str]]:
     """What is typed after a program's name in console blocks, YAML steps and inline code."""
     text = page.read_text(encoding="utf-8")
-    typed = [line for body in blocks(page, "console") + blocks(page, "yaml") for line in body.splitlines()]
+    typed = [
+        line
+        for body in blocks(page, "console") + blocks(page, "yaml") + blocks(page, "sh")
+        for line in body.splitlines()
+    ]
     for line in [*typed, *re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))]:
         for found in re.findall(rf"(?:^|\s|&& ){re.escape(program)} (\S[^|>]*)", line):
             yield shlex.split(found, comments=True)
@@ -106,7 +113,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RankfoldError)
     ]
     codes = {0} | {kind.exit_code for kind in kinds}
-    for page in (README, ROOT / "docs" / "cli.md"):
+    for page in (README, ROOT / "docs" / "cli.md", ROOT / "docs" / "ci.md"):
         assert set(map(int, re.findall(r"^\| (\d) \|", page.read_text(encoding="utf-8"), re.MULTILINE))) == codes
 
 
@@ -191,6 +198,47 @@ def test_the_readmes_line_runs_on_a_module_of_ones_own() -> None:
     assert all(type(module) is nn.Linear for module in model.modules() if not list(module.children()))
 
 
+def test_the_pipelines_of_the_docs_are_yaml_and_hand_the_action_what_it_takes() -> None:
+    github, gitlab = map(yaml.safe_load, blocks(ROOT / "docs" / "ci.md", "yaml"))
+    steps = github["jobs"]["model"]["steps"]
+    (used,) = [step for step in steps if step.get("uses") == "./rankfold"]
+    action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+    assert set(used["with"]) <= set(action["inputs"])
+    assert [step["run"] for step in steps if "${{" in step.get("run", "")] == []
+    told = re.findall(r"steps\.rankfold\.outputs\.([\w-]+)", json.dumps(steps))
+    assert told
+    assert set(told) <= set(action["outputs"])
+    assert gitlab["model"]["artifacts"]["reports"]["junit"].endswith("/junit.xml")
+
+
+@pytest.mark.slow
+def test_the_pipeline_of_the_docs_runs_in_a_shell(
+    tiny_task: Callable[[Path], Path], tiny_run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    tiny_task(tmp_path)
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "releases").mkdir()
+    last = tmp_path / "releases" / "report.json"
+    shutil.copy(tiny_run[1] / "report.json", last)
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"VERSION": "1.1", "PATH": path, "PYTHONPATH": str(ROOT)}
+    pipeline, decision = (
+        subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        for script in blocks(ROOT / "docs" / "ci.md", "sh")
+    )
+    assert pipeline.returncode == 0, pipeline.stderr
+    assert "## No worse than before: all 2 judged quantities hold" in (tmp_path / "comparison.md").read_text()
+    assert last.read_bytes() == (tmp_path / "runs" / "1.1" / "report.json").read_bytes()
+    compared = json.loads((tmp_path / "comparison.json").read_text())
+    latency = compared["exports"][0]["changes"]["latency_p50"]
+    assert latency["limit"] == pytest.approx(1.3 * latency["before"])  # the report is compared with itself
+    worse = latency["verdict"] != "pass"
+    assert (decision.returncode, decision.stdout) == (0, "worse than the last release\n" if worse else "release it\n")
+
+
 def test_the_method_in_the_docs_keeps_its_own_promises(monkeypatch: pytest.MonkeyPatch) -> None:
     page = ROOT / "docs" / "add-a-method.md"
     code, check = blocks(page, "python")
@@ -233,9 +281,40 @@ def test_the_denoiser_in_the_docs_is_compressed_and_exported(tmp_path: Path) -> 
     torch.manual_seed(0)
     page = ROOT / "docs" / "plain-modules.md"
     scope: dict[str, Any] = {"folder": tmp_path}
-    for body in blocks(page, "python")[4:]:
+    for body in blocks(page, "python")[4:6]:
         exec(compile(body, page.name, "exec"), scope)
     plan = scope["plan"]
     assert len(plan.ranks) >= 20
     assert plan.parameters <= 0.5 * plan.dense_parameters
     assert (tmp_path / "denoiser" / "model.onnx").is_file()
+
+
+def test_the_code_in_a_recipe_of_the_docs_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import numpy as np
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    page = ROOT / "docs" / "plain-modules.md"
+    (code,) = [body for body in blocks(page, "python") if "def build(" in body]
+    (tmp_path / "answers.py").write_text(code)
+    (tmp_path / "recipe.yaml").write_text(blocks(page, "yaml")[0])
+    words = {word: number for number, word in enumerate(["<pad>", "<unk>", *"abcdef"])}
+    told = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    told.pre_tokenizer = Whitespace()
+    special = {"pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=told, **special).save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "rows").mkdir()
+    for split, seed in (("train", 0), ("test", 1)):
+        texts = [" ".join(row) for row in np.random.default_rng(seed).choice(list("abcdef"), (12, 5))]
+        table = {"text": texts, "label": ["yes" if "a" in text else "no" for text in texts]}
+        datasets.Dataset.from_dict(table).to_parquet(str(tmp_path / "rows" / f"{split}.parquet"))
+    settings = ["data.holdout=0", "baseline.epochs=1", "adapt.epochs=1", "data.calibration.samples=8"]
+    artifact = compressor.compress(recipe.read(tmp_path / "recipe.yaml", settings), tmp_path / "run")
+    assert artifact.plan.parameters <= 0.5 * artifact.plan.dense_parameters == 0.5 * 4 * 64 * 256
+    monkeypatch.chdir(tmp_path)
+    assert type(compressor.load(tmp_path / "run", factory="answers:build")).__name__ == "Classifier"
+    monkeypatch.delitem(sys.modules, "answers")

@@ -168,10 +168,21 @@ def test_an_edited_file_is_named(copied: Path) -> None:
     weights.write_bytes(content)
     (copied / "extra.txt").write_text("x")
     done = command("verify", copied)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "model.safetensors has been changed" in done.stderr
     assert "extra.txt is not in the manifest" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_becomes_one_file_that_verifies_and_predicts(run: Path, tmp_path: Path) -> None:
+    packaged = command("package", run, "--out", tmp_path / "short.tar.gz")
+    assert packaged.returncode == 0, packaged.stderr
+    assert command("verify", tmp_path / "short.tar.gz").returncode == 0
+    shutil.unpack_archive(tmp_path / "short.tar.gz", tmp_path, filter="data")
+    program = [sys.executable, "-I", tmp_path / "model-onnx-int8" / "predict.py", "Eigenvalues of a sparse matrix."]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["probabilities"]) == set(LABELS)
 
 
 def test_an_export_is_not_replaced_unasked(copied: Path) -> None:

@@ -87,6 +87,10 @@ class Task(Protocol):
         """Where the logits of a collated batch are a term of its loss: bool, shaped like them but for the last axis."""
         ...
 
+    def targets(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What would be right at each of these `terms` of a collated batch, in their order: classes (N,)."""
+        ...
+
     def pose(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
         """Encoded rows -> one padded batch to be asked: the model's inputs, and as `labels...` what `outcomes` needs.
 
@@ -101,6 +105,13 @@ class Task(Protocol):
     def outcomes(self, logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> Outcomes:
         """What the logits of a posed batch say."""
         ...
+
+
+def task_loss(task: Task, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """The loss of a model that has none of its own: cross entropy averaged over the task's terms, ()."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits[task.terms(batch)].float(), task.targets(batch))  # (N, C), (N,)
 
 
 def inputs_of(batch: Mapping[str, Value]) -> dict[str, Value]:

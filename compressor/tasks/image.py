@@ -107,7 +107,7 @@ def load_processor(path: str, image_size: int | None = None, **options: Any) -> 
     """The checkpoint's own image processor on Pillow, or one made of the `pretrained_cfg` that timm's checkpoints have.
 
     Args:
-        path: a checkpoint.
+        path: a checkpoint, or a folder of preprocessor_config.json alone.
         image_size: height and width of what the model is given; None keeps the checkpoint's.
         options: what reading a checkpoint takes, such as `revision`.
 
@@ -116,14 +116,15 @@ def load_processor(path: str, image_size: int | None = None, **options: Any) -> 
         ModelError: there is none, it cannot be read, its images have no fixed size, or the model's patches do not
             divide that size.
     """
-    from transformers import AutoConfig, AutoImageProcessor
+    from transformers import AutoImageProcessor
     from transformers.models.auto.image_processing_auto import get_image_processor_config
 
     known = {key: value for key, value in options.items() if key != "trust_remote_code"}
     try:
-        config = AutoConfig.from_pretrained(path, **options)
-        if hasattr(config, "pretrained_cfg") and not get_image_processor_config(path, **known):
-            found = from_timm(config.pretrained_cfg)
+        config = _config(path, options)
+        settings = getattr(config, "pretrained_cfg", None)
+        if settings is not None and not get_image_processor_config(path, **known):
+            found = from_timm(settings)
         else:
             found = AutoImageProcessor.from_pretrained(
                 path, backend="pil", image_processor_filename=SETTINGS, **options
@@ -140,6 +141,15 @@ def load_processor(path: str, image_size: int | None = None, **options: Any) -> 
     _require_fixed(found, path, image_size)
     _require_divided(found, path, config)
     return found
+
+
+def _config(path: str, options: Mapping[str, Any]) -> Any | None:
+    """The model's config; None in a folder of settings for images alone, as beside a module of one's own."""
+    from transformers import AutoConfig
+
+    if (Path(path) / SETTINGS).is_file() and not (Path(path) / "config.json").is_file():
+        return None
+    return AutoConfig.from_pretrained(path, **options)
 
 
 def from_timm(settings: Mapping[str, Any]) -> Any:

@@ -60,6 +60,10 @@ class ImageClassification:
         """Every example (B,)."""
         return labeled(batch)
 
+    def targets(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The labels (B,)."""
+        return batch["labels"][labeled(batch)]
+
     def pose(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
         """The same as `collate`."""
         return self.collate(rows, processor)

@@ -64,6 +64,12 @@ def terms(batch: Mapping[str, Tensor]) -> Tensor:
     return padded(batch["labels"][:, 1:] != IGNORED, (0, 1))
 
 
+def targets(batch: Mapping[str, Tensor]) -> Tensor:
+    """The next tokens (N,) where `terms` says so."""
+    following = batch["labels"][:, 1:]
+    return following[following != IGNORED]
+
+
 def said(logits: np.ndarray, labels: np.ndarray) -> Said:
     """What logits (B, T, V) say about labels (B, T), a few tokens at a time, since vocabularies are large."""
     import numpy as np

@@ -25,7 +25,8 @@ class MultipleChoice:
     """The likeliest of several completions of a question, by log-likelihood per character; no new head.
 
     The score is acc_norm's of the LM Evaluation Harness: the log-probabilities of a completion's tokens after the
-    prompt, summed, over the characters of the choice. The model learns from the right completion alone.
+    prompt, summed, over the characters of the choice, blanks at its ends included. The model learns from the right
+    completion alone.
     """
 
     name: ClassVar[str] = "multiple-choice"
@@ -84,6 +85,10 @@ class MultipleChoice:
         """Where the next token (B, T) belongs to a completion."""
         return language.terms(batch)
 
+    def targets(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The completions' tokens (N,)."""
+        return language.targets(batch)
+
     def pose(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
         """Prompts with each of their completions, question by question (R, T); labels are the completions.
 
@@ -136,8 +141,8 @@ def _encoded(questions: Sequence[tuple[str, Sequence[str], int]], tokenizer: Any
     As the harness splits them: both are tokenized together, and the prompt has as many tokens as it has alone.
     """
     opening = language.opening(tokenizer)
-    prompts = [PROMPT.format(question=question.strip()) for question, _, _ in questions]
-    whole = [f"{prompt} {choice.strip()}" for prompt, row in zip(prompts, questions, strict=True) for choice in row[1]]
+    prompts = [PROMPT.format(question=question) for question, _, _ in questions]
+    whole = [f"{prompt} {choice}" for prompt, row in zip(prompts, questions, strict=True) for choice in row[1]]
     lengths = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
     tokens = iter(tokenizer(whole, add_special_tokens=False)["input_ids"])
     for (_, choices, _), length in zip(questions, lengths, strict=True):
@@ -162,7 +167,7 @@ def _row(
             f"{where}: choice {long[0]} has {len(tokens[long[0]]) - starts[long[0]]} tokens, which leaves no room for "
             f"the question in model.max_length ({max_length}). Raise it."
         )
-    sizes = [len(choice.strip()) for choice in choices]
+    sizes = [len(choice) for choice in choices]
     return {
         "input_ids": [list(ids[less:]) for ids, less in zip(tokens, cut, strict=True)],
         "starts": [start - less for start, less in zip(starts, cut, strict=True)],

@@ -70,6 +70,10 @@ class TextGeneration:
         """Every token (B, T) that is followed by one."""
         return language.terms(batch)
 
+    def targets(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The next tokens (N,)."""
+        return language.targets(batch)
+
     def pose(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
         """The same as `collate`."""
         return self.collate(rows, processor)

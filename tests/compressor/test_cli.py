@@ -200,12 +200,13 @@ def test_export_proves_what_it_made(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     seen: list[Any] = []
     fake_pipeline(
         monkeypatch,
-        export=lambda path, runtime, precision, overwrite: path / "exports" / f"{runtime}-{precision}",
-        validate=lambda *given: seen.append(given) or report(),
+        export=lambda path, runtime, precision, overwrite, factory: path / "exports" / f"{runtime}-{precision}",
+        validate=lambda *given, factory: seen.append((*given, factory)) or report(),
     )
     monkeypatch.setattr(registry, "load", lambda kind, name: object)
     assert invoke("export", "here", "--to", "onnx", "--precision", "int8").exit_code == 0
-    assert seen == [(Path("here"), ["onnx-int8"])]
+    assert invoke("export", "here", "--factory", "own:build").exit_code == 0
+    assert seen == [(Path("here"), ["onnx-int8"], None), (Path("here"), ["onnx-fp32"], "own:build")]
 
 
 def test_an_unknown_runtime_is_refused_before_anything_slow() -> None:
@@ -269,12 +270,13 @@ def test_verify_names_every_file_that_differs(tmp_path: Path) -> None:
     for name in ("kept", "changed", "removed"):
         (folder / name).write_text(name)
     artifact.seal(folder, {})
-    assert json.loads(invoke("verify", "sealed", "--json").stdout) == {"path": "sealed", "verified": True, "files": 3}
+    found = {"path": "sealed", "kind": "run", "verified": True, "files": 3}
+    assert json.loads(invoke("verify", "sealed", "--json").stdout) == found
     (folder / "changed").write_text("other")
     (folder / "removed").unlink()
     (folder / "added").write_text("new")
     result = invoke("verify", "sealed")
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert all(name in result.stderr for name in ("changed", "removed", "added"))
     assert "kept" not in result.stderr
 

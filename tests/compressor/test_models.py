@@ -23,10 +23,10 @@ from transformers import (
 
 from compressor.errors import ModelError
 from compressor.models import (
+    dense_layer,
     describe,
     find_targets,
     head_parameters,
-    linear,
     load_dense,
     quiet_libraries,
     replace_module,
@@ -77,7 +77,7 @@ def test_the_targets_of_an_encoder_are_the_linear_layers_of_its_blocks(config: A
     assert len(found) == 3 * 6
     assert {(t.out_features, t.in_features) for t in found} == {(16, 16), (24, 16), (16, 24)}
     for target in found:
-        assert tuple(linear(model, target.name).weight.shape) == (target.out_features, target.in_features)
+        assert tuple(dense_layer(model, target.name).weight.shape) == (target.out_features, target.in_features)
     outside = [name for name in names(model, ["*"]) if name not in names(model)]
     assert set(head_parameters(model)) == {f"{name}.{key}" for name in outside for key in ("weight", "bias")}
     assert all(key in head_parameters(model) for key in _scores(model))
@@ -151,8 +151,8 @@ def test_excluding_everything_leaves_no_targets() -> None:
 def test_only_a_linear_layer_can_be_asked_for_by_name() -> None:
     model = AutoModelForSequenceClassification.from_config(CONFIGS[0])
     for name in ("bert.embeddings", "bert.nowhere"):
-        with pytest.raises(ModelError, match=f"'{name}' is no linear layer of BertForSequenceClassification"):
-            linear(model, name)
+        with pytest.raises(ModelError, match=f"'{name}' is no linear layer or plain convolution of BertForSeq"):
+            dense_layer(model, name)
 
 
 def test_a_module_is_replaced_by_name_at_any_depth() -> None:
@@ -237,3 +237,25 @@ def test_a_config_alone_tells_the_targets(saved_bert: Path) -> None:
     assert sum(row.target for row in describe(str(saved_bert), TASK)) == 2 * 6
     assert sum(row.target for row in describe(str(saved_bert), TASK, ["*.query"])) == 2
     assert sum(row.target for row in describe(str(saved_bert), TASK, ["*.query"], ["*.1.*"])) == 1
+
+
+# ---- heads ----
+
+
+def test_a_head_for_another_number_of_labels_is_made_anew(saved_bert: Path) -> None:
+    model = load_dense(str(saved_bert), TASK, ["a", "b", "c", "d", "e"])  # saved with 3
+    assert model.classifier.weight.shape == (5, 32)
+    stored = load_file(saved_bert / "model.safetensors")
+    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier.")}
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in kept.items())
+    same = load_dense(str(saved_bert), TASK, ["a", "b", "c"])
+    assert torch.equal(same.classifier.weight, stored["classifier.weight"])
+
+
+def test_other_weights_of_another_shape_are_named(saved_bert: Path) -> None:
+    tensors = load_file(saved_bert / "model.safetensors")
+    tensors["bert.encoder.layer.0.output.dense.bias"] = torch.zeros(7)
+    save_file(tensors, saved_bert / "model.safetensors", metadata={"format": "pt"})
+    words = r"do not have the shapes that its config says: bert\.encoder\.layer\.0\.output\.dense\.bias \(7,\)\."
+    with pytest.raises(ModelError, match=words):
+        load_dense(str(saved_bert), TASK, ["a", "b", "c"])

@@ -214,9 +214,19 @@ def test_what_looks_like_a_hub_id_is_left_alone(tmp_path: Path, path: str) -> No
     assert recipe.resolve(path, tmp_path, "X") == path
 
 
-def test_a_factory_is_answered_with_where_modules_are_compressed(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'package\.module:factory' names code.*docs/plain-modules\.md"):
-        recipe.resolve("package.module:factory", tmp_path, "X")
+@pytest.mark.parametrize("path", ["package.module:factory", "module:factory"])
+def test_code_is_only_named_where_a_model_is_meant(tmp_path: Path, path: str) -> None:
+    assert recipe.resolve(path, tmp_path, "X", code=True) == path
+    with pytest.raises(InputError, match=rf"'{path}' names code, which only model\.path may do"):
+        recipe.resolve(path, tmp_path, "X")
+
+
+def test_a_processor_of_its_own_is_looked_up_like_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "collection" / "words").mkdir(parents=True)
+    monkeypatch.setenv("RANKFOLD_MODELS", str(tmp_path / "collection"))
+    read = recipe.read(write(tmp_path, GOOD), ["model.processor=words"])
+    assert read.model.processor == str(tmp_path / "collection" / "words")
+    assert "model.processor: './nowhere' does not exist" in faults(tmp_path, GOOD, "model.processor=./nowhere")
 
 
 @pytest.mark.parametrize("path", ["./name", "/no/such/place", "a/b/c", "rows.parquet", "../name"])

@@ -10,7 +10,7 @@ import torch
 
 from compressor import registry
 from compressor.models import auto_class
-from compressor.tasks.base import IGNORED, QUALITIES, inputs_of, labeled
+from compressor.tasks.base import IGNORED, QUALITIES, inputs_of, labeled, task_loss
 
 every_task = pytest.mark.parametrize("name", registry.TABLES["tasks"])
 
@@ -36,6 +36,25 @@ def test_a_task_says_what_its_outcomes_are_worth(name: str) -> None:
 @every_task
 def test_a_task_has_a_class_of_models(name: str) -> None:
     assert hasattr(auto_class(registry.task(name)), "from_pretrained")
+
+
+@pytest.mark.parametrize("name", ["text-generation", "multiple-choice"])
+def test_the_loss_of_a_language_task_is_the_one_that_transformers_computes(name: str, decoder: Any) -> None:
+    tokens = torch.randint(3, 32, (3, 7))
+    labels = tokens.clone()
+    labels[0, :4] = labels[1, 5:] = IGNORED
+    output = decoder()(input_ids=tokens, labels=labels)
+    found = task_loss(registry.task(name), output.logits, {"input_ids": tokens, "labels": labels})
+    torch.testing.assert_close(found, output.loss)
+
+
+@pytest.mark.parametrize("name", ["text-classification", "image-classification"])
+def test_the_loss_of_a_classifier_is_the_one_that_transformers_computes(
+    name: str, tiny_bert: Any, token_batches: Any
+) -> None:
+    (batch, *_) = token_batches()
+    output = tiny_bert()(**batch)
+    torch.testing.assert_close(task_loss(registry.task(name), output.logits, batch), output.loss)
 
 
 def test_what_says_what_is_right_is_no_input() -> None:

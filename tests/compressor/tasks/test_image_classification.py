@@ -447,6 +447,11 @@ def test_a_size_that_the_model_does_not_take_is_told_before_any_work(tmp_path: P
         require_learnable(load_dense(path, TASK, LABELS), batch)
 
 
+def test_settings_for_images_need_no_model_beside_them(tmp_path: Path) -> None:
+    ViTImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(tmp_path)
+    assert TASK.example(TASK.processor(str(tmp_path)))["pixel_values"].shape == (3, 3, 24, 24)
+
+
 def test_images_of_no_fixed_size_are_refused(tmp_path: Path) -> None:
     path = checkpoint(vit(), tmp_path / "vit")
     ConvNextImageProcessorPil(size={"shortest_edge": 32}).save_pretrained(path)

@@ -1,0 +1,102 @@
+"""The dense models of a run: the pretrained one that its recipe names, and the adapted baseline in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor import models, storage
+from compressor.artifact import read_json
+from compressor.errors import ModelError
+from compressor.factory import RECORD, Factory
+from compressor.recipe import Recipe
+from compressor.tasks.base import Task
+
+Labels = Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Where dense models come from: a checkpoint, or a factory and the weights that belong to it."""
+
+    recipe: Recipe
+    task: Task
+    baseline: Path  # the folder of the baseline, once it is there
+    factory: Factory | None = None
+
+    def require_same_code(self) -> None:
+        """Raises ArtifactError where the baseline was made by another factory, or by a source changed since."""
+        record = self.baseline / RECORD
+        if self.factory and record.is_file():
+            self.factory.require_same(record)
+
+    def processor(self) -> Any:
+        """The tokenizer or image processor: the one that is named beside the model, or the checkpoint's own."""
+        section = self.recipe.model
+        revision = None if section.processor else section.revision
+        asked = {"revision": revision, "image_size": section.image_size}
+        options = {name: value for name, value in asked.items() if value is not None}
+        path = section.processor or section.path
+        return self.task.processor(path, trust_remote_code=section.trust_remote_code, **options)
+
+    def pretrained(self, labels: Labels) -> Any:
+        """A new copy of the model that the recipe names, with a head for `labels`."""
+        section = self.recipe.model
+        torch.manual_seed(self.recipe.seed)
+        if self.factory:
+            return self.factory.build(self.task, labels)
+        return models.load_dense(
+            section.path,
+            self.task,
+            labels,
+            revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
+            image_size=section.image_size,
+        )
+
+    def adapted(self) -> Any:
+        """A new copy of the baseline."""
+        torch.manual_seed(self.recipe.seed)
+        return storage.load(self.baseline, self.recipe.model.task, factory=self.factory)
+
+    def given(self, path: str, labels: Labels) -> Any:
+        """A baseline that has been adapted elsewhere.
+
+        Raises:
+            ModelError: it has other labels.
+        """
+        if self.factory:
+            return self._given_weights(self.factory, Path(path), labels)
+        model = models.load_dense(path, self.task, image_size=self.recipe.model.image_size)
+        if labels is not None:
+            _require(path, [model.config.id2label[number] for number in range(model.config.num_labels)], labels)
+        return model
+
+    def _given_weights(self, factory: Factory, folder: Path, labels: Labels) -> Any:
+        """What the factory makes, with the weights of a folder; their labels are compared where it says them."""
+        if (folder / RECORD).is_file() and labels is not None:
+            _require(str(folder), read_json(folder / RECORD)["labels"] or [], labels)
+        return storage.load_tensors_(factory.build(self.task, labels), folder / "model.safetensors")
+
+    def save(self, model: Any, processor: Any, labels: Labels, folder: Path) -> None:
+        """Weights, what makes their structure again, and the processor's files."""
+        record = self.factory.record(model, labels) if self.factory else None
+        storage.save_model(model, processor, folder, record)
+
+    def digest(self, labels: Labels) -> str | None:
+        """Of the pretrained weights; None for a hub id."""
+        if self.factory:
+            return storage.weights_digest(self.pretrained(labels))
+        return storage.checkpoint_digest(self.recipe.model.path)
+
+
+def _require(path: str, labels: Sequence[str], wanted: Sequence[str]) -> None:
+    if list(labels) != list(wanted):
+        raise ModelError(
+            f"The baseline {path} has the labels {labels[:5]}, ..., the training data {wanted[:5]}, ...: "
+            "it must have been adapted on the same labels in the same order."
+        )
