@@ -23,6 +23,7 @@ from compressor.targets import consider as consider
 from compressor.targets import dense_layer as dense_layer
 from compressor.targets import find_targets as find_targets
 from compressor.targets import head_parameters as head_parameters
+from compressor.targets import in_block as in_block
 from compressor.targets import replace_module as replace_module
 from compressor.tasks.base import Task
 
@@ -50,8 +51,8 @@ def load_dense(
     """A dense transformers model in float32, with a head for `labels`, for images of a size; safetensors only.
 
     Raises:
-        ModelError: not a checkpoint, pickled, truncated, with weights that are not finite, in need of remote code,
-            quantized, compressed already, or an adapter.
+        ModelError: not a checkpoint, pickled, truncated, with weights that are missing or not finite, in need of
+            remote code, quantized, compressed already, or an adapter.
     """
     cls = auto_class(task)
     options: dict[str, Any] = {"revision": revision} if revision else {}
@@ -74,6 +75,7 @@ def load_dense(
     except Exception as error:  # transformers raises many kinds; each becomes a sentence
         raise _explained(path, error) from error
     structure.require_plain(model)
+    _require_filled(model, path, loaded)
     _require_only_head(model, path, {name: tuple(stored) for name, stored, _ in loaded["mismatched_keys"]})
     require_finite(model, path)
     return at_size(model, image_size)
@@ -127,6 +129,24 @@ def auto_class(task: Task) -> Any:
     from optimum.exporters.tasks import TasksManager
 
     return TasksManager.get_model_class_for_task(task.architecture, library="transformers")
+
+
+def _require_filled(model: nn.Module, path: str, loaded: Mapping[str, Any]) -> None:
+    """transformers leaves what it does not find at random and only logs it; nothing but a head may be new."""
+    words = getattr(model, "get_output_embeddings", lambda: None)()
+    own, vocabulary = dict(model.named_parameters()), getattr(words, "weight", None)
+    missing = sorted(
+        name
+        for name in loaded["missing_keys"]
+        if in_block(model, name) or (vocabulary is not None and own.get(name) is vocabulary)
+    )
+    if missing:
+        there = sorted(loaded["unexpected_keys"])
+        raise ModelError(
+            f"{path} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
+            + (f"; those that it has are called {there[0]} and the like" if there else "")
+            + ". Rename them, save the checkpoint again from the class that it was made with, or name its own task."
+        )
 
 
 def _require_only_head(model: nn.Module, path: str, mismatched: Mapping[str, tuple[int, ...]]) -> None:

@@ -49,6 +49,7 @@ def save_model(model: Any, processor: Any, folder: Path, record: Mapping[str, An
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(state_of(model), folder / "model.safetensors")
     if record is None:
+        model.config.architectures = [type(model).__name__]  # not those of the checkpoint that it was made from
         model.config.save_pretrained(folder)
     else:
         write_json(folder / RECORD, record)

@@ -138,7 +138,7 @@ def _narrow(out_features: int, in_features: int) -> str:
 
 def _unasked(model: nn.Module, name: str, layer: nn.Module) -> str:
     """Why a layer that could be compressed is no target unless it is named; empty where it is one."""
-    if not _repeated(model, name):
+    if not in_block(model, name):
         return "outside the repeated blocks"
     if structure.has_own_forward(layer):
         return f"{type(layer).__name__} has a forward of its own; name it if that is x @ weight.T + bias"
@@ -185,8 +185,8 @@ def globs_of(names: Sequence[str], among: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def _repeated(model: nn.Module, name: str) -> bool:
-    """Whether a module lies inside a repeated block."""
+def in_block(model: nn.Module, name: str) -> bool:
+    """Whether a module, or a parameter, lies inside a repeated block."""
     parts = name.split(".")
     return any(_repeats(model.get_submodule(".".join(parts[:end])), parts[end]) for end in range(len(parts)))
 
@@ -213,7 +213,7 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
         f"{name}.{key}": parameter
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not words and name not in tied and not _repeated(model, name)
+        if isinstance(module, nn.Linear) and module is not words and name not in tied and not in_block(model, name)
         for key, parameter in module.named_parameters()
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     DistilBertConfig,
+    LlamaConfig,
+    LlamaModel,
     MPNetConfig,
     RobertaConfig,
 )
@@ -32,6 +35,7 @@ from compressor.models import (
     replace_module,
 )
 from compressor.tasks.text_classification import TextClassification
+from compressor.tasks.text_generation import TextGeneration
 
 TASK = TextClassification()
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "num_labels": 3}
@@ -259,3 +263,28 @@ def test_other_weights_of_another_shape_are_named(saved_bert: Path) -> None:
     words = r"do not have the shapes that its config says: bert\.encoder\.layer\.0\.output\.dense\.bias \(7,\)\."
     with pytest.raises(ModelError, match=words):
         load_dense(str(saved_bert), TASK, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "0.auto_model."])
+def test_weights_under_foreign_names_are_refused_not_replaced_by_random_ones(saved_bert: Path, prefix: str) -> None:
+    weights = load_file(saved_bert / "model.safetensors")
+    renamed = {prefix + name: tensor for name, tensor in weights.items()}
+    save_file(renamed, saved_bert / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"lacks \d+ weights of Bert.*called {re.escape(prefix)}bert"):
+        load_dense(str(saved_bert), TASK, ["a", "b", "c"])
+
+
+def test_a_file_with_fewer_blocks_than_its_config_is_refused(saved_bert: Path) -> None:
+    config = json.loads((saved_bert / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    (saved_bert / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"lacks 16 weights of BertForSequenceClassification"):
+        load_dense(str(saved_bert), TASK, ["a", "b", "c"])
+
+
+def test_a_language_model_without_its_own_head_is_refused(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    LlamaModel(LlamaConfig(**sizes, **heads, tie_word_embeddings=False)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"lacks 1 weights of LlamaForCausalLM, such as lm_head\.weight"):
+        load_dense(str(tmp_path), TextGeneration())
