@@ -116,7 +116,8 @@ class Bench:
         model, plan = self.start(arm, budget)
         split: Any = self.data.validation if self.holdout else self.suite.measured(self.data.evaluation)
         finish = _with_lora_(model, arm.lora) if arm.lora else partial(factorize.fold_, model)
-        before, trained = self.quality(model, split), adapt.trainable(model)
+        trained = adapt.trainable(model)
+        before = self.quality(model, split) if self.suite.before else {}
         found: dict[str, Any] = {"trainable": trained, "kept": plan.parameters / plan.dense_parameters if plan else 1.0}
         if self.suite.epochs:
             teacher = self.adapted if arm.taught else None
@@ -129,7 +130,7 @@ class Bench:
         after = self.quality(model, split) if self.suite.epochs else before
         return {
             **after,
-            "before_training": next(iter(before.values())),
+            "before_training": next(iter(before.values()), None),
             **found,
             "rows": {"train": len(self.data.train), "measured": len(split)},
             "digests": {name: fact["digest"] for name, fact in self.data.facts.items() if name != "labels"},

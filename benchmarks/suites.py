@@ -47,6 +47,7 @@ class Suite:
     image_size: int | None = None
     calibration: Calibration = field(default_factory=Calibration)
     evaluated: int | None = None  # encoded rows of the evaluation, from its beginning; None: all
+    before: bool = True  # also measured before training
     select_rows: int | None = None  # of train, for choosing rates; None: all
     select_holdout: float = 0.1
 
@@ -164,8 +165,9 @@ SUITES = {
             rates=WORDS,
             budgets=(0.8, 0.5, 0.3),
             seeds=(0,),
-            batch_size=16,
+            batch_size=8,
             max_length=128,
+            before=False,
             calibration=Calibration(samples=256, batch_size=8),
         ),
         Suite(

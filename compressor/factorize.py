@@ -26,15 +26,17 @@ def decompose(
     layout: planning.Layout = "two-factor",
 ) -> dict[str, Subspace]:
     """The subspace of every target, up to its break-even rank; the expensive part, done once."""
-    found = targets or find_targets(model)
-    return {
-        target.name: method.subspace(
-            matrix(dense_layer(model, target.name)).detach(),
-            moments.get(target.name, Moments()),
-            break_even(target.out_features, target.in_features, layout) - 1,
-        )
-        for target in track(found, "decomposing")
-    }
+    found, subspaces = targets or find_targets(model), dict[str, Subspace]()
+    known = [moments.get(target.name, Moments()) for target in found]
+    last = {id(moment): place for place, pair in enumerate(known) for moment in (pair.input, pair.gradient)}
+    for place, target in enumerate(track(found, "decomposing")):
+        limit = break_even(target.out_features, target.in_features, layout) - 1
+        weight, pair = matrix(dense_layer(model, target.name)).detach(), known[place]
+        subspaces[target.name] = method.subspace(weight, pair, limit)
+        for moment in (pair.input, pair.gradient):
+            if moment is not None and last[id(moment)] == place:
+                moment.forget()  # no later target shares it, and all of a language model's fill gigabytes
+    return subspaces
 
 
 def spectra(model: nn.Module, subspaces: Mapping[str, Subspace]) -> list[Spectrum]:

@@ -32,6 +32,10 @@ class SecondMoment:
         values, vectors = torch.linalg.eigh((symmetric + symmetric.mT) / 2)
         return values.flip(0).clamp_min(0), vectors.flip(1)
 
+    def forget(self) -> None:
+        """Give the decomposition's memory back; it is made again where it is asked for."""
+        self.__dict__.pop("eigen", None)
+
     def top(self, count: int) -> Tensor:
         """The leading eigenvectors (d, count)."""
         return self.eigen[1][:, :count]

@@ -143,6 +143,20 @@ def test_decompositions_that_are_there_are_not_made_again(
 # ---- plan ----
 
 
+def test_every_moment_is_decomposed_once_and_then_forgotten(
+    tiny_bert: Callable[[], Any], batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = calibrate(tiny_bert(), batches, frozenset(Moment))
+    moments = {id(moment): moment for pair in found.values() for moment in (pair.input, pair.gradient)}
+    shared = sum(len({pair.input, pair.gradient}) for pair in found.values()) - len(moments)
+    made, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: made.append(matrix) or eigh(matrix))
+    decompose(tiny_bert(), Jactus(), found)
+    assert shared == 4  # of both layers, k and v read what q reads
+    assert len(made) == len(moments)
+    assert not any("eigen" in vars(moment) for moment in moments.values())
+
+
 @methods
 def test_a_plan_of_a_model_keeps_its_budget(tiny_bert: Callable[[], Any], statistics: Statistics, method: Any) -> None:
     found = plan(tiny_bert(), method, statistics, keep=0.4, multiple_of=2)
