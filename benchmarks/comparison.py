@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import tempfile
 import time
@@ -127,6 +128,7 @@ class Bench:
             found |= {"final_loss": history[-1]["loss"], "seconds": round(time.monotonic() - begun, 1)}
         model = finish()
         self.save(model, plan, self.folder(arm, budget, learning_rate))
+        gc.collect()  # a Trainer and its optimizer hold each other
         after = self.quality(model, split) if self.suite.epochs else before
         return {
             **after,

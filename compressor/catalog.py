@@ -23,6 +23,7 @@ class Entry(NamedTuple):
     name: str
     summary: str  # first line of the docstring
     fields: tuple[Field, ...]
+    install: tuple[str, ...] = ()  # commands that bring what it needs and is not here; empty where it can be used
 
 
 def entries(kind: registry.Kind) -> list[Entry]:
@@ -43,7 +44,8 @@ def _entry(name: str, cls: Any) -> Entry:
     summary = (cls.__doc__ or "").strip().partition("\n")[0]
     described = getattr(cls, "__pydantic_fields__", {})
     fields = (_field(one, described.get(one.name)) for one in dataclasses.fields(cls) if one.init)
-    return Entry(name, summary, tuple(fields))
+    lacking = registry.missing(getattr(cls, "packages", {}))
+    return Entry(name, summary, tuple(fields), tuple(dict.fromkeys(lacking.values())))
 
 
 def _field(field: dataclasses.Field[Any], described: Any) -> Field:

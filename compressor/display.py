@@ -78,6 +78,7 @@ def catalog_list(found: Sequence[Entry]) -> str:
     lines = []
     for entry in found:
         lines.append(f"{entry.name}: {entry.summary}")
+        lines += [f"  not installed here: {command}" for command in entry.install]
         lines += [f"  {one.name}: {one.type} = {one.default}  {one.description}".rstrip() for one in entry.fields]
     return "\n".join(lines)
 

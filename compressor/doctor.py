@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from compressor import threads
+from compressor import registry, threads
+from compressor.errors import DependencyError
 
 Status = Literal["ok", "note", "warning", "broken"]
 DISTRIBUTION = "rankfold"
@@ -41,8 +42,8 @@ class Diagnosis:
 
 def diagnose() -> list[Diagnosis]:
     """Everything that is looked at, in a fixed order."""
-    checks = (_python, _requirements, _runtimes, _conflicts, _packages, _gpu, _cores, _instructions, _memory, _folders)
-    return [diagnosis for check in checks for diagnosis in check()]
+    checks = (_python, _requirements, _runtimes, _others, _conflicts, _packages, _gpu, _cores, _instructions)
+    return [diagnosis for check in (*checks, _memory, _folders) for diagnosis in check()]
 
 
 def _python() -> Iterator[Diagnosis]:
@@ -100,6 +101,22 @@ def _runtimes() -> Iterator[Diagnosis]:
         return
     providers = ", ".join(onnxruntime.get_available_providers())
     yield Diagnosis(found[0], "ok", f"{_version(found[0])} with {providers}")
+
+
+def _others() -> Iterator[Diagnosis]:
+    """The runtimes that an extra brings: whether an export for them can be made and run here."""
+    for name in registry.names("exporters"):
+        try:
+            packages = getattr(registry.load("exporters", name), "packages", {})
+        except DependencyError as error:
+            yield Diagnosis(name, "broken", str(error))
+            continue
+        lacking = registry.missing(packages)
+        if lacking:
+            remedy = f"To export for {name}: {' and '.join(dict.fromkeys(lacking.values()))}"
+            yield Diagnosis(name, "note", f"not installed: {', '.join(lacking)}", remedy)
+        elif packages:
+            yield Diagnosis(name, "ok", ", ".join(f"{package} {_version(package)}" for package in packages))
 
 
 def _conflicts() -> Iterator[Diagnosis]:

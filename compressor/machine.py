@@ -22,6 +22,8 @@ RECORDED = (
     "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
+    "nncf",
     "numpy",
 )
 

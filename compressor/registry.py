@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.errors import DependencyError, InputError, did_you_mean
+from compressor.errors import DependencyError, ExportError, InputError, did_you_mean
 
 Kind = Literal["tasks", "methods", "exporters", "checks"]
 
@@ -31,6 +32,8 @@ TABLES: dict[Kind, dict[str, str]] = {
     },
     "exporters": {
         "onnx": "exporters.onnx:OnnxExporter",
+        "openvino": "exporters.openvino:OpenvinoExporter",
+        "torch-export": "exporters.torch_export:TorchExporter",
     },
     "checks": {
         "parity": "validators.parity:Parity",
@@ -74,6 +77,51 @@ def load(kind: Kind, name: str) -> Any:
 def task(name: str) -> Any:
     """The task of a name, with its default knobs."""
     return load("tasks", name)()
+
+
+def exporter(name: str, precision: str) -> Any:
+    """The exporter of a name, for one precision.
+
+    Raises:
+        InputError: the name is in no table, or the exporter does not write this precision; it says which ones.
+        DependencyError: the module cannot be imported.
+    """
+    try:
+        return load("exporters", name)(precision=precision)
+    except ExportError as error:
+        raise InputError(str(error)) from error
+
+
+def missing(packages: Mapping[str, str]) -> dict[str, str]:
+    """Of packages (import name -> the command that installs it) those that are not installed; imports nothing."""
+    return {name: command for name, command in packages.items() if importlib.util.find_spec(name) is None}
+
+
+def imported(packages: Mapping[str, str]) -> list[Any]:
+    """The modules of packages (import name -> the command that installs it).
+
+    Raises:
+        DependencyError: some are not installed, or cannot be imported.
+    """
+    require(packages)
+    try:
+        return [importlib.import_module(name) for name in packages]
+    except ImportError as error:
+        commands = " and ".join(dict.fromkeys(packages.values()))
+        raise DependencyError(f"{', '.join(packages)} cannot be imported: {error}. Reinstall: {commands}.") from error
+
+
+def require(packages: Mapping[str, str]) -> None:
+    """Nothing where all packages (import name -> the command that installs it) are installed.
+
+    Raises:
+        DependencyError: some are not.
+    """
+    lacking = missing(packages)
+    if lacking:
+        commands = " and ".join(f"`{command}`" for command in dict.fromkeys(lacking.values()))
+        verb = "is" if len(lacking) == 1 else "are"
+        raise DependencyError(f"{' and '.join(lacking)} {verb} not installed: {commands} adds what is missing.")
 
 
 def _explain(module_name: str, error: ImportError) -> str:

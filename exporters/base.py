@@ -1,6 +1,7 @@
 """What every exporter is: a frozen dataclass whose fields are its knobs, with `export` and `load`.
 
-Nothing in this file, nor `load` of any exporter, imports torch: measuring processes must stay free of it.
+Nothing in this file imports torch, nor does `load` of an exporter whose runtime is not torch: measuring processes must
+stay free of it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ class Runner(Protocol):
         ...
 
 
+def packages_of(exporter: Any) -> Mapping[str, str]:
+    """What an exporter's runner imports, as its class says in `packages`: import name -> the command that installs it.
+
+    A class without `packages` needs nothing that could be missing.
+    """
+    return getattr(exporter, "packages", {})
+
+
 @dataclass(frozen=True)
 class Exported:
     """What an export left behind; the same facts stand in its `export.json`."""
@@ -52,7 +61,12 @@ class Exported:
 
 
 class Exporter(Protocol):
-    """One runtime: a frozen dataclass."""
+    """One runtime: a frozen dataclass.
+
+    Two attributes may be left out: `devices`, where its precision does not run on every device; and `calibrated`, true
+    where its precision measures the range of activations: then `export` is also given `samples`, a sequence of batches
+    of the task's inputs as named arrays.
+    """
 
     @property
     def name(self) -> str:

@@ -30,13 +30,13 @@ class Tracing:
     axes: Mapping[str, Mapping[int, str]]  # the free axes of each input
 
 
-def tracing_of(model: nn.Module, example: Inputs) -> Tracing:
-    """The model's logits; with a cache where it generates.
+def tracing_of(model: nn.Module, example: Inputs, cache: bool = True) -> Tracing:
+    """The model's logits; with a cache where it generates, unless `cache` is off.
 
     Raises:
         ExportError: a decoder's cache is not one of keys and values per layer.
     """
-    return _cached(model, example) if generates(model) else _plain(model, example)
+    return _cached(model, example) if cache and generates(model) else _plain(model, example)
 
 
 def generates(model: nn.Module) -> bool:

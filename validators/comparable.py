@@ -22,6 +22,7 @@ CIRCUMSTANCES = {
     "sequence length": ("recipe", "validate", "sequence_length"),
     "onnxruntime": ("versions", "onnxruntime"),
     "onnxruntime-gpu": ("versions", "onnxruntime-gpu"),
+    "openvino": ("versions", "openvino"),
 }
 EVALUATION = ("data", "evaluation", "digest")
 

@@ -1,6 +1,7 @@
 """The measuring child: `python -m validators.probe memory|latency REQUEST`, one JSON object on stdout.
 
-It never imports torch and loads little but NumPy and the runtime, so that what it measures is what a deployment takes.
+It loads little but NumPy and the runtime, so that what it measures is what a deployment takes; torch only where the
+runtime is torch.
 REQUEST is a JSON object: `subjects` (one for memory, two for latency; each `runtime`, `path`, `device`, `threads`),
 `inputs` (an .npz file) and the knobs of the mode. The exit code is that of the error; its sentence is on stderr.
 """
@@ -20,7 +21,7 @@ import numpy as np
 
 from compressor import registry
 from compressor.errors import DependencyError, InputError, RankfoldError, ResourceError, RuntimeFailure
-from exporters.base import Arrays, Exporter, Runner, Session
+from exporters.base import Arrays, Exporter, Runner, Session, packages_of
 from validators.gauges import gauge
 
 
@@ -79,7 +80,10 @@ def _inputs(request: dict[str, Any]) -> Arrays:
 
 
 def _exporter(subject: dict[str, Any]) -> Exporter:
-    return registry.load("exporters", subject["runtime"])()
+    """The subject's exporter, with the packages of its runtime imported: they belong to the floor."""
+    exporter = registry.load("exporters", subject["runtime"])()
+    registry.imported(packages_of(exporter))
+    return exporter
 
 
 def _load(exporter: Exporter, subject: dict[str, Any]) -> Runner:
@@ -93,8 +97,10 @@ def _load(exporter: Exporter, subject: dict[str, Any]) -> Runner:
     return runner
 
 
-def _refuse_torch() -> None:
-    if "torch" in sys.modules:
+def _refuse_torch(request: dict[str, Any]) -> None:
+    runtimes = {subject["runtime"] for subject in request["subjects"]}
+    runs_there = any("torch" in packages_of(registry.load("exporters", name)) for name in runtimes)
+    if "torch" in sys.modules and not runs_there:
         raise RuntimeFailure(
             "torch was imported into the measuring process, so its memory is not the export's. "
             "Import torch only inside the exporter's `export`."
@@ -107,8 +113,9 @@ MODES: dict[str, Callable[[dict[str, Any]], Any]] = {"memory": memory, "latency"
 def _answer(arguments: Sequence[str]) -> str:
     if len(arguments) != 2 or arguments[0] not in MODES:
         raise InputError("Usage: python -m validators.probe memory|latency REQUEST, where REQUEST is a JSON object.")
-    result = MODES[arguments[0]](json.loads(arguments[1]))
-    _refuse_torch()
+    request = json.loads(arguments[1])
+    result = MODES[arguments[0]](request)
+    _refuse_torch(request)
     return json.dumps(result)
 
 

@@ -1,0 +1,189 @@
+"""OpenVINO: its intermediate representation (IR) in fp32, with weights in fp16, or with weights in int8 by NNCF."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from compressor import registry
+from compressor.errors import ExportError
+from exporters import openvino_runtime
+from exporters.base import EXPORT_FILE, Device, Exported, Session
+from exporters.folder import new_folder
+from exporters.openvino_runtime import GRAPH, INSTALL, PACKAGES, WEIGHTS, OpenvinoRunner
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["fp32", "fp16", "int8"]
+SCHEMA_VERSION = 1
+FULL = "openvino-fp32"  # the sibling that the smaller precisions are made of
+NNCF = {"nncf": INSTALL}  # needed to export int8, not to run it
+QUANTIZATION = {
+    "weights": "8 bits, asymmetric, per output channel, embeddings too (nncf.compress_weights)",
+    "activations": "none ahead of time; OpenVINO quantizes them in groups while running where the CPU is faster so",
+}
+
+
+@dataclass(frozen=True)
+class OpenvinoExporter:
+    """OpenVINO IR for CPUs, in fp32, with fp16 weights or with int8 weights.
+
+    Attributes:
+        precision: "fp32"; "fp16": weights stored in half precision; "int8": weights stored in eight bits by NNCF.
+            What is not a weight is computed in fp32 in all three.
+        opset: version of the ONNX operators that the model passes through on its way to the IR.
+        tolerance: largest absolute difference of a logit that the fp32 graph may have from the torch model.
+    """
+
+    precision: Precision = "fp32"
+    opset: int = 20
+    tolerance: float = 1e-3
+    name: ClassVar[str] = "openvino"
+    packages: ClassVar[Mapping[str, str]] = PACKAGES
+    devices: ClassVar[tuple[Device, ...]] = ("cpu",)
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ExportError(f"The OpenVINO exporter writes fp32, fp16 and int8, not '{self.precision}'.")
+
+    def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
+        """Write `model` as a new folder `path`: `model.xml`, `model.bin`, `export.json` and the model's config.
+
+        Axes, names and the cache of a decoder are those of the ONNX export, through which the graph goes. fp16 and
+        int8 take the graph of an fp32 export of the same weights in the sibling folder `openvino-fp32`.
+
+        Raises:
+            DependencyError: openvino, or nncf for int8, is not installed.
+            ExportError: `path` exists, the graph cannot be written, or it computes something else than the model.
+            ResourceError: the disk refuses the files.
+        """
+        registry.require({**self.packages, **(NNCF if self.precision == "int8" else {})})
+        from exporters.onnx_graph import weights_digest
+        from exporters.verify import beside, settled
+
+        with new_folder(path) as scratch, settled(model):
+            digest = weights_digest(model)
+            sibling = path.parent / FULL
+            reused = self.precision != "fp32" and _fits(sibling, digest, list(example))
+            figures = self._write(model, beside(model, example), scratch, sibling if reused else None)
+            facts = self._facts(scratch) | figures | {"weights_digest": digest, "reused_fp32_graph": reused}
+            _save_config(model, scratch)
+            (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+        return Exported(path, tuple(facts["model_files"]), facts)
+
+    def load(self, path: Path, session: Session = Session()) -> OpenvinoRunner:  # noqa: B008 (frozen)
+        """A runner for an exported folder, without importing torch.
+
+        Raises:
+            ArtifactError: the folder holds no graph, or not its weights.
+            DependencyError: openvino is not installed, or CUDA was asked for.
+            RuntimeFailure: OpenVINO refuses the graph.
+        """
+        return openvino_runtime.load(path, session)
+
+    def _write(
+        self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], folder: Path, full: Path | None
+    ) -> dict[str, Any]:
+        """Put the graph into `folder`; returns how far it is from the model."""
+        from exporters import verify
+
+        inputs = verify.trials(model, example)
+        if self.precision == "fp32":
+            self._convert(model, example, folder)
+            return {"parity": verify.compare(model, self.load(folder), inputs, self.tolerance)}
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            source = full or Path(temporary)
+            if full is None:
+                self._convert(model, example, source)
+            before = verify.compare(model, self.load(source), inputs, self.tolerance)
+            self._shrink(source, folder)
+        # how much smaller weights may cost is for the parity and accuracy gates to say
+        after = verify.compare(model, self.load(folder), inputs, limit=math.inf)
+        return {"parity": after, "parity_fp32": before}
+
+    def _convert(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], folder: Path) -> None:
+        """The fp32 IR in `folder`."""
+        from exporters import onnx_graph
+
+        (openvino,) = registry.imported(self.packages)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            traced = Path(temporary, "model.onnx")
+            onnx_graph.write(model, example, self.opset, traced)
+            # not openvino.convert_model, which is made to report its use
+            openvino.save_model(_named(openvino.Core().read_model(traced)), folder / GRAPH, compress_to_fp16=False)
+
+    def _shrink(self, source: Path, folder: Path) -> None:
+        """The fp32 IR of `source` in `folder`, with smaller weights."""
+        (openvino,) = registry.imported(self.packages)
+        graph = openvino.Core().read_model(source / GRAPH)
+        if self.precision == "int8":
+            graph = _compressed(graph)
+        openvino.save_model(_named(graph), folder / GRAPH, compress_to_fp16=self.precision == "fp16")
+
+    def _facts(self, folder: Path) -> dict[str, Any]:
+        from exporters import openvino_file
+
+        files = {name: (folder / name).stat().st_size for name in (GRAPH, WEIGHTS)}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "runtime": self.name,
+            "precision": self.precision,
+            "opset": self.opset,
+            **({"quantization": QUANTIZATION} if self.precision == "int8" else {}),
+            "model_files": list(files),
+            "file_bytes": files,
+            "versions": self._versions(),
+            **openvino_file.read(folder / GRAPH),
+        }
+
+    def _versions(self) -> dict[str, str]:
+        from importlib.metadata import version
+
+        used = ("torch", "onnx", "openvino", *(("nncf",) if self.precision == "int8" else ()))
+        return {name: version(name) for name in used}
+
+
+def _named(graph: Any) -> Any:
+    """The graph with the names that OpenVINO makes up counted anew: it counts on from one graph to the next."""
+    for number, one in enumerate(graph.get_ordered_ops()):
+        kind = one.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", one.get_friendly_name()):
+            one.set_friendly_name(f"{kind}_{number}")
+    return graph
+
+
+def _compressed(graph: Any) -> Any:
+    """The graph with the weights of its products and its embedding tables in eight bits; nothing is printed."""
+    import contextlib
+    import logging
+    import sys
+
+    (nncf,) = registry.imported(NNCF)
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(sys.stderr):  # its progress bar, beside which ours would be torn
+        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
+
+
+def _fits(sibling: Path, digest: str, names: list[str]) -> bool:
+    """Whether the sibling is an fp32 IR of these weights and inputs."""
+    if not all((sibling / name).is_file() for name in (EXPORT_FILE, GRAPH, WEIGHTS)):
+        return False
+    try:
+        facts = json.loads((sibling / EXPORT_FILE).read_text())
+    except json.JSONDecodeError:  # not the export that we wrote
+        return False
+    found = [value["name"] for value in facts.get("inputs", [])][: len(names)]
+    return [facts.get("weights_digest"), facts.get("precision"), found] == [digest, "fp32", names]
+
+
+def _save_config(model: torch.nn.Module, folder: Path) -> None:
+    save = getattr(getattr(model, "config", None), "save_pretrained", None)
+    if callable(save):
+        save(folder)

@@ -1,0 +1,272 @@
+"""torch.export: an ExportedProgram in one `.pt2` file, run by torch itself, which is imported where it is needed."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from compressor.errors import ArtifactError, DependencyError, ExportError, RuntimeFailure, first_line
+from compressor.threads import usable_threads
+from exporters.base import EXPORT_FILE, Arrays, Exported, Session
+from exporters.feed import Feed, shapes
+from exporters.folder import new_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from exporters.tracing import Tracing
+
+PROGRAM = "model.pt2"
+SCHEMA_VERSION = 1
+LISTS = re.compile(r"[^/]+/data/(weights|constants)/model_(weights|constants)_config\.json")  # how tensors are stored
+PLAIN = re.compile(
+    r"[^/]+/(data/weights/weight_\d+|data/constants/tensor_\d+|models/model\.json|archive_(format|version)|byteorder"
+    r"|\.data/(version|serialization_id))"
+)
+PRODUCTS = frozenset(f"aten.{name}.default" for name in ("linear", "matmul", "mm", "bmm", "addmm", "einsum"))
+TOLD = frozenset({"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"})  # where code came from
+
+
+@dataclass(frozen=True)
+class TorchExporter:
+    """A program of torch.export, for torch's own compilers and runtimes and for what reads `.pt2` files.
+
+    A model that generates is exported without a cache: tokens in, the logits of all positions out.
+
+    Attributes:
+        precision: "fp32".
+        tolerance: largest absolute difference of a logit that the program may have from the torch model.
+    """
+
+    precision: Literal["fp32"] = "fp32"
+    tolerance: float = 1e-3
+    name: ClassVar[str] = "torch-export"
+    packages: ClassVar[Mapping[str, str]] = {"torch": "pip install torch"}
+
+    def __post_init__(self) -> None:
+        if self.precision != "fp32":
+            raise ExportError(f"The torch.export exporter writes fp32, not '{self.precision}'.")
+
+    def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
+        """Write `model` as a new folder `path`: `model.pt2`, `export.json` and the model's config.
+
+        `example` holds the keyword inputs of `model.forward`, batch >= 2 and length >= 2. Axis 0 of every input and
+        axis 1 of integer inputs are free; the only output is the logits.
+
+        Raises:
+            ExportError: `path` exists, the model cannot be traced, or the program computes something else.
+            ResourceError: the disk refuses the files.
+        """
+        from exporters import verify
+
+        with new_folder(path) as scratch, verify.settled(model):
+            inputs = verify.beside(model, example)
+            facts = self._facts(_write(model, inputs, scratch / PROGRAM), model, scratch)
+            (scratch / EXPORT_FILE).write_text(json.dumps(facts))  # read by load
+            facts["parity"] = verify.compare(model, self.load(scratch), verify.trials(model, inputs), self.tolerance)
+            save = getattr(getattr(model, "config", None), "save_pretrained", None)
+            if callable(save):
+                save(scratch)
+            (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+        return Exported(path, (PROGRAM,), facts)
+
+    def load(self, path: Path, session: Session = Session()) -> TorchRunner:  # noqa: B008 (frozen)
+        """A runner for an exported folder.
+
+        torch.export.load unpickles what a file asks it to, and evaluates expressions of the graph. Files that bring
+        more than ours do are refused, but that is no sandbox: load files that you made or whose digest you know.
+
+        Raises:
+            ArtifactError: the folder holds no such export, or the file holds what may be pickled.
+            DependencyError: CUDA was asked for and is not there.
+            RuntimeFailure: torch refuses the file.
+        """
+        import torch
+        from torch.export.passes import move_to_device_pass
+
+        file, dtypes = path / PROGRAM, _dtypes(path)
+        _refuse_others(file)
+        if session.device == "cuda" and not torch.cuda.is_available():
+            raise DependencyError(
+                f"The device cuda was asked for, but torch {torch.__version__} finds none: install a CUDA build of "
+                "torch with a working driver, or ask for `device: cpu`."
+            )
+        torch.set_num_threads(session.threads or usable_threads())
+        try:
+            program = torch.export.load(file)
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            raise RuntimeFailure(
+                f"torch {torch.__version__} refuses {file} ({file.stat().st_size} bytes): {first_line(error)}. If the "
+                "file was cut off or edited, restore it or export the model again."
+            ) from error
+        if session.device == "cuda":
+            program = move_to_device_pass(program, "cuda")
+        return TorchRunner(file, program.module(), Feed(file, dtypes), session.device)
+
+    def _facts(self, program: Mapping[str, Any], model: torch.nn.Module, folder: Path) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        from exporters.onnx_graph import weights_digest
+
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "runtime": self.name,
+            "precision": self.precision,
+            "model_files": [PROGRAM],
+            "file_bytes": {PROGRAM: (folder / PROGRAM).stat().st_size},
+            "versions": {"torch": version("torch")},
+            "weights_digest": weights_digest(model),
+            **program,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class TorchRunner:
+    """A loaded program; call it with named arrays."""
+
+    path: Path
+    module: Any  # a graph module
+    feed: Feed
+    device: str
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Named arrays in, the logits out; inputs that the program lacks are ignored, dtypes are cast to its own.
+
+        Raises:
+            RuntimeFailure: an input is missing, or torch fails on these inputs.
+        """
+        import torch
+
+        given = self.feed(inputs)
+        try:
+            with torch.inference_mode():
+                values = [torch.from_numpy(array).to(self.device) for array in given.values()]
+                return {"logits": self.module(*values).cpu().numpy()}
+        except (RuntimeError, IndexError, AssertionError, ValueError) as error:
+            raise RuntimeFailure(f"torch failed to run {self.path} on {shapes(given)}: {first_line(error)}") from error
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The device in use."""
+        return (self.device.upper(),)
+
+
+def _write(model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
+    """Trace the model and save the program, without example inputs and without paths of this machine; its facts."""
+    import torch
+
+    from exporters.tracing import tracing_of
+
+    tracing = tracing_of(model, example, cache=False)
+    # named axes would have to be free without end, but positions end somewhere
+    axes = tuple(dict.fromkeys(free, torch.export.Dim.AUTO) for free in tracing.axes.values())
+    try:
+        program = torch.export.export(tracing.module.eval(), tuple(tracing.inputs.values()), dynamic_shapes=(axes,))
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError) as error:
+        raise ExportError(
+            f"torch.export cannot trace {type(model).__name__}: {first_line(error)}. Look for branches on values "
+            "and for what torch cannot see through."
+        ) from error
+    _check_axes(program, tracing)
+    program._example_inputs = None  # would be pickled into the file
+    for node in _nodes(program.graph_module):
+        for key in TOLD & node.meta.keys():
+            del node.meta[key]
+    torch.export.save(program, path)
+    return {"inputs": [_value(name, tracing) for name in tracing.inputs], **_described(program)}
+
+
+def _check_axes(program: torch.export.ExportedProgram, tracing: Tracing) -> None:
+    """torch.export quietly fixes an axis that the model turns into a number; that program would serve one size only."""
+    traced = {node.name: node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = zip(program.graph_signature.user_inputs, tracing.axes.items(), strict=True)
+    fixed = [
+        f"{size} of {name} to {traced[place][axis]}"
+        for place, (name, free) in inputs
+        for axis, size in free.items()
+        if str(traced[place][axis]).isdecimal()  # a SymInt that can be but one number
+    ]
+    if fixed:
+        raise ExportError(
+            f"The export fixed {', '.join(fixed)}: the model's forward turns this size into a constant. Keep sizes "
+            "symbolic there: no int() of a size, no branch on it, no layer made for one length."
+        )
+
+
+def _nodes(module: torch.fx.GraphModule) -> Iterator[torch.fx.Node]:
+    """All nodes, those of nested graphs included."""
+    import torch
+
+    for part in module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            yield from part.graph.nodes
+
+
+def _value(name: str, tracing: Tracing) -> dict[str, Any]:
+    tensor, free = tracing.inputs[name], tracing.axes[name]
+    axes = [free.get(axis, size) for axis, size in enumerate(tensor.shape)]
+    return {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "axes": axes}
+
+
+def _described(program: torch.export.ExportedProgram) -> dict[str, Any]:
+    """Operators, and the bytes of weights by the same names as an ONNX export's; what is shared counts once."""
+    signature, weights = program.graph_signature, program.state_dict
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    calls = [node for node in _nodes(program.graph_module) if node.op == "call_function"]
+    read = {names.get(part.name) for node in calls if str(node.target) in PRODUCTS for part in node.all_input_nodes}
+    factors = [tensor for name, tensor in weights.items() if name in read and tensor.ndim > 1]
+    return {
+        "nodes": dict(sorted(Counter(str(node.target) for node in calls).items())),
+        "initializer_bytes": _bytes(weights.values()),
+        "matmul_weight_bytes": _bytes(factors),
+    }
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def _dtypes(folder: Path) -> dict[str, np.dtype[Any]]:
+    """The inputs of the program, which the file itself does not name."""
+    file = folder / EXPORT_FILE
+    missing = [str(one) for one in (folder / PROGRAM, file) if not one.is_file()]
+    if missing:
+        raise ArtifactError(
+            f"{' and '.join(missing)} missing: {folder} is no whole torch export. Export the model again."
+        )
+    try:
+        return {value["name"]: np.dtype(value["dtype"]) for value in json.loads(file.read_text())["inputs"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{file} does not name the program's inputs ({error!r}): export the model again."
+        ) from error
+
+
+def _refuse_others(file: Path) -> None:
+    """Only what an export of ours holds is given to torch, which unpickles other entries or runs them."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            found = [entry.filename for entry in archive.infolist() if not _plain(archive, entry)]
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RuntimeFailure(f"{file} is no program of torch.export ({error}): restore it or export again.") from error
+    if found:
+        raise ArtifactError(
+            f"{file} holds what no export made here does, and may run code while it is loaded: {', '.join(found)}. "
+            "Load it with torch.export.load if you trust whoever made it."
+        )
+
+
+def _plain(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    """Whether an entry is bytes of a tensor, the graph, a list without pickled tensors, or an empty example."""
+    if LISTS.fullmatch(entry.filename):
+        return not any(one["use_pickle"] for one in json.loads(archive.read(entry))["config"].values())
+    empty = entry.filename.endswith("/data/sample_inputs/model.pt") and not entry.file_size
+    return empty or PLAIN.fullmatch(entry.filename) is not None

@@ -1,0 +1,272 @@
+"""The torch.export program: what it computes, what stands in the file, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from compressor.errors import ArtifactError, DependencyError, ExportError, RuntimeFailure
+from compressor.factorize import factorize_, fold_, plan
+from compressor.methods.spectral import Spectral
+from exporters.base import EXPORT_FILE, Exported, Session
+from exporters.torch_export import TorchExporter
+from validators.base import Evaluation, Subject
+from validators.child import ask
+
+ONE = Session(threads=1)
+
+
+class FixedLength(nn.Module):
+    """Works for seven tokens only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 8), nn.Linear(7 * 8, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.head(self.table(input_ids).flatten(1))
+
+
+class Branching(nn.Module):
+    """Takes a path that depends on the values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 8)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        found = self.table(input_ids).sum(1)
+        return found if input_ids.sum() > 3 else -found
+
+
+class Tied(nn.Module):
+    """Reads its embedding table a second time, as a language model's head does; and an array of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 8), nn.Linear(8, 50, bias=False)
+        self.head.weight = self.table.weight
+        self.register_buffer("scale", torch.full((8,), 2.0))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.head(self.table(input_ids) * self.scale)
+
+
+def folded(model: Any) -> Any:
+    """The model with its layers as two factors each."""
+    method = Spectral()
+    fold_(factorize_(model, method, {}, plan(model, method, {}, keep=0.6, multiple_of=1)))
+    return model.eval()
+
+
+def tokens(rows: int, columns: int) -> dict[str, Tensor]:
+    """Random tokens with a different padding in every row."""
+    source = torch.Generator().manual_seed(rows * columns)
+    mask = (torch.arange(columns) < torch.arange(columns, columns - rows, -1).clamp(min=1)[:, None]).long()
+    return {"input_ids": torch.randint(1, 50, (rows, columns), generator=source), "attention_mask": mask}
+
+
+def arrays(inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in inputs.items()}
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_bert: Callable[..., Any]) -> Any:
+    """A folded classifier."""
+    return folded(tiny_bert())
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, bert: Any) -> Exported:
+    """The classifier's export, not to be changed."""
+    return TorchExporter().export(bert, tokens(2, 7), tmp_path_factory.mktemp("torch") / "torch-export-fp32")
+
+
+@pytest.fixture
+def copy(exported: Exported, tmp_path: Path) -> Path:
+    """A copy of it that a test may spoil."""
+    return Path(shutil.copytree(exported.path, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 16), (5, 9), (3, 12)])
+def test_the_program_computes_what_the_model_computes_at_any_shape(
+    exported: Exported, bert: Any, shape: tuple[int, int]
+) -> None:
+    inputs = tokens(*shape)
+    found = TorchExporter().load(exported.path, ONE)(arrays(inputs) | {"labels": np.zeros(3)})["logits"]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, bert(**inputs).logits.numpy(), rtol=0, atol=1e-5)
+
+
+def test_the_folder_says_what_it_is_and_how_it_was_made(exported: Exported, bert: Any) -> None:
+    facts = json.loads((exported.path / EXPORT_FILE).read_text())
+    assert facts == exported.facts
+    assert (facts["runtime"], facts["precision"]) == ("torch-export", "fp32")
+    assert facts["inputs"][0] == {"name": "input_ids", "dtype": "int64", "axes": ["batch_size", "sequence_length"]}
+    assert [figure["shape"][0] for figure in facts["parity"]] == [1, 2, 3]
+    linear = [layer.weight.numel() for layer in bert.modules() if isinstance(layer, nn.Linear)]
+    assert facts["matmul_weight_bytes"] == 4 * sum(linear)
+    assert facts["nodes"]["aten.linear.default"] == len(linear)
+    assert facts["file_bytes"] == {"model.pt2": (exported.path / "model.pt2").stat().st_size}
+    assert {file.name for file in exported.path.iterdir()} == {"model.pt2", "config.json", EXPORT_FILE}
+
+
+def test_the_file_holds_nothing_pickled_and_nothing_of_the_exporting_machine(exported: Exported) -> None:
+    with zipfile.ZipFile(exported.path / "model.pt2") as archive:
+        sizes = {entry.filename.partition("/")[2]: entry.file_size for entry in archive.infolist()}
+        graph = archive.read(next(name for name in archive.namelist() if name.endswith("models/model.json"))).decode()
+    assert sizes["data/sample_inputs/model.pt"] == 0
+    assert ".py" not in graph
+    assert str(Path.cwd()) not in graph
+
+
+def test_what_is_tied_is_stored_and_counted_once(tmp_path: Path) -> None:
+    export = TorchExporter().export(Tied(), tokens(2, 7), tmp_path / "tied")
+    assert export.facts["matmul_weight_bytes"] == 50 * 8 * 4
+    assert export.facts["initializer_bytes"] == 50 * 8 * 4 + 8 * 4
+
+
+def test_a_decoder_gives_the_logits_of_the_whole_text(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.4)
+    model = folded(LlamaForCausalLM(config))
+    runner = TorchExporter().load(TorchExporter().export(model, tokens(2, 7), tmp_path / "llama").path, ONE)
+    inputs = tokens(1, 11)
+    with torch.no_grad():
+        np.testing.assert_allclose(runner(arrays(inputs))["logits"], model(**inputs).logits.numpy(), rtol=0, atol=1e-4)
+
+
+def test_a_missing_input_is_named(exported: Exported) -> None:
+    with pytest.raises(RuntimeFailure, match="needs the inputs attention_mask too; got input_ids"):
+        TorchExporter().load(exported.path, ONE)({"input_ids": np.ones((1, 3))})
+
+
+def test_inputs_that_do_not_fit_are_told_with_their_shapes(exported: Exported) -> None:
+    runner = TorchExporter().load(exported.path, ONE)
+    with pytest.raises(RuntimeFailure, match=r"model\.pt2 on input_ids \(1, 3\), attention_mask \(1, 4\): "):
+        runner({"input_ids": np.ones((1, 3)), "attention_mask": np.ones((1, 4))})
+
+
+def test_threads_are_those_asked_for(exported: Exported) -> None:
+    before = torch.get_num_threads()
+    try:
+        TorchExporter().load(exported.path, Session(threads=2))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["model.pt2", EXPORT_FILE])
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(ArtifactError, match=f"{copy / name} missing"):
+        TorchExporter().load(copy)
+
+
+def test_a_record_that_does_not_name_the_inputs_is_told(copy: Path) -> None:
+    (copy / EXPORT_FILE).write_text("{}")
+    with pytest.raises(ArtifactError, match="does not name the program's inputs"):
+        TorchExporter().load(copy)
+
+
+def test_a_file_that_was_cut_off_is_refused_with_its_path(copy: Path) -> None:
+    file = copy / "model.pt2"
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(RuntimeFailure, match=f"{file} is no program of torch.export"):
+        TorchExporter().load(copy)
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize(
+    "entry", ["data/sample_inputs/model.pt", "data/constants/custom_obj_0", "data/aotinductor/model/run.so"]
+)
+def test_a_file_that_brings_objects_is_refused_before_anything_runs(copy: Path, tmp_path: Path, entry: str) -> None:
+    spoiled, ran = tmp_path / "spoiled.pt2", tmp_path / "ran"
+    with zipfile.ZipFile(copy / "model.pt2") as archive, zipfile.ZipFile(spoiled, "w") as other:
+        for name in archive.namelist():
+            if not name.endswith(entry):
+                other.writestr(name, archive.read(name))
+        other.writestr(f"{archive.namelist()[0].partition('/')[0]}/{entry}", pickle.dumps(Payload(ran)))
+    spoiled.replace(copy / "model.pt2")
+    with pytest.raises(ArtifactError, match=f"may run code while it is loaded: .*{entry}"):
+        TorchExporter().load(copy)
+    assert not ran.exists()
+
+
+def test_a_list_of_pickled_weights_is_refused(copy: Path, tmp_path: Path) -> None:
+    spoiled = tmp_path / "spoiled.pt2"
+    with zipfile.ZipFile(copy / "model.pt2") as archive, zipfile.ZipFile(spoiled, "w") as other:
+        for name in archive.namelist():
+            other.writestr(name, archive.read(name).replace(b'"use_pickle": false', b'"use_pickle": true'))
+    spoiled.replace(copy / "model.pt2")
+    with pytest.raises(ArtifactError, match=r"may run code while it is loaded: .*weights_config"):
+        TorchExporter().load(copy)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this torch has CUDA")
+def test_cuda_without_cuda_is_refused(exported: Exported) -> None:
+    with pytest.raises(DependencyError, match="The device cuda was asked for"):
+        TorchExporter().load(exported.path, Session(device="cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of torch")
+def test_cuda_runs_the_program(exported: Exported) -> None:
+    inputs = arrays(tokens(3, 5))
+    runner = TorchExporter().load(exported.path, Session(device="cuda"))
+    assert runner.providers == ("CUDA",)
+    expected = TorchExporter().load(exported.path, ONE)(inputs)["logits"]
+    np.testing.assert_allclose(runner(inputs)["logits"], expected, atol=1e-3)
+
+
+def test_a_precision_that_it_cannot_write_is_refused() -> None:
+    with pytest.raises(ExportError, match="writes fp32, not 'int8'"):
+        TorchExporter(precision="int8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (FixedLength(), "fixed sequence_length of input_ids to 7"),
+        (Branching(), "cannot trace Branching: .*Look for branches on values"),
+    ],
+)
+def test_a_model_that_cannot_be_traced_is_told_why(tmp_path: Path, model: nn.Module, message: str) -> None:
+    with pytest.raises(ExportError, match=f"(?s){message}"):
+        TorchExporter().export(model, tokens(2, 7), tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_measuring_child_lets_torch_be_the_runtime(exported: Exported, evaluation_of_nothing: Evaluation) -> None:
+    reference: Any = None
+    subject = Subject("torch", "torch-export", exported.path, evaluation_of_nothing, ONE, reference)
+    stages = ask("memory", [subject], arrays(tokens(1, 5)), steady_runs=1)
+    assert stages["peak"] >= stages["floor"] > 100  # MiB: torch itself, which belongs to the floor
+
+
+@pytest.fixture
+def evaluation_of_nothing() -> Evaluation:
+    """A subject needs one; the child never reads it."""
+    from compressor import registry
+
+    return Evaluation(registry.task("text-classification"), ())
