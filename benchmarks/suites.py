@@ -105,6 +105,7 @@ ARMS = (
     Arm("svd", Spectral(metric="plain", train="none"), "uniform"),
     Arm("svdllm", Spectral(metric="input", train="none"), "uniform"),
     Arm("gfwsvd", Spectral(metric="both", train="none"), "uniform"),
+    Arm("gfwsvd-gain", Spectral(metric="both", train="none")),
 )
 DENSE = ARMS[0]
 
@@ -124,7 +125,9 @@ IMAGES: Mapping[str, Rates] = {
     "jactus": (1e-4, 3e-4),
 }
 WORDS: Mapping[str, Rates] = {"dense": (2e-5,), "dense-lora": (2e-4,), "svdllm-lora": (2e-4,), "jactus": (2e-4,)}
-UNTRAINED: Mapping[str, Rates] = dict.fromkeys(("dense", "svd", "svdllm", "gfwsvd", "jactus-pretrained"), (0.0,))
+UNTRAINED: Mapping[str, Rates] = dict.fromkeys(
+    ("dense", "svd", "svdllm", "gfwsvd", "gfwsvd-gain", "jactus-pretrained"), (0.0,)
+)
 
 
 def _text(name: str, epochs: float, limit: int | None = None) -> Suite:

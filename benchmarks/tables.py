@@ -19,6 +19,7 @@ ARMS = {
     "svdllm-lora": "SVD-LLM whitening, then LoRA 16 on both factors",
     "svd-core": "SVD with a trained core",
     "gfwsvd": "GFWSVD",
+    "gfwsvd-gain": "GFWSVD's truncation, ranks by gain",
     "svdllm": "SVD-LLM",
     "svd": "SVD",
 }

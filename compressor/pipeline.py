@@ -5,18 +5,22 @@ from __future__ import annotations
 import importlib
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compressor import progress, registry, storage
 from compressor.artifact import MANIFEST, STATE, Artifact, Run, alone, read_json, reseal
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, DataError
 from compressor.factory import Factory, require_given
 from compressor.line import Line
 from compressor.planning import Plan
 from compressor.recipe import Recipe, dump, read
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from compressor.tasks.base import Task
     from validators.report import Report
 
 
@@ -27,6 +31,8 @@ def run(recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, o
         RankfoldError: see compressor.errors; what was finished stays in `out`, and `resume=True` goes on.
     """
     found = _read(recipe)
+    for section in found.export:  # a runtime that is not installed is told before hours of training, not after them
+        registry.require(getattr(registry.load("exporters", section.runtime), "packages", {}))
     factory = Factory.of(found.model)
     artifact = compress(found, out, resume=resume, overwrite=overwrite)
     with alone(artifact.path):
@@ -88,8 +94,11 @@ def export(
 
     Raises:
         ArtifactError: no artifact, or the export is there already and `overwrite` is not set.
+        DataError: the precision is calibrated, and the training data is not the one that the artifact was made with.
         ExportError: the runtime's exporter failed.
+        InputError: there is no such runtime, or it does not write this precision.
     """
+    registry.exporter(runtime, precision)
     given = None if factory is None else Factory.given(factory)
     artifact = _folded(path, given)
     target = artifact.path / "exports" / f"{runtime}-{precision}"
@@ -112,7 +121,7 @@ def _export(
     """One export, with the tokenizer's or image processor's files beside it; nothing where it is there already."""
     if target.exists():
         return
-    exporter = registry.load("exporters", runtime)(precision=precision)
+    exporter = registry.exporter(runtime, precision)
     task = registry.task(artifact.manifest["task"])
     processor = task.processor(str(source))
     title = f"Exporting {target.relative_to(artifact.path)}"
@@ -121,9 +130,25 @@ def _export(
     with progress.stage(title):
         target.parent.mkdir(exist_ok=True)
         model = storage.load(source, artifact.manifest["task"], factory=factory)
-        exporter.export(model, task.example(processor), scratch)
+        samples = [_samples(artifact, task, processor)] if getattr(exporter, "calibrated", False) else []
+        exporter.export(model, task.example(processor), scratch, *samples)
         processor.save_pretrained(scratch)
         scratch.replace(target)
+
+
+def _samples(artifact: Artifact, task: Task, processor: Any) -> Sequence[Mapping[str, np.ndarray]]:
+    """Batches of the very examples that the moments were gathered on."""
+    from compressor import data
+
+    recipe = Recipe.model_validate(artifact.manifest["recipe"])
+    found = data.prepare(recipe.data, task, processor, recipe.model.max_length, recipe.seed)
+    if found.facts["train"]["digest"] != artifact.manifest["data"]["train"]["digest"]:
+        raise DataError(
+            f"{recipe.data.train.path} is not the training data that the artifact was made with: its digest differs. "
+            "Bring the data back, or export a precision that is not calibrated."
+        )
+    batches = data.batches(found.calibration, task, processor, recipe.data.calibration.batch_size)
+    return batches.then(data.arrays)
 
 
 def _folded(path: Artifact | Path | str, factory: Factory | None) -> Artifact:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from compressor import document, faults, schema
+from compressor import document, faults, registry, schema
 from compressor.errors import InputError, RecipeError
 from compressor.paths import is_factory
 from compressor.paths import resolve as resolve
@@ -204,12 +204,18 @@ def _exports(recipe: Recipe) -> Iterator[faults.Fault]:
         if export.name in seen:
             yield ("export", str(index)), f"{export.name} stands twice; keep one of them."
         seen.add(export.name)
-        if recipe.plan.layout == "pivoted" and export.precision == "int8":
+        if recipe.plan.layout == "pivoted" and export.precision.startswith("int"):
             text = (
-                "int8 does not survive the pivoted layout (it agreed with fp32 on 40 %, two-factor on 99 %); "
-                "use plan.layout: two-factor, or fp32."
+                f"{export.precision} does not go with the pivoted layout, which magnifies rounding (int8 agreed with "
+                "fp32 on 40 %, two-factor on 99 %); use plan.layout: two-factor, fp16 or fp32."
             )
             yield ("export", str(index), "precision"), text
-        if recipe.validation.device == "cuda" and export.precision == "int8":
-            text = "int8 here is dynamic quantization, which ONNX Runtime computes on the CPU only; use fp32 with cuda."
+        device = recipe.validation.device
+        exporter = registry.exporter(export.runtime, export.precision)
+        devices = getattr(exporter, "devices", (device,))
+        if device not in devices:
+            text = (
+                f"{export.precision} of {export.runtime} runs on the {' and '.join(devices)} only, but validate.device "
+                f"is {device}; name another precision or runtime, or validate on the {devices[0]}."
+            )
             yield ("export", str(index), "precision"), text

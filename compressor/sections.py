@@ -14,7 +14,9 @@ from pydantic import (
     PlainSerializer,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -210,9 +212,22 @@ class ExportSection(Section):
     runtime: Annotated[str, AfterValidator(_registered("exporters", "runtimes"))] = Field(
         default="onnx", description="`list exporters` names them"
     )
-    precision: Literal["fp32", "int8"] = Field(
-        default="fp32", description="int8: weights stored, inputs quantized on the fly"
+    precision: str = Field(
+        default="fp32",
+        description="onnx writes fp32, fp16, int8, int8-static and int4; other runtimes say what they write",
     )
+
+    @field_validator("precision")
+    @classmethod
+    def _written(cls, precision: str, info: ValidationInfo) -> str:
+        """A precision that the runtime's exporter writes; it says itself which ones."""
+        runtime = info.data.get("runtime")
+        if runtime is not None:  # else it is at fault itself
+            try:
+                registry.exporter(runtime, precision)
+            except InputError as error:
+                raise _custom(str(error)) from error
+        return precision
 
     @property
     def name(self) -> str:
@@ -224,7 +239,7 @@ class ValidateSection(Section):
     """Where and how hard the proofs are measured."""
 
     device: Literal["cpu", "cuda"] = Field(
-        default="cpu", description="where the exports run; int8 runs on the cpu only"
+        default="cpu", description="where the exports run; int8 and int8-static run on the cpu only"
     )
     threads: int = Field(default=0, ge=0, description="0: as many as this process may use")
     batch_size: int = Field(default=1, ge=1, description="of the latency and memory measurements")

@@ -1,4 +1,4 @@
-"""ONNX for ONNX Runtime: an fp32 graph, or the same graph in dynamic int8."""
+"""ONNX for ONNX Runtime: an fp32 graph, or the same graph in another precision."""
 
 from __future__ import annotations
 
@@ -8,52 +8,77 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from compressor.errors import ExportError
 from exporters import onnx_runtime
-from exporters.base import EXPORT_FILE, Exported, Session
+from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session
 from exporters.folder import new_folder
+from exporters.onnx_precisions import PRECISIONS
 from exporters.onnx_runtime import GRAPH, OnnxRunner
 
 if TYPE_CHECKING:
     import torch
 
 SCHEMA_VERSION = 1
+Precision = Literal["fp32", "fp16", "int8", "int8-static", "int4"]  # rows of PRECISIONS
 
 
 @dataclass(frozen=True)
 class OnnxExporter:
-    """ONNX for ONNX Runtime, in fp32 or dynamic int8.
+    """ONNX for ONNX Runtime, in fp32, fp16, dynamic or static int8, or int4.
 
     Attributes:
-        precision: "fp32", or "int8": weights quantized ahead of time per channel, activations while running.
+        precision: "fp32"; "fp16": weights and arithmetic; "int8": weights quantized ahead of time per channel,
+            activations while running; "int8-static": activations by scales measured on the task's data; "int4": weights
+            alone.
         opset: version of the ONNX operators.
-        embeddings: int8 only: quantize embedding tables too.
-        reduce_range: int8 only: seven-bit weights, which give the same results on CPUs with and without VNNI.
+        embeddings: int8, int8-static and int4: quantize embedding tables too.
+        reduce_range: int8 and int8-static: seven-bit weights, which give the same results with and without VNNI.
+        block: int4: weights to a scale, a power of two from 16.
         tolerance: largest absolute difference of a logit that the fp32 graph may have from the torch model.
     """
 
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: Precision = "fp32"
     opset: int = 20
     embeddings: bool = True
     reduce_range: bool = True
+    block: int = 32
     tolerance: float = 1e-3
     name: ClassVar[str] = "onnx"
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "int8"):
-            raise ExportError(f"The ONNX exporter writes fp32 and int8, not '{self.precision}'.")
+        if self.precision not in PRECISIONS:
+            *most, last = get_args(Precision)
+            raise ExportError(f"The ONNX exporter writes {', '.join(most)} and {last}, not '{self.precision}'.")
 
-    def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """Where an export of this precision runs."""
+        return PRECISIONS[self.precision].devices
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether `export` needs samples."""
+        return PRECISIONS[self.precision].calibrated
+
+    def export(
+        self,
+        model: torch.nn.Module,
+        example: Mapping[str, torch.Tensor],
+        path: Path,
+        samples: Sequence[Arrays] = (),
+    ) -> Exported:
         """Write `model` as a new folder `path`: graph, `export.json`, and the configs of a Hugging Face model.
 
         `example` holds the keyword inputs of `model.forward`, batch >= 2 and length >= 2. Axis 0 of every input becomes
-        `batch_size`, axis 1 of integer inputs `sequence_length`; the only output is `logits`. An int8 export takes the
+        `batch_size`, axis 1 of integer inputs `sequence_length`; the only output is `logits`. Other precisions take the
         graph of an fp32 export of the same weights in the sibling folder `onnx-fp32` instead of tracing again.
+        `samples`, batches of the task's inputs, are what int8-static measures the range of activations on.
 
         Raises:
-            ExportError: `path` exists, the graph cannot be written, or it computes something else than the model.
+            ExportError: `path` exists, the graph cannot be written, or it computes something else than the model; or
+                int8-static without samples.
             ResourceError: the disk refuses the files.
         """
         from exporters.onnx_graph import weights_digest
@@ -62,8 +87,8 @@ class OnnxExporter:
         with new_folder(path) as scratch, settled(model):
             digest = weights_digest(model)
             sibling = path.parent / "onnx-fp32"
-            reused = self.precision == "int8" and self._fits(sibling, digest, example)
-            figures = self._write(model, beside(model, example), scratch, sibling if reused else None)
+            reused = self.precision != "fp32" and self._fits(sibling, digest, example)
+            figures = self._write(model, beside(model, example), scratch, sibling if reused else None, samples)
             facts = self._facts(scratch) | figures | {"weights_digest": digest, "reused_fp32_graph": reused}
             _save_config(model, scratch, facts["inputs"])
             (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
@@ -92,24 +117,27 @@ class OnnxExporter:
         return [*found, names] == [digest, "fp32", self.opset, list(example)]
 
     def _write(
-        self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], folder: Path, traced: Path | None
+        self,
+        model: torch.nn.Module,
+        example: Mapping[str, torch.Tensor],
+        folder: Path,
+        traced: Path | None,
+        samples: Sequence[Arrays],
     ) -> dict[str, Any]:
         """Put the graph into `folder`; returns how far it is from the model."""
         from exporters import onnx_graph, verify
 
-        inputs = verify.trials(model, example)
-        if self.precision == "fp32":
+        inputs, stage = verify.trials(model, example), PRECISIONS[self.precision].stage
+        if stage is None:
             onnx_graph.write(model, example, self.opset, folder / GRAPH)
             return {"parity": verify.compare(model, self.load(folder), inputs, self.tolerance)}
-        from exporters.onnx_int8 import quantize
-
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             source = traced or Path(temporary)
             if traced is None:
                 onnx_graph.write(model, example, self.opset, source / GRAPH)
             before = verify.compare(model, self.load(source), inputs, self.tolerance)
-            quantize(source / GRAPH, folder / GRAPH, embeddings=self.embeddings, reduce_range=self.reduce_range)
-        # how much int8 may cost is for the parity and accuracy gates to say: here it must run and stay finite
+            stage(source / GRAPH, folder / GRAPH, self, samples)
+        # how much a precision may cost is for the parity and accuracy gates to say: here it must run and stay finite
         after = verify.compare(model, self.load(folder), inputs, limit=math.inf)
         return {"parity": after, "parity_fp32": before}
 
@@ -117,7 +145,7 @@ class OnnxExporter:
         from exporters import onnx_file
 
         files = {file.name: file.stat().st_size for file in sorted(folder.glob(f"{GRAPH}*"))}
-        knobs = {"embeddings": self.embeddings, "reduce_range": self.reduce_range} if self.precision == "int8" else {}
+        knobs = {name: getattr(self, name) for name in PRECISIONS[self.precision].knobs}
         return {
             "schema_version": SCHEMA_VERSION,
             "runtime": self.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx_ir
 
 LARGE = 256_000_000  # bytes of weights above which they lie beside the graph, written and read without a copy
 PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger"})
+BLOCKWISE = "MatMulNBits"  # its weight is the second input, with scales and zero points behind it
 LAYOUT = frozenset({"Transpose", "Cast"})  # between a weight and its product they change no number of it
 
 
@@ -47,10 +49,12 @@ def _factors(nodes: Iterable[onnx.NodeProto]) -> set[str]:
     sources: dict[str, str] = {}
     factors = set()
     for node in nodes:  # in topological order
-        if node.op_type in LAYOUT:
+        if node.op_type in LAYOUT or node.op_type == "DequantizeLinear":
             sources[node.output[0]] = sources.get(node.input[0], node.input[0])
         elif node.op_type in PRODUCTS:
             factors |= {sources.get(name, name) for name in node.input[:2]}
+        elif node.op_type == BLOCKWISE:
+            factors |= set(node.input[1:])
     return factors
 
 
@@ -61,10 +65,7 @@ def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
-    size = _dtype(tensor.data_type).itemsize
-    for length in tensor.dims:
-        size *= length
-    return size
+    return math.ceil(math.prod(tensor.dims) * onnx_ir.DataType(tensor.data_type).itemsize)  # int4: half a byte each
 
 
 def _dtype(element: int) -> Any:

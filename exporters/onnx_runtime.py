@@ -37,7 +37,7 @@ DTYPES: Mapping[str, type[np.generic]] = {
 HEAVY = frozenset(
     {"MatMul", "Gemm", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
     | {"DynamicQuantizeLinear", "Attention", "MultiHeadAttention", "Conv", "Softmax", "Gelu", "BiasGelu"}
-    | {"LayerNormalization", "SkipLayerNormalization"}
+    | {"LayerNormalization", "SkipLayerNormalization", "MatMulNBits"}
 )
 
 
@@ -68,12 +68,20 @@ class OnnxRunner:
         """Whether the graph takes and gives a key-value cache."""
         return bool(self.cache)
 
-    def _run(self, inputs: Arrays, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
+    def feed(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """What the graph takes of these arrays, in its dtypes; a decoder's empty cache and positions are added.
+
+        Raises:
+            RuntimeFailure: an input is missing.
+        """
         given = self._completed(inputs) if self.cached else inputs
         missing = sorted(self.inputs.keys() - given.keys())
         if missing:
             raise RuntimeFailure(f"{self.path} needs the inputs {', '.join(missing)} too; got {', '.join(inputs)}.")
-        feed = {name: np.asarray(given[name]).astype(dtype, copy=False) for name, dtype in self.inputs.items()}
+        return {name: np.asarray(given[name]).astype(dtype, copy=False) for name, dtype in self.inputs.items()}
+
+    def _run(self, inputs: Arrays, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
+        feed = self.feed(inputs)
         try:
             results = self.session.run(list(wanted), feed)
         except FAILURES as error:

@@ -203,7 +203,7 @@ def test_export_proves_what_it_made(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         export=lambda path, runtime, precision, overwrite, factory: path / "exports" / f"{runtime}-{precision}",
         validate=lambda *given, factory: seen.append((*given, factory)) or report(),
     )
-    monkeypatch.setattr(registry, "load", lambda kind, name: object)
+    monkeypatch.setattr(registry, "exporter", lambda name, precision: object())
     assert invoke("export", "here", "--to", "onnx", "--precision", "int8").exit_code == 0
     assert invoke("export", "here", "--factory", "own:build").exit_code == 0
     assert seen == [(Path("here"), ["onnx-int8"], None), (Path("here"), ["onnx-fp32"], "own:build")]

@@ -79,7 +79,19 @@ def test_all_faults_are_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
             "gates: limit what exports do, but `export` is empty",
         ),
         ("baseline: {path: a/b, train: full}\n", "baseline.train: cannot stand beside baseline.path"),
-        ("validate: {device: cuda}\nexport: [{precision: int8}]\n", "export.0.precision: int8 here is dynamic"),
+        (
+            "validate: {device: cuda}\nexport: [{precision: int8}]\n",
+            "0.precision: int8 of onnx runs on the cpu only, but",
+        ),
+        (
+            "validate: {device: cuda}\nexport: [{precision: int8-static}]\n",
+            "precision: int8-static of onnx runs on the cpu only",
+        ),
+        ("plan: {layout: pivoted}\nexport: [{precision: int4}]\n", "int4 does not go with the pivoted layout, which"),
+        (
+            "export: [{precision: int3}]\n",
+            "export.0.precision: The ONNX exporter writes fp32, fp16, int8, int8-static and",
+        ),
         ("plan: {path: plan.json}\n", "plan.path: 'plan.json' does not exist. Looked for"),
     ],
 )

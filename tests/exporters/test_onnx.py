@@ -24,6 +24,7 @@ from exporters import onnx_file, onnx_graph
 from exporters.base import EXPORT_FILE, Exported
 from exporters.folder import new_folder
 from exporters.onnx import OnnxExporter
+from exporters.onnx_precisions import PRECISIONS
 
 pytestmark = pytest.mark.slow
 GUIDE = Path(__file__).parents[2] / "docs" / "add-an-exporter.md"
@@ -260,17 +261,18 @@ def test_a_tied_head_is_quantized_behind_its_transpose(tmp_path: Path, tokens: d
     assert small.facts["matmul_weight_bytes"] == 3000 * 128
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_large_weights_move_into_one_file_beside_the_graph(
     tmp_path: Path, tokens: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setattr(onnx_file, "LARGE", 1000)
     exporter = OnnxExporter(precision=precision)  # type: ignore[arg-type]
-    export = exporter.export(Tied(), tokens, tmp_path / "export")
+    samples = [{name: tensor.numpy() for name, tensor in tokens.items()}]
+    export = exporter.export(Tied(), tokens, tmp_path / "export", samples)
     assert export.model_files == ("model.onnx", "model.onnx.data")
     assert export.facts["file_bytes"]["model.onnx"] < 20_000
     moved = (tmp_path / "export").rename(tmp_path / "elsewhere")
-    found = exporter.load(moved)({name: tensor.numpy() for name, tensor in tokens.items()})["logits"]
+    found = exporter.load(moved)(samples[0])["logits"]
     assert found.shape == (2, 7, 3000)
 
 
@@ -335,8 +337,8 @@ def test_a_full_disk_is_a_matter_of_resources(tmp_path: Path) -> None:
 def test_the_registry_knows_the_exporter() -> None:
     assert registry.load("exporters", "onnx") is OnnxExporter
     assert OnnxExporter.name == "onnx"
-    with pytest.raises(ExportError, match="writes fp32 and int8, not 'fp16'"):
-        OnnxExporter(precision="fp16")  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="writes fp32, fp16, int8, int8-static and int4, not 'int3'"):
+        OnnxExporter(precision="int3")  # type: ignore[arg-type]
 
 
 def test_the_exporter_of_the_guide_works(

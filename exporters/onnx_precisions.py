@@ -1,0 +1,82 @@
+"""The precisions that an ONNX graph is written in: what makes each of the fp32 graph, and where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from exporters.base import Arrays, Device
+
+
+class Knobs(Protocol):
+    """What an exporter tells a stage."""
+
+    @property
+    def embeddings(self) -> bool:
+        """Whether embedding tables are quantized too."""
+        ...
+
+    @property
+    def reduce_range(self) -> bool:
+        """Whether int8 weights keep seven bits."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Int4 weights to a scale."""
+        ...
+
+
+Stage = Callable[[Path, Path, Knobs, Sequence[Arrays]], None]  # fp32 graph, new graph, knobs, calibration batches
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One precision.
+
+    Attributes:
+        stage: makes it of the fp32 graph; None for fp32 itself.
+        knobs: fields of the exporter that it heeds.
+        devices: where it runs.
+        calibrated: whether it needs batches of the task's data.
+    """
+
+    stage: Stage | None = None
+    knobs: tuple[str, ...] = ()
+    devices: tuple[Device, ...] = ("cpu", "cuda")
+    calibrated: bool = False
+
+
+def _fp16(source: Path, target: Path, _: Knobs, __: Sequence[Arrays]) -> None:
+    from exporters.onnx_fp16 import convert
+
+    convert(source, target)
+
+
+def _int8(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays]) -> None:
+    from exporters.onnx_int8 import quantize
+
+    quantize(source, target, embeddings=knobs.embeddings, reduce_range=knobs.reduce_range)
+
+
+def _int8_static(source: Path, target: Path, knobs: Knobs, samples: Sequence[Arrays]) -> None:
+    from exporters.onnx_static import quantize
+
+    quantize(source, target, samples=samples, embeddings=knobs.embeddings, reduce_range=knobs.reduce_range)
+
+
+def _int4(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays]) -> None:
+    from exporters.onnx_int4 import quantize
+
+    quantize(source, target, embeddings=knobs.embeddings, block=knobs.block)
+
+
+PRECISIONS: Mapping[str, Precision] = {
+    "fp32": Precision(),
+    "fp16": Precision(_fp16),
+    "int8": Precision(_int8, ("embeddings", "reduce_range"), ("cpu",)),
+    "int8-static": Precision(_int8_static, ("embeddings", "reduce_range"), ("cpu",), calibrated=True),
+    "int4": Precision(_int4, ("embeddings", "block")),
+}

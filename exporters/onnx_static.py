@@ -1,0 +1,70 @@
+"""Static int8: an fp32 ONNX graph whose weights and activations have scales measured ahead of time (QDQ).
+
+Activations are measured on the task's own data, from the least to the greatest value seen. Only what a product, a
+convolution or a table reads is rounded: products give floats, and norms, softmax and additions stay as they were.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from compressor.errors import ExportError
+from exporters import onnx_file, onnx_runtime
+from exporters.base import Arrays, Session
+from exporters.onnx_prepare import prepare, quiet
+
+PRODUCTS = ["MatMul", "Gemm"]
+
+
+def quantize(source: Path, target: Path, *, samples: Sequence[Arrays], embeddings: bool, reduce_range: bool) -> None:
+    """Write the fp32 graph `source` as int8 graph `target` between QuantizeLinear and DequantizeLinear.
+
+    Args:
+        samples: batches of the model's inputs; a decoder's are read as prompts, with an empty cache.
+        embeddings: quantize the tables that Gather reads from too.
+        reduce_range: seven-bit weights, which give the same results on CPUs with and without VNNI.
+
+    Raises:
+        ExportError: there are no samples, or the quantizer fails.
+    """
+    if not samples:
+        raise ExportError("int8-static measures its scales on data: give `export` at least one batch as `samples`.")
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        prepared, quantized = Path(scratch) / "prepared.onnx", Path(scratch) / "quantized.onnx"
+        prepare(source, prepared)
+        try:
+            with quiet():
+                quantize_static(
+                    prepared,
+                    quantized,
+                    _Reader(onnx_runtime.load(source.parent, Session()), samples),
+                    quant_format=QuantFormat.QDQ,
+                    op_types_to_quantize=[*PRODUCTS, "Conv", *(["Gather"] if embeddings else [])],
+                    per_channel=True,
+                    reduce_range=reduce_range,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    use_external_data_format=True,
+                    extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": PRODUCTS},
+                )
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+            raise ExportError(f"ONNX Runtime's static quantizer fails on this graph: {error}. Export int8.") from error
+        onnx_file.save(onnx_ir.load(quantized), target)
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """The samples as the graph takes them, one at a time."""
+
+    def __init__(self, runner: onnx_runtime.OnnxRunner, samples: Sequence[Arrays]) -> None:
+        self.feeds: Iterator[Mapping[str, np.ndarray]] = map(runner.feed, samples)
+
+    def get_next(self) -> Mapping[str, np.ndarray] | None:
+        """The next batch, or None after the last one."""
+        return next(self.feeds, None)

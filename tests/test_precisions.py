@@ -1,0 +1,61 @@
+"""The line's exports in other precisions than fp32: calibrated on the recipe's data, proven, refused in sentences."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from compressor import pipeline
+from compressor.errors import DataError, InputError
+from validators.report import Report
+
+
+@pytest.fixture
+def copied(tiny_run: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the finished run, which may be changed."""
+    return Path(shutil.copytree(tiny_run[1], tmp_path / "run"))
+
+
+def scales(folder: Path) -> dict[str, np.ndarray]:
+    """What activations are divided by, by name."""
+    graph = onnx.load(folder / "model.onnx").graph
+    inputs = {node.input[1] for node in graph.node if node.op_type == "QuantizeLinear"}
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in inputs}
+
+
+def test_static_int8_is_calibrated_on_the_recipes_data_and_proven_beside_the_dense_one(copied: Path) -> None:
+    made = pipeline.export(copied, precision="int8-static")
+    assert made == copied / "exports" / "onnx-int8-static"
+    assert scales(made)
+    assert scales(copied / "baseline" / "onnx-int8-static")
+    report: Report = pipeline.validate(copied)
+    found = {export.name: export for export in report.exports}
+    assert found["onnx-int8-static"].role == "candidate"
+    assert found["dense-onnx-int8-static"].role == "reference"
+    for name in ("onnx-int8-static", "dense-onnx-int8-static"):
+        parity_of_it = found[name].finding("parity")
+        assert parity_of_it is not None
+        assert parity_of_it.candidate > 0.9  # of the rows get the label that torch gives them
+    parity = json.loads((made / "export.json").read_text())["parity"]
+    assert all(np.isfinite(figure["max_difference"]) for figure in parity)
+
+
+def test_calibration_on_other_data_is_refused_and_leaves_nothing(copied: Path, tmp_path: Path) -> None:
+    state = copied / "artifact.json"
+    manifest = json.loads(state.read_text())
+    manifest["data"]["train"]["digest"] = "0" * 64
+    state.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="is not the training data that the artifact was made with"):
+        pipeline.export(copied, precision="int8-static")
+    assert not (copied / "exports" / "onnx-int8-static").exists()
+
+
+def test_a_precision_that_no_exporter_writes_is_refused_before_the_run_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="writes fp32, fp16, int8, int8-static and int4, not 'int3'"):
+        pipeline.export(tmp_path / "nothing", precision="int3")
