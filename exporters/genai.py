@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporters.onnx_runtime import GRAPH, PAST, POSITIONS, PRESENT
+from exporters.feed import PAST, POSITIONS, PRESENT
+from exporters.onnx_runtime import GRAPH
 
 GENAI_FILE = "genai_config.json"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")

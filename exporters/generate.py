@@ -10,7 +10,8 @@ import numpy as np
 
 from compressor.errors import ArtifactError, InputError
 from exporters.base import Session
-from exporters.onnx_runtime import PAST, PRESENT, OnnxRunner, load
+from exporters.feed import PAST, PRESENT
+from exporters.onnx_runtime import OnnxRunner, load
 
 
 def continuation(

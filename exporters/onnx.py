@@ -81,7 +81,7 @@ class OnnxExporter:
                 int8-static without samples.
             ResourceError: the disk refuses the files.
         """
-        from exporters.onnx_graph import weights_digest
+        from compressor.storage import weights_digest
         from exporters.verify import beside, settled
 
         with new_folder(path) as scratch, settled(model):

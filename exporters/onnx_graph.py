@@ -48,15 +48,6 @@ def write(model: nn.Module, example: Inputs, opset: int, path: Path) -> None:
         raise ExportError(f"torch.onnx wrote a graph that the ONNX checker refuses: {error}") from error
 
 
-def weights_digest(model: nn.Module) -> str:
-    """sha256 over names, dtypes, shapes and bytes of the state_dict in sorted name order."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
 def _bytes(tensor: Tensor) -> Any:
     """The raw bytes in row-major order; numpy has no bfloat16, so they are read as uint8."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

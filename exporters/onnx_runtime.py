@@ -6,7 +6,7 @@ Imports neither torch nor onnx.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from compressor.errors import ArtifactError, DependencyError, RuntimeFailure
 from compressor.threads import usable_threads
 from exporters.base import Arrays, Session
+from exporters.feed import PAST, PRESENT, Feed, shapes
 
 GRAPH = "model.onnx"
-PAST, PRESENT, POSITIONS = "past_key_values", "present", "position_ids"  # of a decoder's cache, as optimum names them
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 FAILURES = tuple(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception))
 DTYPES: Mapping[str, type[np.generic]] = {
@@ -47,9 +47,8 @@ class OnnxRunner:
 
     path: Path
     session: onnxruntime.InferenceSession
-    inputs: Mapping[str, type[np.generic]]
+    feed: Feed
     outputs: tuple[str, ...]
-    cache: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # heads and size of each past key and value
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Named arrays in, the logits out; inputs that the graph lacks are ignored, dtypes are cast to the graph's.
@@ -66,38 +65,15 @@ class OnnxRunner:
     @property
     def cached(self) -> bool:
         """Whether the graph takes and gives a key-value cache."""
-        return bool(self.cache)
-
-    def feed(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """What the graph takes of these arrays, in its dtypes; a decoder's empty cache and positions are added.
-
-        Raises:
-            RuntimeFailure: an input is missing.
-        """
-        given = self._completed(inputs) if self.cached else inputs
-        missing = sorted(self.inputs.keys() - given.keys())
-        if missing:
-            raise RuntimeFailure(f"{self.path} needs the inputs {', '.join(missing)} too; got {', '.join(inputs)}.")
-        return {name: np.asarray(given[name]).astype(dtype, copy=False) for name, dtype in self.inputs.items()}
+        return bool(self.feed.cache)
 
     def _run(self, inputs: Arrays, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
-        feed = self.feed(inputs)
+        given = self.feed(inputs)
         try:
-            results = self.session.run(list(wanted), feed)
+            results = self.session.run(list(wanted), given)
         except FAILURES as error:
-            shapes = ", ".join(f"{name} {array.shape}" for name, array in feed.items())
-            raise RuntimeFailure(f"ONNX Runtime failed to run {self.path} on {shapes}: {error}") from error
+            raise RuntimeFailure(f"ONNX Runtime failed to run {self.path} on {shapes(given)}: {error}") from error
         return dict(zip(wanted, results, strict=True))
-
-    def _completed(self, inputs: Arrays) -> Arrays:
-        """What a caller who starts from nothing leaves out: an empty cache, and positions counted along the mask."""
-        rows = len(inputs["input_ids"])
-        empty = {name: np.zeros((rows, heads, 0, size)) for name, (heads, size) in self.cache.items()}
-        positions = {}
-        if "attention_mask" in inputs:
-            counted = np.asarray(inputs["attention_mask"]).cumsum(axis=1) - 1  # (B, P + T)
-            positions[POSITIONS] = counted[:, -inputs["input_ids"].shape[1] :].clip(min=0)  # (B, T)
-        return {**empty, **positions, **inputs}
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -121,9 +97,9 @@ def load(folder: Path, session: Session) -> OnnxRunner:
     loaded = _open(path, session)
     if session.device == "cuda":
         _check_cuda(path, loaded)
-    dtypes = {node.name: DTYPES[node.type] for node in loaded.get_inputs()}
+    dtypes = {node.name: np.dtype(DTYPES[node.type]) for node in loaded.get_inputs()}
     cache = {node.name: (node.shape[1], node.shape[3]) for node in loaded.get_inputs() if node.name.startswith(PAST)}
-    return OnnxRunner(path, loaded, dtypes, tuple(node.name for node in loaded.get_outputs()), cache)
+    return OnnxRunner(path, loaded, Feed(path, dtypes, cache), tuple(node.name for node in loaded.get_outputs()))
 
 
 def _open(path: Path, session: Session) -> onnxruntime.InferenceSession:

@@ -65,7 +65,7 @@ class OpenvinoExporter:
             ResourceError: the disk refuses the files.
         """
         registry.require({**self.packages, **(NNCF if self.precision == "int8" else {})})
-        from exporters.onnx_graph import weights_digest
+        from compressor.storage import weights_digest
         from exporters.verify import beside, settled
 
         with new_folder(path) as scratch, settled(model):

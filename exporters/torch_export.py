@@ -114,7 +114,7 @@ class TorchExporter:
     def _facts(self, program: Mapping[str, Any], model: torch.nn.Module, folder: Path) -> dict[str, Any]:
         from importlib.metadata import version
 
-        from exporters.onnx_graph import weights_digest
+        from compressor.storage import weights_digest
 
         return {
             "schema_version": SCHEMA_VERSION,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ExportError
-from exporters.onnx_runtime import PAST, POSITIONS, PRESENT
+from exporters.feed import PAST, POSITIONS, PRESENT
 from exporters.verify import Inputs, is_sequence, logits_of
 
 BATCH, SEQUENCE = "batch_size", "sequence_length"  # as optimum names them

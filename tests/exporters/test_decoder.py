@@ -83,8 +83,8 @@ def test_it_continues_twenty_prompts_token_by_token_as_torch_does(decoder: tuple
 def test_cache_names_are_those_that_other_tools_expect(decoder: tuple[Any, OnnxRunner]) -> None:
     _, runner = decoder
     cache = [f"{layer}.{part}" for layer in range(2) for part in ("key", "value")]
-    assert list(runner.inputs)[:3] == ["input_ids", "attention_mask", "position_ids"]
-    assert list(runner.inputs)[3:] == [f"past_key_values.{name}" for name in cache]
+    assert list(runner.feed.dtypes)[:3] == ["input_ids", "attention_mask", "position_ids"]
+    assert list(runner.feed.dtypes)[3:] == [f"past_key_values.{name}" for name in cache]
     assert list(runner.outputs) == ["logits", *(f"present.{name}" for name in cache)]
 
 

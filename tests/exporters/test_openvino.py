@@ -128,7 +128,9 @@ def test_the_graph_computes_what_the_model_computes_at_any_shape(
 def test_the_weight_bytes_are_those_of_the_model(exported: Exports, bert: Any) -> None:
     facts = exported("fp32").facts
     linear = sum(layer.weight.numel() for layer in bert.modules() if isinstance(layer, nn.Linear))
-    distinct = {parameter.detach().numpy().tobytes() for parameter in bert.parameters()}  # biases of zeros are stored once
+    distinct = {
+        parameter.detach().numpy().tobytes() for parameter in bert.parameters()
+    }  # biases of zeros are stored once
     floats = sum(map(len, distinct)) // 4
     assert facts["matmul_weight_bytes"] == 4 * linear
     assert 4 * floats <= facts["initializer_bytes"] < 4 * floats + 5_000  # and some integer constants
