@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 EXTRAS ?= cpu,demo,dev,sign
+# processes that the tests run in, one thread and some 2 GB each
+WORKERS ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCE := compressor exporters validators tests recipes benchmarks
@@ -23,7 +25,7 @@ demo: setup
 	$(BIN)/python -m compressor run recipes/demo.yaml --out runs/demo --overwrite
 
 test: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: setup
 	$(BIN)/ruff check $(SOURCE)
