@@ -24,6 +24,7 @@ from validators.report import ExportReport, Report
 def prove(artifact: Artifact, exports: Sequence[str] | None = None, factory: Factory | str | None = None) -> Report:
     """Run every check on the exports (all, or those named) and on the dense exports beside them.
 
+    Each is held against dense fp32 on its own runtime: two runtimes' memory and time have no common floor.
     `factory` names the code that made the dense model, where code did: see `compressor.load`.
 
     Raises:
@@ -32,19 +33,24 @@ def prove(artifact: Artifact, exports: Sequence[str] | None = None, factory: Fac
         DependencyError: the asked device is not there.
     """
     recipe = Recipe.model_validate(artifact.manifest["recipe"])
-    candidates = _folders(artifact.path / "exports", exports)
-    prover = _Prover(artifact, recipe, factory)
-    runtime = read_json(candidates[0] / EXPORT_FILE)["runtime"]
-    dense = prover.subject(artifact.path / "baseline" / f"{runtime}-fp32", "dense-")
-    others = [folder for folder in _folders(artifact.path / "baseline") if folder != dense.path]
-    subjects = {"candidate": [prover.subject(folder) for folder in candidates]}
-    subjects["reference"] = [prover.subject(folder, "dense-") for folder in others]
+    candidates, prover = _folders(artifact.path / "exports", exports), _Prover(artifact, recipe, factory)
+    runtimes = dict.fromkeys(map(_runtime, candidates))
+    dense = {runtime: artifact.path / "baseline" / f"{runtime}-fp32" for runtime in runtimes}
+    others = [folder for folder in _folders(artifact.path / "baseline") if folder not in dense.values()]
     rows: list[ExportReport] = []
-    for role, found in subjects.items():
-        gates = recipe.gates if role == "candidate" else {}
-        findings = measure(dense, found, recipe.validation, gates)
-        rows += [_row(subject, role, findings[subject.name]) for subject in found]
+    for role, folders in {"candidate": candidates, "reference": others}.items():
+        for runtime in runtimes:
+            gates = recipe.gates if role == "candidate" else {}
+            prefix = "dense-" if role == "reference" else ""
+            found = [prover.subject(folder, prefix) for folder in folders if _runtime(folder) == runtime]
+            findings = measure(prover.subject(dense[runtime], "dense-"), found, recipe.validation, gates)
+            rows += [_row(subject, role, findings[subject.name]) for subject in found]
     return Report(tuple(rows), context(artifact, recipe))
+
+
+def _runtime(folder: Path) -> str:
+    """Whose export a folder is."""
+    return str(read_json(folder / EXPORT_FILE)["runtime"])
 
 
 def _folders(parent: Path, names: Sequence[str] | None = None) -> list[Path]:
@@ -92,8 +98,9 @@ class _Prover:
     def subject(self, folder: Path, prefix: str = "") -> Subject:
         """An export folder as a subject; `baseline/<export>` reproduces the dense model, the others the folded one."""
         source = folder.parent if folder.parent.name == "baseline" else self.artifact.path
-        runtime = read_json(folder / EXPORT_FILE)["runtime"]
-        return Subject(prefix + folder.name, runtime, folder, self.evaluation, self.session, self.outcomes[source])
+        return Subject(
+            prefix + folder.name, _runtime(folder), folder, self.evaluation, self.session, self.outcomes[source]
+        )
 
 
 def context(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
