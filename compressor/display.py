@@ -106,7 +106,7 @@ def stages(recipe: Recipe, out: Path | None) -> list[tuple[str, str, str]]:
     ranks = (
         f"replay {plan.path}" if plan.path else f"{plan.strategy}, keep {plan.budget.parameters:.1%} of the parameters"
     )
-    exports = [("export", f"{one.runtime} {one.precision}", str(run / "exports" / one.name)) for one in recipe.export]
+    exports = [("export", f"{one.runtime} {one.precision}", str(run / "exports" / one.name)) for one in recipe.exports]
     return [
         ("read", _kind(recipe.model.path), recipe.model.path),
         *(("read", _kind(path), path) for path in dict.fromkeys((recipe.data.train.path, recipe.data.evaluation.path))),

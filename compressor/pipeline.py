@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from compressor import progress, registry, storage
 from compressor.artifact import MANIFEST, STATE, Artifact, Run, alone, read_json, reseal
-from compressor.errors import ArtifactError, DataError
+from compressor.errors import ArtifactError, DataError, ExportError
 from compressor.factory import Factory, require_given
 from compressor.line import Line
 from compressor.planning import Plan
-from compressor.recipe import Recipe, dump, read
+from compressor.recipe import ExportSection, Recipe, dump, read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,16 +31,26 @@ def run(recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, o
         RankfoldError: see compressor.errors; what was finished stays in `out`, and `resume=True` goes on.
     """
     found = _read(recipe)
-    for section in found.export:  # a runtime that is not installed is told before hours of training, not after them
+    for section in found.exports:  # a runtime that is not installed is told before hours of training, not after them
         registry.require(getattr(registry.load("exporters", section.runtime), "packages", {}))
     factory = Factory.of(found.model)
     artifact = compress(found, out, resume=resume, overwrite=overwrite)
     with alone(artifact.path):
-        for section in found.export:
+        for section in found.exports:
             if not (artifact.path / "exports" / section.name).exists():
-                export(artifact, section.runtime, precision=section.precision, factory=factory)
+                _try(artifact, section, factory, required=found.export != "auto" or section.precision == "fp32")
         reseal(artifact.path)  # a run that was killed between an export and its seal is made whole here
         return validate(artifact, factory=factory)
+
+
+def _try(artifact: Artifact, section: ExportSection, factory: Factory | None, *, required: bool) -> None:
+    """One export; where the best of many is looked for, one that this model cannot have is left out and said."""
+    try:
+        export(artifact, section.runtime, precision=section.precision, factory=factory)
+    except ExportError as error:
+        if required:
+            raise
+        progress.note(f"{section.name} is left out: {error}")
 
 
 def compress(

@@ -33,6 +33,7 @@ from compressor.sections import Training as Training
 from compressor.sections import ValidateSection as ValidateSection
 from compressor.sections import default_method
 
+AUTO_RUNTIME = "onnx"  # that `export: auto` looks for the best in
 MODELS, DATA = "RANKFOLD_MODELS", "RANKFOLD_DATA"
 PATHS: dict[tuple[str, ...], str | None] = {
     ("plan", "path"): None,
@@ -57,12 +58,24 @@ class Recipe(Section):
     plan: PlanSection = PlanSection()
     adapt: AdaptSection = AdaptSection()
     baseline: BaselineSection = BaselineSection()
-    export: list[ExportSection] = Field(default=[ExportSection()], description="what is exported, from both models")
+    export: list[ExportSection] | Literal["auto"] = Field(
+        default=[ExportSection()],
+        description="what is exported, from both models; auto: every ONNX precision that fits, and the best wins",
+    )
     validation: ValidateSection = Field(default=ValidateSection(), alias="validate")
     gates: dict[Quantity, Gate] = Field(
         default={}, description="limits on what is measured; every export must hold them"
     )
     _source: str = PrivateAttr("")
+
+    @property
+    def exports(self) -> list[ExportSection]:
+        """What is exported; of `auto` every precision of ONNX that runs on the device and suits the layout."""
+        if self.export != "auto":
+            return self.export
+        exporter = registry.load("exporters", AUTO_RUNTIME)
+        every = [ExportSection(runtime=AUTO_RUNTIME, precision=precision) for precision in exporter.precisions]
+        return [one for one in every if not any(_misfits(self, one))]
 
     @property
     def starts_adapted(self) -> bool:
@@ -200,22 +213,24 @@ def _leaks(data: DataSection) -> Iterator[faults.Fault]:
 
 def _exports(recipe: Recipe) -> Iterator[faults.Fault]:
     seen: set[str] = set()
-    for index, export in enumerate(recipe.export):
+    for index, export in enumerate(recipe.exports):
         if export.name in seen:
             yield ("export", str(index)), f"{export.name} stands twice; keep one of them."
         seen.add(export.name)
-        if recipe.plan.layout == "pivoted" and export.precision.startswith("int"):
-            text = (
-                f"{export.precision} does not go with the pivoted layout, which magnifies rounding (int8 agreed with "
-                "fp32 on 40 %, two-factor on 99 %); use plan.layout: two-factor, fp16 or fp32."
-            )
-            yield ("export", str(index), "precision"), text
-        device = recipe.validation.device
-        exporter = registry.exporter(export.runtime, export.precision)
-        devices = getattr(exporter, "devices", (device,))
-        if device not in devices:
-            text = (
-                f"{export.precision} of {export.runtime} runs on the {' and '.join(devices)} only, but validate.device "
-                f"is {device}; name another precision or runtime, or validate on the {devices[0]}."
-            )
-            yield ("export", str(index), "precision"), text
+        yield from ((("export", str(index), "precision"), text) for text in _misfits(recipe, export))
+
+
+def _misfits(recipe: Recipe, export: ExportSection) -> Iterator[str]:
+    """Why an export goes with neither the plan's layout nor the device that it is measured on."""
+    if recipe.plan.layout == "pivoted" and export.precision.startswith("int"):
+        yield (
+            f"{export.precision} does not go with the pivoted layout, which magnifies rounding (int8 agreed with "
+            "fp32 on 40 %, two-factor on 99 %); use plan.layout: two-factor, fp16 or fp32."
+        )
+    device = recipe.validation.device
+    devices = getattr(registry.exporter(export.runtime, export.precision), "devices", (device,))
+    if device not in devices:
+        yield (
+            f"{export.precision} of {export.runtime} runs on the {' and '.join(devices)} only, but validate.device "
+            f"is {device}; name another precision or runtime, or validate on the {devices[0]}."
+        )

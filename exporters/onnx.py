@@ -46,6 +46,7 @@ class OnnxExporter:
     block: int = 32
     tolerance: float = 1e-3
     name: ClassVar[str] = "onnx"
+    precisions: ClassVar[tuple[str, ...]] = tuple(PRECISIONS)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -12,7 +13,9 @@ import pytest
 from onnx import numpy_helper
 
 from compressor import pipeline
-from compressor.errors import DataError, InputError
+from compressor.artifact import Artifact
+from compressor.errors import DataError, ExportError, InputError
+from compressor.recipe import ExportSection
 from validators.report import Report
 
 
@@ -59,3 +62,30 @@ def test_calibration_on_other_data_is_refused_and_leaves_nothing(copied: Path, t
 def test_a_precision_that_no_exporter_writes_is_refused_before_the_run_is_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="writes fp32, fp16, int8, int8-static and int4, not 'int3'"):
         pipeline.export(tmp_path / "nothing", precision="int3")
+
+
+def test_the_best_of_all_exports_is_found_on_real_measurements(copied: Path) -> None:
+    state = copied / "artifact.json"
+    manifest = json.loads(state.read_text())
+    manifest["recipe"] |= {"export": "auto", "gates": {"size": {"type": "percent-min-improvement", "value": 1}}}
+    state.write_text(json.dumps(manifest))
+    report: Report = pipeline.validate(copied)
+    assert report.winner is not None
+    assert [export.name for export in report.exports if export.role == "candidate"] == [report.winner.name]
+    assert all(export.finding("size").limit is not None for export in report.exports)  # type: ignore[union-attr]
+    written = json.loads((copied / "report.json").read_text())
+    assert written["winner"] in written["front"]
+
+
+def test_a_precision_that_a_model_cannot_have_is_left_out_of_a_contest_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ExportError("The quantizer fails on this graph.")
+
+    monkeypatch.setattr(pipeline, "export", fails)
+    section, artifact = ExportSection(precision="int4"), cast("Artifact", None)
+    pipeline._try(artifact, section, None, required=False)
+    assert "onnx-int4 is left out: The quantizer fails on this graph." in capsys.readouterr().err
+    with pytest.raises(ExportError):
+        pipeline._try(artifact, section, None, required=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from compressor.tasks.base import QUALITIES
@@ -65,7 +65,7 @@ class Recommendation:
 
 def recommend(exports: Sequence[ExportReport]) -> Recommendation:
     """Choose among the dense baseline and all exports, and say why."""
-    candidates = [export for export in exports if export.role == "candidate"]
+    candidates = [export for export in exports if not export.dense]
     if not candidates:
         return Recommendation(None, "There is no low-rank export to hold against the dense model.")
     if any(export.finding("accuracy") is None for export in candidates):
@@ -76,6 +76,51 @@ def recommend(exports: Sequence[ExportReport]) -> Recommendation:
         return Recommendation(None, "Neither size, latency nor memory was measured, so nothing can be recommended.")
     best = _best(found, shared)
     return Recommendation(best, _explain(best, found, shared))
+
+
+def winner(exports: Sequence[ExportReport]) -> ExportReport | None:
+    """The best of all exports that hold every gate, dense ones too; None where there is none."""
+    holding = [export for export in exports if all(finding.ok for finding in export.findings)]
+    found = [option for option in options(holding)[1:] if option.sound]
+    shared = [cost for cost in COSTS if all(cost in option.costs for option in found)]
+    if not found or not shared:
+        return None
+    best = _best(found, shared).name
+    return next(export for export in holding if export.name == best)
+
+
+def crowned(exports: Sequence[ExportReport]) -> tuple[ExportReport, ...]:
+    """With the winner as the only candidate; where there is none, low-rank exports stay candidates and fail."""
+    best = winner(exports)
+    if best is None:
+        return tuple(exports)
+    return tuple(replace(export, role="candidate" if export is best else "reference") for export in exports)
+
+
+def defend(exports: Sequence[ExportReport]) -> Recommendation:
+    """Why the winner is the winner, and whether low-rank is the answer."""
+    best = winner(exports)
+    if best is None:
+        return Recommendation(None, f"None of {len(exports)} exports, dense or low-rank, holds every gate.")
+    holding = [export for export in exports if all(finding.ok for finding in export.findings)]
+    found = options(holding)
+    shared = [cost for cost in COSTS if all(cost in option.costs for option in found)]
+    chosen = next(option for option in found if option.name == best.name)
+    rivals = [option for option in found[1:] if option.sound and option.low_rank != chosen.low_rank]
+    text = f"{_capital(chosen.label)} wins: {_compared(chosen, found[0], shared)}."
+    if rivals:
+        rival = min(rivals, key=lambda option: _mean_cost(option, shared))
+        text += f" Against {rival.label} it is {_compared(chosen, rival, shared, named=False)}."
+    else:
+        text += f" No {'other dense' if chosen.low_rank else 'low-rank'} export holds every gate."
+    return Recommendation(chosen, text + ("" if chosen.low_rank else f" {_capital(NOT_THE_ANSWER)}."))
+
+
+def front(exports: Sequence[ExportReport]) -> tuple[str, ...]:
+    """Names of the sound exports that no other one dominates in accuracy, size, latency and memory."""
+    sound = [option for option in options(exports)[1:] if option.sound]
+    shared = ["accuracy", *(cost for cost in COSTS if all(cost in option.costs for option in sound))]
+    return tuple(one.name for one in sound if not any(dominates(other, one, shared) for other in sound))
 
 
 def options(exports: Sequence[ExportReport]) -> tuple[Option, ...]:
@@ -91,9 +136,9 @@ def options(exports: Sequence[ExportReport]) -> tuple[Option, ...]:
 
 
 def _limits(exports: Sequence[ExportReport]) -> dict[str, float]:
-    """The strictest limit of each quality that a gate of the candidates limits."""
+    """The strictest limit of each quality that a gate limits."""
     limits: dict[str, float] = {}
-    for finding in (finding for export in exports if export.role == "candidate" for finding in export.findings):
+    for finding in (finding for export in exports for finding in export.findings):
         if finding.quantity in QUALITIES and finding.limit is not None:
             strictest = max if finding.better == "higher" else min
             limits[finding.quantity] = strictest(finding.limit, limits.get(finding.quantity, finding.limit))
@@ -102,13 +147,13 @@ def _limits(exports: Sequence[ExportReport]) -> dict[str, float]:
 
 def _labels(exports: Sequence[ExportReport]) -> list[str]:
     """`low-rank int8`, `dense int8`; with the export's name where two would read alike."""
-    plain = [f"{'low-rank' if e.role == 'candidate' else 'dense'} {e.precision}" for e in exports]
+    plain = [f"{'dense' if e.dense else 'low-rank'} {e.precision}" for e in exports]
     twice = {label for label in plain if [*plain, "dense fp32"].count(label) > 1}
     return [f"{p} ({e.name})" if p in twice else p for p, e in zip(plain, exports, strict=True)]
 
 
 def _option(export: ExportReport, label: str, limits: Mapping[str, float]) -> Option:
-    low_rank = export.role == "candidate"
+    low_rank = not export.dense
     failed = tuple(finding.quantity for finding in export.failures)
     return Option(label, export.name, low_rank, _is_sound(export, limits), failed, dict(_costs(export)))
 

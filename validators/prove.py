@@ -16,15 +16,17 @@ from compressor.progress import stage
 from compressor.recipe import Recipe, dump
 from compressor.tasks.base import Outcomes, Task
 from exporters.base import EXPORT_FILE, Session
+from validators import advice
 from validators.base import Evaluation, Subject
 from validators.measure import measure
-from validators.report import ExportReport, Report
+from validators.report import AUTO, DENSE, ExportReport, Report
 
 
 def prove(artifact: Artifact, exports: Sequence[str] | None = None, factory: Factory | str | None = None) -> Report:
     """Run every check on the exports (all, or those named) and on the dense exports beside them.
 
-    Each is held against dense fp32 on its own runtime: two runtimes' memory and time have no common floor.
+    Each is held against dense fp32 on its own runtime: two runtimes' memory and time have no common floor. With
+    `export: auto` dense exports are judged too, and the winner is the report's only candidate.
     `factory` names the code that made the dense model, where code did: see `compressor.load`.
 
     Raises:
@@ -37,15 +39,15 @@ def prove(artifact: Artifact, exports: Sequence[str] | None = None, factory: Fac
     runtimes = dict.fromkeys(map(_runtime, candidates))
     dense = {runtime: artifact.path / "baseline" / f"{runtime}-fp32" for runtime in runtimes}
     others = [folder for folder in _folders(artifact.path / "baseline") if folder not in dense.values()]
-    rows: list[ExportReport] = []
+    auto, rows = recipe.export == AUTO, list[ExportReport]()
     for role, folders in {"candidate": candidates, "reference": others}.items():
         for runtime in runtimes:
-            gates = recipe.gates if role == "candidate" else {}
-            prefix = "dense-" if role == "reference" else ""
+            gates = recipe.gates if auto or role == "candidate" else {}
+            prefix = DENSE if role == "reference" else ""
             found = [prover.subject(folder, prefix) for folder in folders if _runtime(folder) == runtime]
-            findings = measure(prover.subject(dense[runtime], "dense-"), found, recipe.validation, gates)
+            findings = measure(prover.subject(dense[runtime], DENSE), found, recipe.validation, gates)
             rows += [_row(subject, role, findings[subject.name]) for subject in found]
-    return Report(tuple(rows), context(artifact, recipe))
+    return Report(advice.crowned(rows) if auto else tuple(rows), context(artifact, recipe))
 
 
 def _runtime(folder: Path) -> str:

@@ -102,7 +102,7 @@ def html(report: Report) -> str:
     return page.get_template("report.html.j2").render(
         report=report,
         judged=any(export.gated for export in report.exports),
-        recommendation=advice.recommend(report.exports),
+        recommendation=report.recommendation,
         overview=_overview(report),
         overview_headers=[wording.label(quantity) for quantity in _columns(report)],
         headers=wording.HEADERS,
@@ -135,7 +135,7 @@ def _html_rows(export: ExportReport) -> list[dict[str, Any]]:
 def _overview(report: Report) -> list[dict[str, Any]]:
     """Dense first, then every export: for each quantity of the columns the value and its ratio to dense."""
     columns = _columns(report)
-    best = advice.recommend(report.exports).best
+    best = report.recommendation.best
     dense = {"label": "dense fp32", "name": "the baseline", "cells": [_dense_cell(report, q) for q in columns]}
     rows = [dense | {"best": best is not None and best.name == "dense", "verdict": "-", "state": "ungated"}]
     labels: Mapping[str, str] = {option.name: option.label for option in advice.options(report.exports)[1:]}

@@ -20,6 +20,8 @@ from validators.base import Finding
 
 SCHEMA_VERSION = 1
 REPORT_FILE = "report.json"
+DENSE = "dense-"  # what the names of the dense model's exports begin with
+AUTO = "auto"  # the recipe's `export` where the best of all exports is looked for
 Role = Literal["candidate", "reference"]
 
 
@@ -27,7 +29,7 @@ Role = Literal["candidate", "reference"]
 class ExportReport:
     """The findings of one export, each beside the dense baseline.
 
-    A `candidate` is what the gates judge; a `reference` (plain dense int8, say) is shown beside it and never gated.
+    A `candidate` is what the gates judge; a `reference` (plain dense int8, say) is shown beside it and fails nothing.
     """
 
     name: str
@@ -39,6 +41,11 @@ class ExportReport:
     def finding(self, quantity: str) -> Finding | None:
         """The finding of one quantity, or None where it was not measured."""
         return next((finding for finding in self.findings if finding.quantity == quantity), None)
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is an export of the dense model."""
+        return self.name.startswith(DENSE)
 
     @property
     def gated(self) -> tuple[Finding, ...]:
@@ -68,18 +75,31 @@ class Report:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def auto(self) -> bool:
+        """Whether the best of all exports, dense ones too, was looked for."""
+        recipe = self.context.get("recipe")
+        return isinstance(recipe, Mapping) and recipe.get("export") == AUTO
+
+    @property
+    def winner(self) -> ExportReport | None:
+        """Of `export: auto` the export that won; None without one, or where there was no contest."""
+        return advice.winner(self.exports) if self.auto else None
+
+    @property
     def failures(self) -> tuple[tuple[ExportReport, Finding], ...]:
         """Every failed gate with the export that failed it."""
         return tuple((export, finding) for export in self.exports for finding in export.failures)
 
     @property
     def verdict(self) -> Literal["pass", "fail"]:
-        """`fail` when any export fails."""
-        return "fail" if self.failures else "pass"
+        """`fail` when any export fails, or where the best was looked for and none holds every gate."""
+        return "fail" if self.failures or (self.auto and self.winner is None) else "pass"
 
     @property
     def headline(self) -> str:
         """The verdict in plain words."""
+        if self.auto:
+            return self._contest()
         gates = sum(len(export.gated) for export in self.exports)
         if not gates:
             return "No gates were set: nothing was judged"
@@ -87,9 +107,20 @@ class Report:
             return "Pass: the gate holds" if gates == 1 else f"Pass: all {gates} gates hold"
         return f"Fail: {len(self.failures)} of {gates} gates {'does' if len(self.failures) == 1 else 'do'} not hold"
 
+    def _contest(self) -> str:
+        if self.winner is None:
+            return f"Fail: none of {len(self.exports)} exports holds every gate"
+        held = f" and holds {_gates(len(self.winner.gated))}" if self.winner.gated else ""
+        return f"Pass: {self.winner.name} wins among {len(self.exports)} exports{held}"
+
+    @property
+    def recommendation(self) -> advice.Recommendation:
+        """The option to deploy, and why."""
+        return advice.defend(self.exports) if self.auto else advice.recommend(self.exports)
+
     def advice(self) -> str:
         """Which of dense and low-rank, fp32 and int8, is best here; says plainly when low-rank is not the answer."""
-        return advice.recommend(self.exports).text
+        return self.recommendation.text
 
     def raise_for_gates(self) -> None:
         """Do nothing when every gate holds.
@@ -97,7 +128,7 @@ class Report:
         Raises:
             GateError: one line per failed gate, with the figures and the limit.
         """
-        if not self.failures:
+        if self.verdict == "pass":
             return
         lines = [f"  {export.name}: {wording.complaint(finding)}" for export, finding in self.failures]
         if any(finding.verdict == "unsure" for _, finding in self.failures):
@@ -106,7 +137,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data; numbers that are not finite become None."""
-        head = {"schema_version": self.schema_version, "verdict": self.verdict, "advice": self.advice()}
+        head: dict[str, Any] = {"schema_version": self.schema_version, "verdict": self.verdict, "advice": self.advice()}
+        head |= {"winner": self.winner.name if self.winner else None, "front": list(advice.front(self.exports))}
         exports = [_export_to_dict(export) for export in self.exports]
         return head | {"exports": exports, "context": _jsonable(self.context)}
 
@@ -174,6 +206,10 @@ class Report:
     def __str__(self) -> str:
         tables = [f"{export.name} ({export.role})\n{_table(export)}" for export in self.exports]
         return "\n\n".join([f"{self.headline}\n{self.advice()}", *tables])
+
+
+def _gates(count: int) -> str:
+    return "its gate" if count == 1 else f"all {count} gates"
 
 
 def _export_to_dict(export: ExportReport) -> dict[str, Any]:

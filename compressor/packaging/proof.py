@@ -33,7 +33,7 @@ def report_of(artifact: Artifact) -> Report:
 
 
 def choose(report: Report, exports: Path, name: str | None = None, *, allow_failed: bool = False) -> ExportReport:
-    """The export of that name, or the smallest of those that hold their gates.
+    """The export of that name, or the smallest of those that hold their gates; where the best was looked for, that.
 
     Raises:
         ArtifactError: there is no such export, or no export that can be packaged.
@@ -42,11 +42,18 @@ def choose(report: Report, exports: Path, name: str | None = None, *, allow_fail
     measured = {
         found.name: found
         for found in report.exports
-        if found.role == "candidate" and found.runtime == RUNTIME and (exports / found.name).is_dir()
+        if not found.dense and found.runtime == RUNTIME and (exports / found.name).is_dir()
     }
+    if name is None and report.winner and report.winner.dense:
+        folder = exports.parent / "baseline" / report.winner.name.removeprefix("dense-")
+        raise ArtifactError(
+            f"{report.winner.name} won, and packages hold low-rank exports: deploy {folder}, or name one of "
+            f"{', '.join(measured) or 'none'} with --export."
+        )
     if name is None:
-        sound = [found for found in measured.values() if found.verdict == "pass"]
-        return _allowed(_smallest(sound or list(measured.values()), exports), allow_failed)
+        judged = [found for found in measured.values() if found.role == "candidate"]
+        sound = [found for found in judged if found.verdict == "pass"]
+        return _allowed(_smallest(sound or judged, exports), allow_failed)
     if name in measured:
         return _allowed(measured[name], allow_failed)
     if (exports / name / "model.onnx").is_file():
@@ -69,9 +76,10 @@ def _smallest(found: list[ExportReport], exports: Path) -> ExportReport:
 
 
 def _allowed(found: ExportReport, allow_failed: bool) -> ExportReport:
-    if found.failures and not allow_failed:
+    failures = [finding for finding in found.findings if not finding.ok]
+    if failures and not allow_failed:
         complain = import_module("validators.wording").complaint
-        lines = [f"  {found.name}: {complain(failure)}" for failure in found.failures]
+        lines = [f"  {found.name}: {complain(failure)}" for failure in failures]
         told = "Gates do not hold, so nothing is packaged (--allow-failed-gates does, and the model card will say so):"
         raise GateError("\n".join([told, *lines]))
     return found

@@ -328,3 +328,25 @@ def test_a_baseline_without_the_task_teaches_nothing(tmp_path: Path) -> None:
 
 def test_lessons_can_be_switched_off(tmp_path: Path) -> None:
     assert recipe.read(write(tmp_path, GOOD + "adapt: {distill: null}\n")).distillation is None
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("", ["onnx-fp32", "onnx-fp16", "onnx-int8", "onnx-int8-static", "onnx-int4"]),
+        ("validate: {device: cuda}\n", ["onnx-fp32", "onnx-fp16", "onnx-int4"]),
+        ("plan: {layout: pivoted}\n", ["onnx-fp32", "onnx-fp16"]),
+    ],
+)
+def test_auto_exports_what_runs_on_the_device_and_suits_the_layout(
+    tmp_path: Path, more: str, expected: list[str]
+) -> None:
+    read = recipe.read(write(tmp_path, f"{GOOD}export: auto\n{more}"))
+    assert [export.name for export in read.exports] == expected
+    assert recipe.Recipe.model_validate(recipe.dump(read)).exports == read.exports
+
+
+def test_another_word_than_auto_is_refused_with_what_is_allowed(tmp_path: Path) -> None:
+    found = faults(tmp_path, GOOD + "export: atuo\n")
+    assert found.startswith("recipe.yaml:5: export: ")
+    assert "'auto'" in found

@@ -1,0 +1,116 @@
+"""`export: auto`: the best of the dense and low-rank exports that hold every gate wins, and it alone is judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from compressor.errors import ArtifactError, GateError
+from compressor.packaging import proof
+from compressor.recipe import Gate
+from validators import advice
+from validators.base import Finding
+from validators.report import ExportReport, Report
+
+GATES = {
+    "accuracy": Gate(type="max-degradation", value=0.01),
+    "latency_p50": Gate(type="percent-min-improvement", value=20),
+}
+CONTEXT = {"recipe": {"export": "auto"}}
+
+
+def export(name: str, role: Any, accuracy: float = 0.93, size: float = 50, latency: float = 5) -> ExportReport:
+    """An export beside a dense model of accuracy 0.93, 100 MiB and 10 ms, judged by GATES."""
+    findings = (
+        Finding("accuracy", "share", "higher", 0.93, accuracy, (accuracy - 0.005, accuracy + 0.005), 0.95),
+        Finding("size", "MiB", "lower", 100.0, size),
+        Finding("latency_p50", "ms", "lower", 10.0, latency, (0.98 * latency, 1.02 * latency), 0.95),
+    )
+    judged = tuple(f.judged(GATES[f.quantity]) if f.quantity in GATES else f for f in findings)
+    return ExportReport(name, "onnx", name.rpartition("-")[2], role, judged)
+
+
+def low(precision: str, **figures: float) -> ExportReport:
+    return export(f"onnx-{precision}", "candidate", **figures)
+
+
+def dense(precision: str, **figures: float) -> ExportReport:
+    return export(f"dense-onnx-{precision}", "reference", **figures)
+
+
+def contest(*exports: ExportReport) -> Report:
+    return Report(advice.crowned(exports), CONTEXT)
+
+
+def test_the_best_export_wins_and_is_the_only_one_judged() -> None:
+    report = contest(low("fp32", size=60), low("int8", size=15, latency=3), dense("int8", size=25))
+    assert report.winner is not None
+    assert report.winner.name == "onnx-int8"
+    assert [one.role for one in report.exports] == ["reference", "candidate", "reference"]
+    assert report.headline == "Pass: onnx-int8 wins among 3 exports and holds all 2 gates"
+    assert report.advice() == (
+        "Low-rank int8 wins: smaller (0.15x) and faster (0.30x) than dense fp32 at the same accuracy. "
+        "Against dense int8 it is smaller (0.60x) and faster (0.60x) at the same accuracy."
+    )
+
+
+def test_a_dense_winner_passes_and_says_that_low_rank_is_not_the_answer() -> None:
+    report = contest(low("int8", accuracy=0.80, size=15, latency=3), dense("int8", size=25))
+    assert (report.verdict, report.winner and report.winner.name) == ("pass", "dense-onnx-int8")
+    assert report.advice().endswith("No low-rank export holds every gate. Low-rank is not the answer here.")
+    report.raise_for_gates()
+
+
+def test_the_cheapest_does_not_win_where_it_fails_a_gate() -> None:
+    report = contest(low("int4", size=5, latency=9), low("int8", size=15, latency=3))
+    assert report.winner is not None
+    assert report.winner.name == "onnx-int8"  # int4's latency is not a fifth below dense
+
+
+def test_without_a_winner_every_low_rank_export_fails() -> None:
+    report = contest(low("int8", accuracy=0.80), low("fp32", latency=12), dense("int8", latency=11))
+    assert (report.verdict, report.winner) == ("fail", None)
+    assert report.headline == "Fail: none of 3 exports holds every gate"
+    with pytest.raises(GateError, match=r"(?s)onnx-int8: accuracy.*onnx-fp32: latency_p50") as caught:
+        report.raise_for_gates()
+    assert "dense-onnx-int8:" not in str(caught.value)
+
+
+def test_the_front_has_what_nothing_beats_everywhere() -> None:
+    exports = (low("fp32", size=60), low("int8", size=15, latency=3), dense("int8", accuracy=0.95, size=25))
+    assert advice.front(exports) == ("onnx-int8", "dense-onnx-int8")  # more accurate, but larger
+
+
+def test_the_winner_stands_in_the_files_and_is_found_again(tmp_path: Path) -> None:
+    report = contest(low("fp32", accuracy=0.80), low("int8", size=15, latency=3), dense("int8"))
+    report.save(tmp_path)
+    data = report.to_dict()
+    assert (data["winner"], data["front"]) == ("onnx-int8", ["onnx-int8"])
+    assert Report.read(tmp_path) == report
+    suites = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert {suite.get("name"): suite.get("failures") for suite in suites} == {
+        "onnx-fp32": "0",  # it lost, and is no failure of the build
+        "onnx-int8": "0",
+        "dense-onnx-int8": "0",
+    }
+    assert "onnx-int8 wins" in (tmp_path / "report.html").read_text()
+
+
+def test_where_nothing_is_looked_for_there_is_no_winner() -> None:
+    report = Report((low("int8", size=15, latency=3), dense("int8")))
+    assert (report.winner, report.to_dict()["winner"]) == (None, None)
+
+
+def test_the_winner_is_packaged_and_a_dense_one_is_said_to_lie_elsewhere(tmp_path: Path) -> None:
+    for name in ("onnx-fp32", "onnx-int8"):
+        (tmp_path / "exports" / name).mkdir(parents=True)
+    won = contest(low("fp32"), low("int8", size=60, latency=3))
+    assert proof.choose(won, tmp_path / "exports").name == "onnx-int8"
+    lost = contest(low("fp32", accuracy=0.8), low("int8", accuracy=0.8), dense("int8", size=25))
+    with pytest.raises(ArtifactError, match=r"dense-onnx-int8 won.*deploy .*baseline/onnx-int8, or name one of"):
+        proof.choose(lost, tmp_path / "exports")
+    with pytest.raises(GateError, match="onnx-int8: accuracy fails"):
+        proof.choose(lost, tmp_path / "exports", "onnx-int8")
