@@ -36,7 +36,8 @@ class OnnxExporter:
         embeddings: int8, int8-static and int4: quantize embedding tables too.
         reduce_range: int8 and int8-static: seven-bit weights, which give the same results with and without VNNI.
         block: int4: weights to a scale, a power of two from 16.
-        tolerance: largest absolute difference of a logit that the fp32 graph may have from the torch model.
+        tolerance: largest difference of a logit that the fp32 graph may have from the torch model, or 1e-4 of the
+            largest logit where that is more.
     """
 
     precision: Precision = "fp32"

@@ -39,7 +39,8 @@ class OpenvinoExporter:
         precision: "fp32"; "fp16": weights stored in half precision; "int8": weights stored in eight bits by NNCF.
             What is not a weight is computed in fp32 in all three.
         opset: version of the ONNX operators that the model passes through on its way to the IR.
-        tolerance: largest absolute difference of a logit that the fp32 graph may have from the torch model.
+        tolerance: largest difference of a logit that the fp32 graph may have from the torch model, or 1e-4 of the
+            largest logit where that is more.
     """
 
     precision: Precision = "fp32"

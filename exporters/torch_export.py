@@ -43,7 +43,8 @@ class TorchExporter:
 
     Attributes:
         precision: "fp32".
-        tolerance: largest absolute difference of a logit that the program may have from the torch model.
+        tolerance: largest difference of a logit that the program may have from the torch model, or 1e-4 of the
+            largest logit where that is more.
     """
 
     precision: Literal["fp32"] = "fp32"

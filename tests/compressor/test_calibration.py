@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,9 +16,7 @@ from torch.nn.functional import cross_entropy, gelu
 
 from compressor.calibration import IGNORED, Batch, Statistics, calibrate, own_label_loss
 from compressor.errors import ArtifactError, DataError, ModelError
-from compressor.factorize import decompose
 from compressor.methods.base import Moment
-from compressor.methods.jactus import Jactus
 from compressor.models import dense_layer, find_targets
 
 BOTH = frozenset(Moment)
@@ -156,19 +153,6 @@ def test_a_real_encoder_gathers_one_input_for_query_key_and_value(
 
 
 # ---- how often they are decomposed ----
-
-
-def test_every_distinct_moment_is_decomposed_once(
-    tiny_bert: Callable[[], Any], token_batches: Callable[[], list[Batch]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny_bert()
-    statistics = calibrate(model, token_batches(), BOTH)
-    eigh = Mock(wraps=torch.linalg.eigh)
-    monkeypatch.setattr(torch.linalg, "eigh", eigh)
-    decompose(model, Jactus(), statistics)
-    decompose(model, Jactus(union=0.3), statistics)
-    inputs, gradients = 2 * 4, 2 * 6  # query, key and value share one of six inputs
-    assert eigh.call_count == inputs + gradients
 
 
 # ---- the file ----
