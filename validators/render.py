@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 OVERVIEW = ("perplexity", "accuracy", "size", "peak_memory", "latency_p50")
 MARKS = {"pass": "✓", "fail": "✗", "unsure": "?", "ungated": ""}
+ROLES = {"candidate": "candidate", "reference": "reference: shown beside the candidates, not judged"}
+CONTEST = {"candidate": "the winner", "reference": "did not win: shown beside the winner, and fails nothing"}
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
 
 
@@ -106,6 +108,7 @@ def html(report: Report) -> str:
         overview=_overview(report),
         overview_headers=[wording.label(quantity) for quantity in _columns(report)],
         headers=wording.HEADERS,
+        roles=CONTEST if report.winner else ROLES,
         exports=[(export, _html_rows(export)) for export in report.exports],
         complaints=[(export.name, wording.complaint(finding)) for export, finding in report.failures],
         plots=plots.draw(report),
@@ -137,21 +140,33 @@ def _overview(report: Report) -> list[dict[str, Any]]:
     columns = _columns(report)
     best = report.recommendation.best
     dense = {"label": "dense fp32", "name": "the baseline", "cells": [_dense_cell(report, q) for q in columns]}
-    rows = [dense | {"best": best is not None and best.name == "dense", "verdict": "-", "state": "ungated"}]
+    front = advice.front(report.exports) if report.auto else ()
+    rows = [
+        dense | {"best": best is not None and best.name == "dense", "verdict": "-", "state": "ungated", "front": False}
+    ]
     labels: Mapping[str, str] = {option.name: option.label for option in advice.options(report.exports)[1:]}
     for export in report.exports:
-        state = export.verdict if export.gated else "ungated"
+        state = _state(report, export)
         rows.append(
             {
                 "label": labels.get(export.name, export.name),
                 "name": export.name,
                 "cells": [_cell(export.finding(quantity)) for quantity in columns],
                 "best": best is not None and best.name == export.name,
-                "verdict": f"{MARKS[state]} {state}" if export.gated else "-",
+                "verdict": f"{MARKS[state]} {state}".strip() if MARKS[state] else "-",
                 "state": state,
+                "front": export.name in front,
             }
         )
     return rows
+
+
+def _state(report: Report, export: ExportReport) -> str:
+    """Whether its gates hold; of a reference only where it was in a contest."""
+    if export.gated or not report.auto:
+        return export.verdict if export.gated else "ungated"
+    judged = [finding for finding in export.findings if finding.verdict != "ungated"]
+    return ("pass" if all(finding.ok for finding in judged) else "fail") if judged else "ungated"
 
 
 def _columns(report: Report) -> list[str]:

@@ -209,7 +209,7 @@ class Report:
 
 
 def _gates(count: int) -> str:
-    return "its gate" if count == 1 else f"all {count} gates"
+    return {1: "its gate", 2: "both gates"}.get(count, f"all {count} gates")
 
 
 def _export_to_dict(export: ExportReport) -> dict[str, Any]:

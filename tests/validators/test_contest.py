@@ -50,7 +50,7 @@ def test_the_best_export_wins_and_is_the_only_one_judged() -> None:
     assert report.winner is not None
     assert report.winner.name == "onnx-int8"
     assert [one.role for one in report.exports] == ["reference", "candidate", "reference"]
-    assert report.headline == "Pass: onnx-int8 wins among 3 exports and holds all 2 gates"
+    assert report.headline == "Pass: onnx-int8 wins among 3 exports and holds both gates"
     assert report.advice() == (
         "Low-rank int8 wins: smaller (0.15x) and faster (0.30x) than dense fp32 at the same accuracy. "
         "Against dense int8 it is smaller (0.60x) and faster (0.60x) at the same accuracy."
@@ -96,7 +96,11 @@ def test_the_winner_stands_in_the_files_and_is_found_again(tmp_path: Path) -> No
         "onnx-int8": "0",
         "dense-onnx-int8": "0",
     }
-    assert "onnx-int8 wins" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "onnx-int8 wins" in page
+    assert page.count("did not win") == 2
+    assert page.count("on the front") == 1
+    assert "✗ fail" in page  # the accuracy of onnx-fp32
 
 
 def test_where_nothing_is_looked_for_there_is_no_winner() -> None:
