@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, get_type_hints
 
 from compressor import registry
 
@@ -43,17 +44,26 @@ def to_dict(entry: Entry) -> dict[str, Any]:
 def _entry(name: str, cls: Any) -> Entry:
     summary = (cls.__doc__ or "").strip().partition("\n")[0]
     described = getattr(cls, "__pydantic_fields__", {})
-    fields = (_field(one, described.get(one.name)) for one in dataclasses.fields(cls) if one.init)
+    hints = _hints(cls)
+    fields = (_field(one, described.get(one.name), hints) for one in dataclasses.fields(cls) if one.init)
     lacking = registry.missing(getattr(cls, "packages", {}))
     return Entry(name, summary, tuple(fields), tuple(dict.fromkeys(lacking.values())))
 
 
-def _field(field: dataclasses.Field[Any], described: Any) -> Field:
+def _hints(cls: Any) -> dict[str, Any]:
+    """The types of its fields with their names resolved, as far as they can be at run time."""
+    try:
+        return get_type_hints(cls)
+    except NameError:  # imported for type checkers only
+        return {}
+
+
+def _field(field: dataclasses.Field[Any], described: Any, hints: Mapping[str, Any]) -> Field:
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
     plain = default if isinstance(default, bool | int | float | str) else None
-    annotation = described.annotation if described else field.type
+    annotation = described.annotation if described else hints.get(field.name, field.type)
     return Field(field.name, _type_name(annotation), plain, (described and described.description) or "")
 
 
