@@ -21,7 +21,7 @@ import json
 import shutil
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -287,5 +287,11 @@ def verify(path: Path) -> None:
     digests = Artifact.open(path).manifest["files"]
     faults = changed_files(path, digests)
     faults += [f"{name} is not in the manifest" for name in files_of(path) if name not in digests]
-    if faults:
-        raise IntegrityError(f"{path} is not what was made:\n" + "\n".join(f"  {fault}" for fault in faults))
+    require_none(path, faults)
+
+
+def require_none(where: Path, faults: Iterable[str]) -> None:
+    """Raises IntegrityError where there are faults; all are listed."""
+    found = list(faults)
+    if found:
+        raise IntegrityError(f"{where} is not what was made:\n" + "\n".join(f"  {fault}" for fault in found))

@@ -46,7 +46,7 @@ def _entry(name: str, cls: Any) -> Entry:
     described = getattr(cls, "__pydantic_fields__", {})
     hints = _hints(cls)
     fields = (_field(one, described.get(one.name), hints) for one in dataclasses.fields(cls) if one.init)
-    lacking = registry.missing(getattr(cls, "packages", {}))
+    lacking = registry.missing(registry.packages_of(cls))
     return Entry(name, summary, tuple(fields), tuple(dict.fromkeys(lacking.values())))
 
 

@@ -32,7 +32,7 @@ def run(recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, o
     """
     found = _read(recipe)
     for section in found.exports:  # a runtime that is not installed is told before hours of training, not after them
-        registry.require(getattr(registry.load("exporters", section.runtime), "packages", {}))
+        registry.require(registry.packages_of(registry.load("exporters", section.runtime)))
     factory = Factory.of(found.model)
     artifact = compress(found, out, resume=resume, overwrite=overwrite)
     with alone(artifact.path):

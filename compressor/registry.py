@@ -92,6 +92,14 @@ def exporter(name: str, precision: str) -> Any:
         raise InputError(str(error)) from error
 
 
+def packages_of(exporter: Any) -> Mapping[str, str]:
+    """What an exporter's runner imports, as its class says in `packages`: import name -> the command that installs it.
+
+    A class without `packages` needs nothing that could be missing.
+    """
+    return getattr(exporter, "packages", {})
+
+
 def missing(packages: Mapping[str, str]) -> dict[str, str]:
     """Of packages (import name -> the command that installs it) those that are not installed; imports nothing."""
     return {name: command for name, command in packages.items() if importlib.util.find_spec(name) is None}

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from compressor.registry import packages_of as packages_of
+
 if TYPE_CHECKING:
     import torch
 
@@ -41,14 +43,6 @@ class Runner(Protocol):
     def providers(self) -> tuple[str, ...]:
         """The execution providers in use, most preferred first."""
         ...
-
-
-def packages_of(exporter: Any) -> Mapping[str, str]:
-    """What an exporter's runner imports, as its class says in `packages`: import name -> the command that installs it.
-
-    A class without `packages` needs nothing that could be missing.
-    """
-    return getattr(exporter, "packages", {})
 
 
 @dataclass(frozen=True)

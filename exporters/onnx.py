@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from compressor.errors import ExportError
-from exporters import onnx_runtime
+from exporters import onnx_runtime, staged
 from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session
 from exporters.folder import new_folder
 from exporters.onnx_precisions import PRECISIONS
@@ -89,7 +87,8 @@ class OnnxExporter:
         with new_folder(path) as scratch, settled(model):
             digest = weights_digest(model)
             sibling = path.parent / "onnx-fp32"
-            reused = self.precision != "fp32" and self._fits(sibling, digest, example)
+            known = {"weights_digest": digest, "precision": "fp32", "opset": self.opset}
+            reused = self.precision != "fp32" and staged.fits(sibling, (GRAPH,), known, list(example))
             figures = self._write(model, beside(model, example), scratch, sibling if reused else None, samples)
             facts = self._facts(scratch) | figures | {"weights_digest": digest, "reused_fp32_graph": reused}
             _save_config(model, scratch, facts["inputs"])
@@ -106,18 +105,6 @@ class OnnxExporter:
         """
         return onnx_runtime.load(path, session)
 
-    def _fits(self, sibling: Path, digest: str, example: Mapping[str, Any]) -> bool:
-        """Whether the sibling is an fp32 graph of these weights, inputs and opset."""
-        if not all((sibling / name).is_file() for name in (EXPORT_FILE, GRAPH)):
-            return False
-        try:
-            facts = json.loads((sibling / EXPORT_FILE).read_text())
-        except json.JSONDecodeError:  # not the export that we wrote
-            return False
-        names = [value["name"] for value in facts.get("inputs", [])][: len(example)]
-        found = [facts.get(key) for key in ("weights_digest", "precision", "opset")]
-        return [*found, names] == [digest, "fp32", self.opset, list(example)]
-
     def _write(
         self,
         model: torch.nn.Module,
@@ -127,21 +114,19 @@ class OnnxExporter:
         samples: Sequence[Arrays],
     ) -> dict[str, Any]:
         """Put the graph into `folder`; returns how far it is from the model."""
-        from exporters import onnx_graph, verify
+        from exporters import onnx_graph
 
-        inputs, stage = verify.trials(model, example), PRECISIONS[self.precision].stage
-        if stage is None:
-            onnx_graph.write(model, example, self.opset, folder / GRAPH)
-            return {"parity": verify.compare(model, self.load(folder), inputs, self.tolerance)}
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            source = traced or Path(temporary)
-            if traced is None:
-                onnx_graph.write(model, example, self.opset, source / GRAPH)
-            before = verify.compare(model, self.load(source), inputs, self.tolerance)
-            stage(source / GRAPH, folder / GRAPH, self, samples)
-        # how much a precision may cost is for the parity and accuracy gates to say: here it must run and stay finite
-        after = verify.compare(model, self.load(folder), inputs, limit=math.inf)
-        return {"parity": after, "parity_fp32": before}
+        stage = PRECISIONS[self.precision].stage
+        return staged.made(
+            model,
+            example,
+            folder,
+            trace=lambda place: onnx_graph.write(model, example, self.opset, place / GRAPH),
+            stage=stage and (lambda source, place: stage(source / GRAPH, place / GRAPH, self, samples)),
+            load=self.load,
+            tolerance=self.tolerance,
+            traced=traced,
+        )
 
     def _facts(self, folder: Path) -> dict[str, Any]:
         from exporters import onnx_file
@@ -173,8 +158,5 @@ def _save_config(model: torch.nn.Module, folder: Path, inputs: Sequence[Mapping[
     """Beside the graph, where optimum's and transformers' loaders look for it; a decoder's also as GenAI's do."""
     from exporters import genai
 
-    config = getattr(model, "config", None)
-    save = getattr(config, "save_pretrained", None)
-    if callable(save):
-        save(folder)
-        genai.write(config, inputs, folder)
+    if staged.save_config(model, folder):
+        genai.write(model.config, inputs, folder)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from compressor.errors import ExportError
 from exporters import onnx_file
-from exporters.tracing import TOTAL, Tracing, tracing_of
+from exporters.tracing import TOTAL, Tracing, require_free, tracing_of
 from exporters.verify import Inputs, is_sequence
 
 PREFIX = "model."  # what a tracing puts before every weight's name
@@ -128,11 +128,7 @@ def _check_axes(graph: onnx_ir.Model, tracing: Tracing) -> None:
                 fixed.append(f"{name} of {value.name} to {value.shape[axis]}")
             elif value.shape is not None and name == TOTAL:
                 value.shape = onnx_ir.Shape([name if place == axis else size for place, size in enumerate(value.shape)])
-    if fixed:
-        raise ExportError(
-            f"The export fixed {', '.join(fixed)}: the model's forward turns this size into a constant. Keep sizes "
-            "symbolic there: no int() of a size, no branch on it, no layer made for one length."
-        )
+    require_free(fixed)
 
 
 def _name_weights(graph: onnx_ir.Model, model: nn.Module) -> None:

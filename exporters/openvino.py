@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from compressor import registry
 from compressor.errors import ExportError
-from exporters import openvino_runtime
+from exporters import openvino_runtime, staged
 from exporters.base import EXPORT_FILE, Device, Exported, Session
 from exporters.folder import new_folder
 from exporters.openvino_runtime import GRAPH, INSTALL, PACKAGES, WEIGHTS, OpenvinoRunner
@@ -72,10 +71,11 @@ class OpenvinoExporter:
         with new_folder(path) as scratch, settled(model):
             digest = weights_digest(model)
             sibling = path.parent / FULL
-            reused = self.precision != "fp32" and _fits(sibling, digest, list(example))
+            known = {"weights_digest": digest, "precision": "fp32"}
+            reused = self.precision != "fp32" and staged.fits(sibling, (GRAPH, WEIGHTS), known, list(example))
             figures = self._write(model, beside(model, example), scratch, sibling if reused else None)
             facts = self._facts(scratch) | figures | {"weights_digest": digest, "reused_fp32_graph": reused}
-            _save_config(model, scratch)
+            staged.save_config(model, scratch)
             (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         return Exported(path, tuple(facts["model_files"]), facts)
 
@@ -93,21 +93,16 @@ class OpenvinoExporter:
         self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], folder: Path, full: Path | None
     ) -> dict[str, Any]:
         """Put the graph into `folder`; returns how far it is from the model."""
-        from exporters import verify
-
-        inputs = verify.trials(model, example)
-        if self.precision == "fp32":
-            self._convert(model, example, folder)
-            return {"parity": verify.compare(model, self.load(folder), inputs, self.tolerance)}
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            source = full or Path(temporary)
-            if full is None:
-                self._convert(model, example, source)
-            before = verify.compare(model, self.load(source), inputs, self.tolerance)
-            self._shrink(source, folder)
-        # how much smaller weights may cost is for the parity and accuracy gates to say
-        after = verify.compare(model, self.load(folder), inputs, limit=math.inf)
-        return {"parity": after, "parity_fp32": before}
+        return staged.made(
+            model,
+            example,
+            folder,
+            trace=lambda place: self._convert(model, example, place),
+            stage=None if self.precision == "fp32" else self._shrink,
+            load=self.load,
+            tolerance=self.tolerance,
+            traced=full,
+        )
 
     def _convert(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], folder: Path) -> None:
         """The fp32 IR in `folder`."""
@@ -170,21 +165,3 @@ def _compressed(graph: Any) -> Any:
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(sys.stderr):  # its progress bar, beside which ours would be torn
         return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
-
-
-def _fits(sibling: Path, digest: str, names: list[str]) -> bool:
-    """Whether the sibling is an fp32 IR of these weights and inputs."""
-    if not all((sibling / name).is_file() for name in (EXPORT_FILE, GRAPH, WEIGHTS)):
-        return False
-    try:
-        facts = json.loads((sibling / EXPORT_FILE).read_text())
-    except json.JSONDecodeError:  # not the export that we wrote
-        return False
-    found = [value["name"] for value in facts.get("inputs", [])][: len(names)]
-    return [facts.get("weights_digest"), facts.get("precision"), found] == [digest, "fp32", names]
-
-
-def _save_config(model: torch.nn.Module, folder: Path) -> None:
-    save = getattr(getattr(model, "config", None), "save_pretrained", None)
-    if callable(save):
-        save(folder)

@@ -18,6 +18,7 @@ from compressor.threads import usable_threads
 from exporters.base import EXPORT_FILE, Arrays, Exported, Session
 from exporters.feed import Feed, shapes
 from exporters.folder import new_folder
+from exporters.staged import save_config
 
 if TYPE_CHECKING:
     import torch
@@ -73,9 +74,7 @@ class TorchExporter:
             facts = self._facts(_write(model, inputs, scratch / PROGRAM), model, scratch)
             (scratch / EXPORT_FILE).write_text(json.dumps(facts))  # read by load
             facts["parity"] = verify.compare(model, self.load(scratch), verify.trials(model, inputs), self.tolerance)
-            save = getattr(getattr(model, "config", None), "save_pretrained", None)
-            if callable(save):
-                save(scratch)
+            save_config(model, scratch)
             (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         return Exported(path, (PROGRAM,), facts)
 
@@ -187,6 +186,8 @@ def _write(model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Pa
 
 def _check_axes(program: torch.export.ExportedProgram, tracing: Tracing) -> None:
     """torch.export quietly fixes an axis that the model turns into a number; that program would serve one size only."""
+    from exporters.tracing import require_free
+
     traced = {node.name: node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"}
     inputs = zip(program.graph_signature.user_inputs, tracing.axes.items(), strict=True)
     fixed = [
@@ -195,11 +196,7 @@ def _check_axes(program: torch.export.ExportedProgram, tracing: Tracing) -> None
         for axis, size in free.items()
         if str(traced[place][axis]).isdecimal()  # a SymInt that can be but one number
     ]
-    if fixed:
-        raise ExportError(
-            f"The export fixed {', '.join(fixed)}: the model's forward turns this size into a constant. Keep sizes "
-            "symbolic there: no int() of a size, no branch on it, no layer made for one length."
-        )
+    require_free(fixed)
 
 
 def _nodes(module: torch.fx.GraphModule) -> Iterator[torch.fx.Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,15 @@ class Tracing:
     inputs: Inputs
     outputs: tuple[str, ...]
     axes: Mapping[str, Mapping[int, str]]  # the free axes of each input
+
+
+def require_free(fixed: Sequence[str]) -> None:
+    """Raises ExportError where an exporter has quietly fixed axes ("sequence_length of input_ids to 7")."""
+    if fixed:
+        raise ExportError(
+            f"The export fixed {', '.join(fixed)}: the model's forward turns this size into a constant. Keep sizes "
+            "symbolic there: no int() of a size, no branch on it, no layer made for one length."
+        )
 
 
 def tracing_of(model: nn.Module, example: Inputs, cache: bool = True) -> Tracing:

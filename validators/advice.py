@@ -71,7 +71,7 @@ def recommend(exports: Sequence[ExportReport]) -> Recommendation:
     if any(export.finding("accuracy") is None for export in candidates):
         return Recommendation(None, "Accuracy was not measured, so nothing can be recommended.")
     found = options(exports)
-    shared = [cost for cost in COSTS if all(cost in option.costs for option in found)]
+    shared = _shared(found)
     if not shared:
         return Recommendation(None, "Neither size, latency nor memory was measured, so nothing can be recommended.")
     best = _best(found, shared)
@@ -80,13 +80,12 @@ def recommend(exports: Sequence[ExportReport]) -> Recommendation:
 
 def winner(exports: Sequence[ExportReport]) -> ExportReport | None:
     """The best of all exports that hold every gate, dense ones too; None where there is none."""
-    holding = [export for export in exports if all(finding.ok for finding in export.findings)]
-    found = [option for option in options(holding)[1:] if option.sound]
-    shared = [cost for cost in COSTS if all(cost in option.costs for option in found)]
+    found = [option for option in options(_holding(exports))[1:] if option.sound]
+    shared = _shared(found)
     if not found or not shared:
         return None
     best = _best(found, shared).name
-    return next(export for export in holding if export.name == best)
+    return next(export for export in exports if export.name == best)
 
 
 def crowned(exports: Sequence[ExportReport]) -> tuple[ExportReport, ...]:
@@ -102,15 +101,14 @@ def defend(exports: Sequence[ExportReport]) -> Recommendation:
     best = winner(exports)
     if best is None:
         return Recommendation(None, f"None of {len(exports)} exports, dense or low-rank, holds every gate.")
-    holding = [export for export in exports if all(finding.ok for finding in export.findings)]
-    found = options(holding)
-    shared = [cost for cost in COSTS if all(cost in option.costs for option in found)]
+    found = options(_holding(exports))
+    shared = _shared(found)
     chosen = next(option for option in found if option.name == best.name)
     rivals = [option for option in found[1:] if option.sound and option.low_rank != chosen.low_rank]
     text = f"{_capital(chosen.label)} wins: {_compared(chosen, found[0], shared)}."
     if rivals:
         rival = min(rivals, key=lambda option: _mean_cost(option, shared))
-        text += f" Against {rival.label} it is {_compared(chosen, rival, shared, named=False)}."
+        text += f" {_beside(chosen, rival, shared)}."
     else:
         text += f" No {'other dense' if chosen.low_rank else 'low-rank'} export holds every gate."
     return Recommendation(chosen, text + ("" if chosen.low_rank else f" {_capital(NOT_THE_ANSWER)}."))
@@ -119,8 +117,16 @@ def defend(exports: Sequence[ExportReport]) -> Recommendation:
 def front(exports: Sequence[ExportReport]) -> tuple[str, ...]:
     """Names of the sound exports that no other one dominates in accuracy, size, latency and memory."""
     sound = [option for option in options(exports)[1:] if option.sound]
-    shared = ["accuracy", *(cost for cost in COSTS if all(cost in option.costs for option in sound))]
-    return tuple(one.name for one in sound if not any(dominates(other, one, shared) for other in sound))
+    return tuple(option.name for option in _front(sound, _shared(sound)))
+
+
+def _holding(exports: Sequence[ExportReport]) -> list[ExportReport]:
+    return [export for export in exports if not export.unmet]
+
+
+def _shared(found: Sequence[Option]) -> list[str]:
+    """The costs that were measured for all of them."""
+    return [cost for cost in COSTS if all(cost in option.costs for option in found)]
 
 
 def options(exports: Sequence[ExportReport]) -> tuple[Option, ...]:
@@ -213,10 +219,14 @@ def dominates(one: Option, other: Option, quantities: Sequence[str]) -> bool:
 
 
 def _best(found: Sequence[Option], shared: Sequence[str]) -> Option:
-    quantities = ("accuracy", *shared)
     sound = [option for option in found if option.sound]
-    front = [o for o in sound if not any(dominates(other, o, quantities) for other in sound)]
-    return min(front or sound, key=lambda option: _mean_cost(option, shared))
+    return min(_front(sound, shared) or sound, key=lambda option: _mean_cost(option, shared))
+
+
+def _front(sound: Sequence[Option], shared: Sequence[str]) -> list[Option]:
+    """Those that none dominates."""
+    quantities = ("accuracy", *shared)
+    return [one for one in sound if not any(dominates(other, one, quantities) for other in sound)]
 
 
 def _mean_cost(option: Option, shared: Sequence[str]) -> float:

@@ -133,7 +133,8 @@ class Comparison:
         """
         if self.verdict == "pass":
             return
-        lines = [f"  {name}: {_complaint(finding)}" for name, finding in self.failures]
+        told = ((name, wording.complaint(finding, "before", "after")) for name, finding in self.failures)
+        lines = [f"  {name}: {complaint}" for name, complaint in told]
         lines += [f"  {name}: is in the report before and not in the one after" for name in self.gone]
         if any(finding.verdict == "unsure" for _, finding in self.failures):
             lines.append("Where it is unsure, measure more (validate.runs, more rows), or widen it with --gate.")
@@ -172,14 +173,6 @@ class Comparison:
     def _remarks(self) -> list[str]:
         new = [f"New, with nothing to compare with: {wording.listed(list(self.new))}."] if self.new else []
         return [f"Warning: {text}" for text in self.warnings] + new
-
-
-def _complaint(finding: Finding) -> str:
-    said = "is unsure, its interval straddles the limit" if finding.verdict == "unsure" else "fails"
-    facts = [f"before {wording.amount(finding, finding.dense)}", f"limit {wording.limit(finding)}"]
-    if finding.interval is not None:
-        facts.insert(1, f"interval {wording.interval(finding)}")
-    return f"{finding.quantity} {said}: after {wording.amount(finding, finding.candidate)}, {', '.join(facts)}"
 
 
 def _are(count: int) -> str:

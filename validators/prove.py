@@ -37,15 +37,17 @@ def prove(artifact: Artifact, exports: Sequence[str] | None = None, factory: Fac
     recipe = Recipe.model_validate(artifact.manifest["recipe"])
     candidates, prover = _folders(artifact.path / "exports", exports), _Prover(artifact, recipe, factory)
     runtimes = dict.fromkeys(map(_runtime, candidates))
-    dense = {runtime: artifact.path / "baseline" / f"{runtime}-fp32" for runtime in runtimes}
-    others = [folder for folder in _folders(artifact.path / "baseline") if folder not in dense.values()]
+    baseline = artifact.path / "baseline"
+    dense = {runtime: prover.subject(baseline / f"{runtime}-fp32", DENSE) for runtime in runtimes}
+    full = {subject.path for subject in dense.values()}
+    others = [folder for folder in _folders(baseline) if folder not in full]
     auto, rows = recipe.export == AUTO, list[ExportReport]()
     for role, folders in {"candidate": candidates, "reference": others}.items():
         for runtime in runtimes:
             gates = recipe.gates if auto or role == "candidate" else {}
             prefix = DENSE if role == "reference" else ""
             found = [prover.subject(folder, prefix) for folder in folders if _runtime(folder) == runtime]
-            findings = measure(prover.subject(dense[runtime], DENSE), found, recipe.validation, gates)
+            findings = measure(dense[runtime], found, recipe.validation, gates)
             rows += [_row(subject, role, findings[subject.name]) for subject in found]
     return Report(advice.crowned(rows) if auto else tuple(rows), context(artifact, recipe))
 

@@ -165,8 +165,8 @@ def _state(report: Report, export: ExportReport) -> str:
     """Whether its gates hold; of a reference only where it was in a contest."""
     if export.gated or not report.auto:
         return export.verdict if export.gated else "ungated"
-    judged = [finding for finding in export.findings if finding.verdict != "ungated"]
-    return ("pass" if all(finding.ok for finding in judged) else "fail") if judged else "ungated"
+    judged = any(finding.verdict != "ungated" for finding in export.findings)
+    return ("fail" if export.unmet else "pass") if judged else "ungated"
 
 
 def _columns(report: Report) -> list[str]:

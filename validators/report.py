@@ -53,6 +53,11 @@ class ExportReport:
         return tuple(f for f in self.findings if f.verdict != "ungated") if self.role == "candidate" else ()
 
     @property
+    def unmet(self) -> tuple[Finding, ...]:
+        """The findings whose gates do not hold, whether they fail the build or not."""
+        return tuple(finding for finding in self.findings if not finding.ok)
+
+    @property
     def failures(self) -> tuple[Finding, ...]:
         """The findings that fail the build."""
         return tuple(finding for finding in self.gated if not finding.ok)

@@ -85,13 +85,13 @@ def row(finding: Finding) -> tuple[str, ...]:
     return (label(finding.quantity), *values, ratio(finding), interval(finding), limit(finding), verdict(finding))
 
 
-def complaint(finding: Finding) -> str:
-    """One line about a failed gate: quantity, candidate, dense, interval and limit."""
-    facts = [f"dense {amount(finding, finding.dense)}", f"limit {limit(finding)}"]
+def complaint(finding: Finding, base: str = "dense", ours: str = "candidate") -> str:
+    """One line about a failed gate: quantity, candidate, dense, interval and limit; the two may have other names."""
+    facts = [f"{base} {amount(finding, finding.dense)}", f"limit {limit(finding)}"]
     if finding.interval is not None:
         facts.insert(1, f"interval {interval(finding)}")
     said = "is unsure, its interval straddles the limit" if finding.verdict == "unsure" else "fails"
-    return f"{finding.quantity} {said}: candidate {amount(finding, finding.candidate)}, {', '.join(facts)}"
+    return f"{finding.quantity} {said}: {ours} {amount(finding, finding.candidate)}, {', '.join(facts)}"
 
 
 def listed(words: list[str]) -> str:

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from compressor.artifact import require_none
 from compressor.errors import ArtifactError, IntegrityError
-from compressor.packaging.contents import MANIFEST, File, differences, read_manifest, require_none
+from compressor.packaging.contents import MANIFEST, File, differences, read_manifest
 
 ENDINGS = (".tar.gz", ".tgz")
 MOST_BYTES = 32 * 2**30  # of an unpacked archive: more is taken for a bomb

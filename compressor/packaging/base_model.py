@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+from compressor.paths import HUB_ID
+
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "COPYING")
 UNKNOWN = "unknown"
 

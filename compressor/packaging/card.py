@@ -16,7 +16,8 @@ import yaml
 
 from compressor import __version__
 from compressor.packaging.contents import CARD
-from compressor.packaging.summary import QUALITIES, Summary
+from compressor.packaging.summary import Summary
+from compressor.tasks.base import QUALITIES
 
 TYPED = {
     "text-classification": '"a text"',

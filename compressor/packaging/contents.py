@@ -14,11 +14,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compressor.artifact import file_digest, write_json
+from compressor.artifact import file_digest, require_none, write_json
 from compressor.errors import ArtifactError, IntegrityError
 
 SCHEMA_VERSION = 1
@@ -88,13 +88,6 @@ def differences(listed: Mapping[str, File], found: Mapping[str, File]) -> list[s
         elif found[name].sha256 != file.sha256:
             phrases.append(f"{name} has been changed")
     return phrases + [f"{name} is not in the manifest" for name in found if name not in listed and name not in UNLISTED]
-
-
-def require_none(where: Path, faults: Iterable[str]) -> None:
-    """Raises IntegrityError where there are faults; all are listed."""
-    found = list(faults)
-    if found:
-        raise IntegrityError(f"{where} is not what was made:\n" + "\n".join(f"  {fault}" for fault in found))
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from validators.report import ExportReport, Report
 
 SPLITS = ("train", "validation", "evaluation")
-QUALITIES = ("accuracy", "perplexity")
 
 
 @dataclass(frozen=True)

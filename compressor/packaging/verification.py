@@ -69,7 +69,7 @@ def _folder(path: Path, key: Path | None) -> Verified:
         raise IntegrityError(f"{path}: {MANIFEST} is missing, so there is nothing to compare with.")
     found = contents.files_in(path)
     listed = contents.read_manifest((path / MANIFEST).read_bytes(), path)
-    contents.require_none(path, contents.differences(listed, found))
+    artifact.require_none(path, contents.differences(listed, found))
     if key:
         _signed(path, key)
     return _verified(path, found, key)
