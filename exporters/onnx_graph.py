@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from compressor.errors import ExportError
 from exporters import onnx_file
-from exporters.tracing import TOTAL, Tracing, require_free, tracing_of
-from exporters.verify import Inputs, is_sequence
+from exporters.tracing import PAST_LENGTH, SEQUENCE, TOTAL, Tracing, require_free, tracing_of
+from exporters.verify import Inputs, is_sequence, positions
 
 PREFIX = "model."  # what a tracing puts before every weight's name
 KNOWN_WARNINGS = (
@@ -72,7 +72,7 @@ def _trace(model: nn.Module, tracing: Tracing, opset: int) -> onnx_ir.Model:
                 tracing.module.eval(),
                 tuple(tracing.inputs.values()),
                 dynamo=True,
-                dynamic_shapes=_dynamic_shapes(tracing),
+                dynamic_shapes=_dynamic_shapes(tracing, positions(model)),
                 input_names=tuple(tracing.inputs),
                 output_names=tracing.outputs,
                 opset_version=opset,
@@ -86,11 +86,15 @@ def _trace(model: nn.Module, tracing: Tracing, opset: int) -> onnx_ir.Model:
     return program.model
 
 
-def _dynamic_shapes(tracing: Tracing) -> tuple[Any, ...]:
-    """The free axes of each input, as torch wants them for the one starred argument of the module's forward."""
+def _dynamic_shapes(tracing: Tracing, longest: int) -> tuple[Any, ...]:
+    """The free axes of each input, as torch wants them for the one starred argument of the module's forward.
+
+    Models that keep a table of their attention's mask (GPT-Neo) hold no text longer than it, which has to be said.
+    """
     dim = torch.export.Dim
+    most = {SEQUENCE: longest, PAST_LENGTH: longest}
     axes = [
-        {axis: dim.AUTO if name == TOTAL else dim(name) for axis, name in free.items()}
+        {axis: dim.AUTO if name == TOTAL else dim(name, max=most.get(name)) for axis, name in free.items()}
         for free in tracing.axes.values()
     ]
     return (tuple(axes),)

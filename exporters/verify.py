@@ -60,12 +60,13 @@ def trials(model: nn.Module, example: Inputs) -> list[dict[str, Tensor]]:
     """Three inputs made of the example's own values: batch 1, a shorter padded batch, a larger and longer one."""
     batch = len(next(iter(example.values())))
     length = next((tensor.shape[1] for tensor in example.values() if is_sequence(tensor)), 1)
-    longer = max(length, min(2 * length, _positions(model) - 2))  # RoBERTa's positions start at 2
+    longer = max(length, min(2 * length, positions(model) - 2))  # RoBERTa's positions start at 2
     shapes = [(1, length), (batch, length // 2 + 1), (batch + 1, longer)]
     return [_resized(example, rows, columns, seed) for seed, (rows, columns) in enumerate(shapes)]
 
 
-def _positions(model: nn.Module) -> int:
+def positions(model: nn.Module) -> int:
+    """The most tokens that the model takes, as its config says; 2^31 where it does not."""
     return getattr(getattr(model, "config", None), "max_position_embeddings", None) or 2**31
 
 

@@ -38,6 +38,7 @@ DISTILBERT = RANDOM | TEXT | POSITIONS | {"dim": 32, "n_layers": 2, "n_heads": 4
 DEBERTA = ENCODER | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
 DEBERTA |= {"share_att_key": True, "norm_rel_ebd": "layer_norm"}
 MODERNBERT = ENCODER | {"cls_token_id": 0, "sep_token_id": 2, "local_attention": 8}
+GPT_NEO = RANDOM | BLOCKS | TEXT | POSITIONS | {"attention_types": [[["global", "local"], 1]]}
 OPT = BLOCKS | TEXT | POSITIONS | {"ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.2}
 VISION = RANDOM | BLOCKS | {"intermediate_size": 64, "image_size": SIZE, "patch_size": 8}
 DINOV2 = RANDOM | BLOCKS | {"image_size": 56, "patch_size": 8, "mlp_ratio": 2}  # its positions are interpolated to SIZE
@@ -76,6 +77,7 @@ KIN = {
     "deit": Family(hf.DeiTConfig(**VISION, architectures=["DeiTForImageClassification"]), SEES),
     "mistral": Family(hf.MistralConfig(**GROUPED, sliding_window=None), GENERATES),
     "qwen2": Family(hf.Qwen2Config(**GROUPED, tie_word_embeddings=True), GENERATES),
+    "gpt-neo": Family(hf.GPTNeoConfig(**GPT_NEO), GENERATES),  # a table of its attention's mask
     "phi": Family(hf.PhiConfig(**ENCODER), GENERATES),
     "gemma": Family(hf.GemmaConfig(**GROUPED, head_dim=8), GENERATES),
     "llama-classifies": Family(hf.LlamaConfig(**GROUPED)),
