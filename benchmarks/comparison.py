@@ -29,7 +29,7 @@ import torch
 from suites import ARMS, DENSE, SUITES, Arm, Suite
 from training_memory import training_bytes
 
-from compressor import adapt, calibration, data, factorize, models, planning, progress, storage
+from compressor import adapt, calibration, data, factorize, models, planning, probing, progress, storage
 from compressor.distillation import distillation_loss
 from compressor.machine import machine, versions
 from compressor.methods.jactus import Jactus
@@ -60,7 +60,7 @@ class Bench:
         self.data = data.prepare(section, self.task, self.processor, self.suite.max_length, self.seed)
         torch.manual_seed(self.seed)
         self.probed = models.load_dense(path, self.task, self.data.labels)
-        adapt.probe_head_(self.probed, self.batches(self.data.train, 32))
+        probing.probe_head_(self.probed, self.batches(self.data.train, 32))
 
     def batches(self, rows: Any, size: int) -> Any:
         """Batches to learn from, kept where they are small."""

@@ -1,10 +1,10 @@
-"""Training: the head's probe, and whatever a model leaves trainable, through `transformers.Trainer`."""
+"""Training whatever a model leaves trainable, through `transformers.Trainer`."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -16,55 +16,11 @@ from torch import nn
 from compressor import progress
 from compressor.distillation import distillation_loss
 from compressor.errors import ModelError
-from compressor.models import head_parameters
 from compressor.recipe import Distillation, Training
 from compressor.tasks.base import Task
 
 History = list[dict[str, float]]
 WHOLE = "whole"  # an empty file in every checkpoint that was written to its end
-
-
-def probe_head_(
-    model: nn.Module, batches: Sequence[dict[str, torch.Tensor]], *, epochs: int = 4, learning_rate: float = 3e-3
-) -> None:
-    """Train the head alone on a frozen encoder, without dropout: gradients behind a random head mean nothing.
-
-    A model without a new head, such as a language model, is left as it is.
-
-    Args:
-        model: a dense transformers model.
-        batches: padded batches with `labels`; seen in a new order every epoch.
-        epochs: passes.
-        learning_rate: of AdamW.
-    """
-    head = list(head_parameters(model).values())
-    if not head:
-        return
-    with _only_trains(model, head):
-        model.eval()
-        optimizer = torch.optim.AdamW(head, lr=learning_rate, weight_decay=0.0)
-        order = [number for _ in range(epochs) for number in torch.randperm(len(batches)).tolist()]
-        for number in progress.track(order, "probing the head"):
-            model(**batches[number]).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-
-class _only_trains:  # noqa: N801 (a context manager, read as a verb)
-    """Within it, only the given parameters require gradients; afterwards all are as before."""
-
-    def __init__(self, model: nn.Module, chosen: Sequence[nn.Parameter]) -> None:
-        self.model, self.chosen = model, chosen
-
-    def __enter__(self) -> None:
-        self.before = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
-        self.model.requires_grad_(False)
-        for parameter in self.chosen:
-            parameter.requires_grad_(True)
-
-    def __exit__(self, *_: object) -> None:
-        for parameter, trained in self.before.items():
-            parameter.requires_grad_(trained)
 
 
 def trainable(model: nn.Module) -> int:

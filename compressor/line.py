@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from compressor import adapt, data, factorize, models, planning, progress, registry, storage
+from compressor import adapt, data, factorize, models, planning, probing, progress, registry, storage
 from compressor.adapt import History
 from compressor.artifact import Artifact, Run, read_json, seal, write_json
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
@@ -92,7 +92,7 @@ class Line:
             head = models.head_parameters(model)
             if head:
                 rows = self.data.train.shuffle(seed=self.recipe.seed).select(range(min(PROBED, len(self.data.train))))
-                adapt.probe_head_(model, data.batches(rows, self.task, self.processor, 32))
+                probing.probe_head_(model, data.batches(rows, self.task, self.processor, 32))
             storage.save_tensors(head, scratch / "head.safetensors")
 
     def baseline(self) -> None:

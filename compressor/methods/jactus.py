@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from compressor.linalg import Metric, SecondMoment
 
+Reading = Literal["R1", "R2", "R3", "R4"]
+UNION: dict[Reading, float] = {"R1": 0.1, "R2": 0.1, "R3": 0.1, "R4": 0.0}
+
 
 @method
 class Jactus:
@@ -25,13 +28,19 @@ class Jactus:
       E[xx^T] (right), in the proportion `union`; the core is the least-squares one, nothing is truncated again.
     - R2: the union of the same plain subspaces is larger than the rank, and W is approximated inside it in the metric.
     - R3: mixed Gram. Left: eigenvectors of (1 - union) W E[xx^T] W^T / tr + union E[gg^T] / tr; right likewise.
-    - R4: as R1 with the weight's subspace taken in the metric (whitened on both sides). With `union = 0` it is GFWSVD.
+    - R4: as R1 with the weight's subspace taken in the metric (whitened on both sides). Without a union, which measures
+      best, it is GFWSVD's subspace.
     """
 
-    reading: Annotated[Literal["R1", "R2", "R3", "R4"], Field(description="how the union is formed and used")] = "R4"
+    reading: Annotated[Reading, Field(description="how the union is formed and used")] = "R4"
     union: Annotated[
-        float, Field(ge=0, lt=1, description="share of the directions given to the task's gradients and inputs")
-    ] = 0.1
+        float | None,
+        Field(
+            ge=0,
+            lt=1,
+            description="share of the directions given to the task's gradients and inputs; default: 0.1, in R4 none",
+        ),
+    ] = None
     metric: Annotated[
         Literal["plain", "input", "output", "both"], Field(description="which moments weigh the approximation error")
     ] = "both"
@@ -63,6 +72,10 @@ class Jactus:
         gains, total = scaled(linalg.prefix_gains(core), energy, loss_units=self.metric in ("output", "both"))
         return Subspace(left, core, right, gains, total)
 
+    @property
+    def _share(self) -> float:
+        return self.union if self.union is not None else UNION[self.reading]
+
     def core(self, subspace: Subspace) -> nn.Module:
         """A dense core, all of it trained."""
         from compressor.layers import FreeCore
@@ -79,8 +92,8 @@ class Jactus:
         left, _, right = linalg.whitened_svd(weight, *(plain if self.reading == "R1" else (output, input)))
         gradient, inputs = _task_directions(moments, limit)
         return (
-            linalg.interleave(left[:, :limit], gradient, self.union),
-            linalg.interleave(right[:limit].mT, inputs, self.union),
+            linalg.interleave(left[:, :limit], gradient, self._share),
+            linalg.interleave(right[:limit].mT, inputs, self._share),
         )
 
     def _truncated(
@@ -91,7 +104,7 @@ class Jactus:
 
         from compressor import linalg
 
-        from_task = round(self.union * limit)
+        from_task = round(self._share * limit)
         u, _, vt = torch.linalg.svd(weight, full_matrices=False)
         gradient, inputs = _task_directions(moments, limit)
         left_union = linalg.orthonormalize(torch.cat([u[:, : limit - from_task], gradient[:, :from_task]], dim=1))
@@ -111,8 +124,8 @@ class Jactus:
         gradient, inputs = (moment.matrix.double() for moment in _both(moments))
 
         def leading(gram: Tensor, moment: Tensor) -> Tensor:
-            mixed = (1 - self.union) * gram / gram.trace().clamp_min(TINY)
-            mixed = mixed + self.union * moment / moment.trace().clamp_min(TINY)
+            mixed = (1 - self._share) * gram / gram.trace().clamp_min(TINY)
+            mixed = mixed + self._share * moment / moment.trace().clamp_min(TINY)
             return torch.linalg.eigh(mixed).eigenvectors.flip(1)[:, :limit]
 
         return leading(weight @ inputs @ weight.mT, gradient), leading(weight.mT @ gradient @ weight, inputs)

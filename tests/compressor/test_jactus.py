@@ -137,3 +137,14 @@ def test_r3_goes_from_the_weighted_weight_to_the_task_alone(moments: Build, unio
 def test_jactus_without_moments_says_what_to_do() -> None:
     with pytest.raises(ValueError, match="calibrate"):
         Jactus().subspace(weight_of(5, 4), Moments(), 2)
+
+
+@pytest.mark.parametrize(("reading", "share"), [("R1", 0.1), ("R2", 0.1), ("R3", 0.1), ("R4", 0.0)])
+def test_the_published_readings_have_a_union_and_the_default_has_none(
+    moments: Build, reading: Any, share: float
+) -> None:
+    weight, given = weight_of(24, 20), moments(24, 20)
+    found, named = (method.subspace(weight, given, 10) for method in (Jactus(reading), Jactus(reading, union=share)))
+    assert torch.equal(found.left, named.left)
+    assert torch.equal(found.core, named.core)
+    assert Jactus() == Jactus("R4")

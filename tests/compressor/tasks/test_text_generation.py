@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor import data, registry
-from compressor.adapt import adapt_, probe_head_
+from compressor.adapt import adapt_
 from compressor.calibration import calibrate, own_label_loss
 from compressor.distillation import distillation_loss
 from compressor.errors import DataError
@@ -26,6 +26,7 @@ from compressor.methods.base import Moment
 from compressor.methods.jactus import Jactus
 from compressor.methods.spectral import Spectral
 from compressor.models import find_targets, head_parameters
+from compressor.probing import probe_head_
 from compressor.recipe import DataSection, Distillation, Source, Training
 from compressor.tasks.text_generation import TextGeneration
 from compressor.transposed import as_linear
