@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from comparison import Rows
+from results import Rows
 from suites import SUITES, Suite, located
 from transformers import AutoConfig
 
