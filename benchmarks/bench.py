@@ -241,7 +241,7 @@ class Bench:
 
     def save(self, model: Any, plan: planning.Plan | None, folder: Path) -> None:
         """The folded model with its plan, config and tokenizer, in the place of one of an earlier run."""
-        scratch = folder.with_name(f"{folder.name}.part")
+        scratch = folder.parent / "unfinished" / folder.name
         for place in (scratch, folder):
             shutil.rmtree(place, ignore_errors=True)
         storage.save_model(model, self.processor, scratch)

@@ -59,14 +59,19 @@ def section(suite: str, found: Sequence[tables.Summary], images: Path, link: str
 def described(rows: Sequence[Row]) -> str:
     """Model, sizes and machine, as the rows have them."""
     first = rows[0]
-    trains = f"{first['epochs']:g} epochs" if first["epochs"] else "nothing trained"
+    trains = counted(first["epochs"], "epoch") if first["epochs"] else "nothing trained"
     cpus = sorted({row["machine"]["cpu"] for row in rows})
     threads = sorted({row["threads"] for row in rows})
     counts = " or ".join(f"{count:,}" for count in sorted({row["rows"]["train"] for row in rows}))
     return (
         f"{first['model']}, {counts} training rows, {first['rows']['measured']:,} measured rows, {trains}; {len(rows)} "
-        f"runs on\n{' or '.join(cpus)} with {' or '.join(map(str, threads))} threads."
+        f"runs on\n{' or '.join(cpus)} with {' or '.join(counted(count, 'thread') for count in threads)}."
     )
+
+
+def counted(number: float, thing: str) -> str:
+    """1 epoch, 3 epochs."""
+    return f"{number:g} {thing}{'' if number == 1 else 's'}"
 
 
 def main() -> int:

@@ -122,6 +122,11 @@ def folder_of(variable: str, what: str) -> Path:
     return Path(os.environ[variable])
 
 
+def named(name: str) -> Suite:
+    """The suite that a row or a trained model names."""
+    return chosen([name.removesuffix(FULL)], full=name.endswith(FULL))[0]
+
+
 def chosen(names: Sequence[str], *, full: bool) -> list[Suite]:
     """The suites of names and groups, at full size where asked."""
     found = dict.fromkeys(one for name in names for one in GROUPS.get(name, (name,)))
@@ -211,7 +216,7 @@ SUITES = {
             others={name: _questions(name, "test", 100) for name in (*LEARNED[1:], "piqa")},
             budgets=(0.8, 0.5),
             batch_size=8,
-            max_length=128,
+            max_length=384,
             before=False,
             calibration=Calibration(samples=256, batch_size=8),
             select_holdout=0.2,
