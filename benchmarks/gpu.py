@@ -42,8 +42,8 @@ SUITES = ("trec", "cifar10", "arc_easy")
 TRAINED = ("dense", "dense-lora", "dense-dora", "dense-psoft", "cersa-pretrained", "psoft-pretrained")
 TRAINED += ("jactus-pretrained", "jactus")
 EXPORTED, BUDGET, SEED, STEPS = "jactus", 0.5, 0, 3
-TINY = {"epochs": 1, "batch_size": 4, "evaluated": 8, "before": False, "select_rows": None}
-TINY_ROWS, TINY_RUNS, RUNS = 32, 10, 200
+TINY = {"epochs": 0.05, "batch_size": 4, "evaluated": 8, "before": False, "select_rows": None}
+TINY_ROWS, TINY_SAMPLES, TINY_RUNS, RUNS = 200, 32, 10, 200
 
 
 def require(device: Device) -> None:
@@ -60,8 +60,8 @@ def require(device: Device) -> None:
 
     if not torch.cuda.is_available():
         raise DependencyError(
-            f"torch {torch.__version__} sees no NVIDIA GPU here: run this where there is one, with a torch built for CUDA. "
-            "`--device cpu` runs the same code at tiny sizes."
+            f"torch {torch.__version__} sees no NVIDIA GPU here: run this where there is one, with a torch built for "
+            "CUDA. `--device cpu` runs the same code at tiny sizes."
         )
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise DependencyError(
@@ -74,7 +74,7 @@ def tiny(suite: Suite) -> Suite:
     """A suite for seconds, told apart by its name."""
     train = suite.train if isinstance(suite.train, tuple) else (suite.train,)
     cut = tuple(one.model_copy(update={"limit": TINY_ROWS}) for one in train)
-    calibration = suite.calibration.model_copy(update={"samples": TINY_ROWS, "batch_size": 4})
+    calibration = suite.calibration.model_copy(update={"samples": TINY_SAMPLES, "batch_size": 4})
     return replace(suite, name=f"{suite.name}-tiny", train=cut, calibration=calibration, **TINY)
 
 
