@@ -42,6 +42,7 @@ SUITES = ("trec", "cifar10", "arc_easy")
 TRAINED = ("dense", "dense-lora", "dense-dora", "dense-psoft", "cersa-pretrained", "psoft-pretrained")
 TRAINED += ("jactus-pretrained", "jactus")
 EXPORTED, BUDGET, SEED, STEPS = "jactus", 0.5, 0, 3
+LENGTH = 64  # tokens, where memory and latency are measured
 TINY = {"epochs": 0.05, "batch_size": 4, "evaluated": 8, "before": False, "select_rows": None}
 TINY_ROWS, TINY_SAMPLES, TINY_RUNS, RUNS = 200, 32, 10, 200
 
@@ -95,7 +96,8 @@ def exports(bench: Bench, rows: Rows, device: Device) -> None:
     from exporters.base import Session
     from validators.measure import measure
 
-    knobs = ValidateSection(device=device, runs=TINY_RUNS if device == "cpu" else RUNS)
+    length, runs = min(LENGTH, bench.suite.max_length), TINY_RUNS if device == "cpu" else RUNS
+    knobs = ValidateSection(device=device, sequence_length=length, runs=runs)
     models = ((DENSE, 1.0), (ARMS[EXPORTED], BUDGET))
     names = [f"{bench.folder(arm, budget, 0.0).name}-{p}" for arm, budget in models for p in ("fp32", "fp16")]
     keys = {name: {"what": "export", "suite": bench.suite.name, "export": name} | hardware(device) for name in names}

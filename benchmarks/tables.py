@@ -27,7 +27,7 @@ class Summary:
         """What the arm is called; its name where no table knows it."""
         if self.arm == DENSE.name and not self.rows[0].get("epochs"):
             return "dense"
-        return ARMS[self.arm].label if self.arm in ARMS else self.arm
+        return label_of(self.arm)
 
     @property
     def quality(self) -> str:
@@ -65,6 +65,11 @@ class Summary:
             if value is not None:
                 found.append(value)
         return found
+
+
+def label_of(arm: str) -> str:
+    """What an arm is called; its name where no table knows it."""
+    return ARMS[arm].label if arm in ARMS else arm
 
 
 def summaries(rows: Sequence[Row], suite: str) -> list[Summary]:
@@ -183,6 +188,56 @@ def _ratio(finding: Row) -> str:
         return ratio
     low, high = (bound / finding["dense"] for bound in finding["interval"])
     return f"{ratio} ({low:.2f} to {high:.2f})"
+
+
+def gpu_exports(rows: Sequence[Row]) -> Iterator[str]:
+    """Each export on its GPU, dense fp32 first, which the others are held against; memory in MiB, time in ms."""
+    yield from _head(("suite", "export", "device", "accuracy", "peak memory (MiB)", "latency p50 (ms)"))
+    told: set[tuple[str, str]] = set()
+    for row in (row for row in rows if row["what"] == "export"):
+        findings, place = row["findings"], row["gpu"] or row["device"]
+        if (row["suite"], place) not in told:
+            told.add((row["suite"], place))
+            yield _row([row["suite"], "dense fp32", place, *_measured(findings, "dense")])
+        name = row["export"].removeprefix(f"{row['suite']}-")
+        yield _row([row["suite"], name, place, *_measured(findings, "candidate")])
+
+
+def _measured(findings: Row, side: str) -> list[str]:
+    """Accuracy, peak memory and latency of a side."""
+    forms = {"accuracy": "{:.4f}", "peak_memory": "{:,.0f}", "latency_p50": "{:.2f}"}
+    return [form.format(findings[name][side]) if name in findings else "-" for name, form in forms.items()]
+
+
+def gpu_training(rows: Sequence[Row]) -> Iterator[str]:
+    """What three steps of training allocated on the GPU, and what is counted."""
+    yield from _head(("suite", "arm", "kept", "device", "batch", "trained", "allocated", "counted", "a step"))
+    for row in (row for row in rows if row["what"] == "training"):
+        counted = row["counted_bytes"]["peak"] + row["counted_bytes"].get("teacher", 0)
+        allocated = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f} MB"
+        cells = [row["suite"], label_of(row["arm"]), f"{row['budget']:.0%}", row["gpu"] or row["device"]]
+        cells += [" x ".join(map(str, row["batch"])), f"{row['trainable']:,}", allocated]
+        yield _row([*cells, f"{counted / 1e6:,.0f} MB", f"{row['step_ms']:.1f} ms"])
+
+
+def ablations(rows: Sequence[Row]) -> Iterator[str]:
+    """What each knob is worth: truncated and after training, and what the kept bases hold of the task's directions."""
+    yield from _head(
+        ("knob", "value", "as truncated", "after training (seeds)", "gradient directions held (chance)", "input's")
+    )
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["axis"], row["value"]), []).append(row)
+    for (axis, value), alike in sorted(found.items(), key=lambda item: (item[0][0] != "default", item[0][0])):
+        one = Summary(axis, alike[0]["budget"], alike)
+        cells = [axis, value or "-", spread(one.values("before_training"))]
+        cells += [f"{spread(one.values(one.quality))} ({len(alike)})"]
+        yield _row([*cells, *(_held(one, side) for side in ("gradient", "input"))])
+
+
+def _held(one: Summary, side: str) -> str:
+    held, chance = (statistics.mean(one.values("overlap", side, key)) for key in ("held", "chance"))
+    return f"{held:.2f} ({chance:.2f})"
 
 
 def main() -> None:

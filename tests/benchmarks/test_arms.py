@@ -49,6 +49,10 @@ def bench(shared: dict[str, Any], tiny_suite: Callable[..., Suite]) -> Bench:
     return shared["bench"]
 
 
+def kinds(model: Any) -> set[str]:
+    return {type(one).__name__ for one in model.modules()}
+
+
 def laid(bench: Bench, arm: Arm) -> tuple[Any, Callable[[], Any]]:
     """An arm's untrained model, and what folds or merges it."""
     model, _ = bench.start(arm, 0.5)
