@@ -43,8 +43,8 @@ TRAINED = ("dense", "dense-lora", "dense-dora", "dense-psoft", "cersa-pretrained
 TRAINED += ("jactus-pretrained", "jactus")
 EXPORTED, BUDGET, SEED, STEPS = "jactus", 0.5, 0, 3
 LENGTH = 64  # tokens, where memory and latency are measured
-TINY = {"epochs": 0.05, "batch_size": 4, "evaluated": 8, "before": False, "select_rows": None}
-TINY_ROWS, TINY_SAMPLES, TINY_RUNS, RUNS = 200, 32, 10, 200
+TINY = {"epochs": 0.02, "batch_size": 4, "evaluated": 8, "before": False, "select_rows": None}
+TINY_ROWS, TINY_SAMPLES, TINY_RUNS, RUNS = 500, 32, 10, 200
 
 
 def require(device: Device) -> None:
