@@ -167,33 +167,33 @@ class Bench:
     ) -> dict[str, Any]:
         """Train what requires gradients, fold or merge (`finish`), save where there is a folder for it, and measure."""
         trains = bool(self.suite.epochs) and arm.learns != "nothing"
-        trained = adapt.trainable(model) if trains else 0
         before = self.quality(model) if self.suite.before or not trains else {}
-        found: dict[str, Any] = {"trainable": trained, "kept": plan.parameters / plan.dense_parameters if plan else 1.0}
-        if trains:
-            teacher = self.adapted if arm.taught else None
-            found["training_bytes"] = self.memory(model, teacher)
-            begun = time.monotonic()
-            history = self.train(model, learning_rate, teacher)
-            found |= {"final_loss": history[-1]["loss"], "seconds": round(time.monotonic() - begun, 1)}
+        costs = self.learned(model, learning_rate, self.adapted if arm.taught else None) if trains else {"trainable": 0}
         model = finish()
         if folder is not None:
             self.save(model, plan, folder)
         gc.collect()  # a Trainer and its optimizer hold each other
         if self.holdout and self.task.chooses_by == "loss":
-            found["held_out_loss"] = self.held_out_loss(model)
+            costs["held_out_loss"] = self.held_out_loss(model)
         after = self.quality(model) if trains else before
+        dense = sum(one.out_features * one.in_features for one in self.targets)
+        targets = plan.parameters if plan else dense
         return {
             **after,
             "before_training": before.get(self.task.qualities[0]),
-            **found,
-            "retained": {
-                "targets": plan.parameters if plan else sum(one.out_features * one.in_features for one in self.targets),
-                "model": sum(one.numel() for one in model.parameters()),
-            },
+            "kept": targets / dense,
+            **costs,
+            "retained": {"targets": targets, "model": sum(one.numel() for one in model.parameters())},
             "rows": {"train": len(self.data.train), "measured": sum(map(len, self.data.measured.values()))},
             "digests": dict(self.data.digests),
         }
+
+    def learned(self, model: Any, learning_rate: float, teacher: Any | None) -> dict[str, Any]:
+        """Train, and say what it took."""
+        found = {"trainable": adapt.trainable(model), "training_bytes": self.memory(model, teacher)}
+        begun = time.monotonic()
+        history = self.train(model, learning_rate, teacher)
+        return found | {"final_loss": history[-1]["loss"], "seconds": round(time.monotonic() - begun, 1)}
 
     @cached_property
     def targets(self) -> tuple[models.Target, ...]:
