@@ -181,6 +181,17 @@ def test_a_rate_is_chosen_by_held_out_accuracy_or_loss_and_of_equals_the_lower_o
     assert comparison.best_rate(rows, suite, ARMS["jactus"]) == 2e-3
 
 
+def test_the_held_out_loss_is_that_of_the_labels(tiny_suite: Callable[..., Suite], tmp_path: Path) -> None:
+    bench = Bench(tiny_suite(), 0, 0.4, tmp_path, probe=False)
+    (split,) = bench.data.measured.values()
+    assert (len(split), len(bench.data.train)) == (24, 36)  # of 60; three whole batches of 8
+    logits = data.outcomes(bench.probed, bench.task, data.posed(split, bench.task, bench.processor))
+    shifted = logits.values - logits.values.max(-1, keepdims=True)
+    chances = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
+    expected = -np.log(chances[np.arange(24), logits.labels]).mean()
+    assert bench.held_out_loss(bench.probed) == pytest.approx(expected, rel=1e-4)
+
+
 def test_one_source_gives_the_rows_that_a_run_of_the_recipe_would(tiny_suite: Callable[..., Suite]) -> None:
     from suites import located
 
