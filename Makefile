@@ -8,7 +8,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCE := compressor exporters validators tests recipes benchmarks
 
-.PHONY: setup demo test check fmt clean
+.PHONY: setup demo test check fmt bench bench-report bench-gpu clean
+
+# of the benchmarks: text (the default of `make bench`), vision, lm, or suites by name; arms and seeds, or the suite's own
+SUITE ?=
+ARMS  ?=
+SEEDS ?=
 
 setup: $(VENV)/.ready
 
@@ -35,6 +40,21 @@ check: setup
 fmt: setup
 	$(BIN)/ruff check --fix $(SOURCE)
 	$(BIN)/ruff format $(SOURCE)
+
+# one row per training run is appended to benchmarks/results/comparison.jsonl; what is there is not run again
+bench: $(VENV)/.bench
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/comparison.py $(or $(SUITE),text) $(if $(ARMS),--arms $(ARMS)) $(if $(SEEDS),--seeds $(SEEDS))
+
+$(VENV)/.bench: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	@touch $@
+
+bench-report: setup
+	$(BIN)/python benchmarks/report.py
+
+# on a machine with an NVIDIA GPU, with the python and torch that are there: make bench-gpu PYTHON=python
+bench-gpu:
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR) $(PYTHON) benchmarks/gpu.py $(SUITE)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

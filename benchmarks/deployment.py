@@ -9,12 +9,13 @@ the dense fp32 export measured in the same run, alternating. Rows that are in th
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from comparison import Rows
-from suites import SUITES, Suite, located
+from results import Rows
+from suites import Suite, located, named
 from transformers import AutoConfig
 
 from compressor import data, models, progress, storage
@@ -27,7 +28,8 @@ from exporters.onnx import OnnxExporter
 from validators.base import Evaluation, Subject
 from validators.measure import measure
 
-PRECISIONS: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
 
 def load(folder: Path, suite: Suite) -> Any:
@@ -38,7 +40,9 @@ def load(folder: Path, suite: Suite) -> Any:
     return storage.load_tensors_(model, folder / "model.safetensors").eval()
 
 
-def subjects(folder: Path, suite: Suite, threads: int) -> list[Subject]:
+def subjects(
+    folder: Path, suite: Suite, session: Session, precisions: Sequence[Precision] = PRECISIONS
+) -> list[Subject]:
     """The exports of one saved model, made where they are not there yet, with the test set that they run on."""
     task, processor, model = suite.task, suite.processor(str(folder)), load(folder, suite)
     rows = data.read(located(suite.evaluation), task)
@@ -48,12 +52,12 @@ def subjects(folder: Path, suite: Suite, threads: int) -> list[Subject]:
     evaluation = Evaluation(task, tuple(data.arrays(batch) for batch in posed))
     reference = data.outcomes(model, task, posed)
     found = []
-    for precision in PRECISIONS:
+    for precision in precisions:
         path = folder / f"onnx-{precision}"
         if not path.exists():
             OnnxExporter(precision=precision).export(model, task.example(processor), path)
         name = f"{folder.name}-{precision}"
-        found.append(Subject(name, "onnx", path, evaluation, Session("cpu", threads), reference))
+        found.append(Subject(name, "onnx", path, evaluation, session, reference))
     return found
 
 
@@ -69,17 +73,20 @@ def main() -> None:
     progress.set_level("normal")
     models.quiet_libraries()
     rows = Rows(arguments.out)
+    session = Session("cpu", arguments.threads)
     knobs = ValidateSection(threads=arguments.threads, sequence_length=32)
     for baseline in sorted(arguments.models.glob("*-dense-1.0-*")):
         if arguments.suites and baseline.name.split("-")[0] not in arguments.suites:
             continue
         suite_name, seed = baseline.name.split("-dense-1.0-")
         others = [
-            folder for arm in arguments.arms for folder in sorted(arguments.models.glob(f"{suite_name}-{arm}-*-{seed}"))
+            folder
+            for arm in arguments.arms
+            for folder in sorted(arguments.models.glob(f"{suite_name}-{arm}-[0-9]*-{seed}"))
         ]
-        dense, *candidates = subjects(baseline, SUITES[suite_name], arguments.threads)
+        dense, *candidates = subjects(baseline, named(suite_name), session)
         for folder in others:
-            candidates += subjects(folder, SUITES[suite_name], arguments.threads)
+            candidates += subjects(folder, named(suite_name), session)
         for candidate in candidates:
             if not rows.find(export=candidate.name):
                 findings = measure(dense, [candidate], knobs, {})[candidate.name]

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparison import Bench, Rows
+from bench import Bench
+from results import Rows
 from suites import SUITES
 from torch import Tensor
 

@@ -2,98 +2,187 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ARMS = {
-    "dense": "dense, full fine-tuning",
-    "dense-lora": "dense, LoRA 16",
-    "jactus": "JACTUS (R4, thin updates 16, gain)",
-    "jactus-pretrained": "the same from the checkpoint, by labels alone",
-    "svdllm-lora-pretrained": "SVD-LLM and LoRA from the checkpoint, by labels alone",
-    "svdllm-lora": "SVD-LLM whitening, then LoRA 16 on both factors",
-    "svd-core": "SVD with a trained core",
-    "gfwsvd": "GFWSVD",
-    "gfwsvd-gain": "GFWSVD's truncation, ranks by gain",
-    "svdllm": "SVD-LLM",
-    "svd": "SVD",
-}
-TEXT = ("banking77", "trec")
+from arms import ARMS, DENSE
+from results import Row, read
+from suites import SUITES
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+@dataclass(frozen=True)
+class Summary:
+    """The final rows of one arm at one budget, one for each seed."""
+
+    arm: str
+    budget: float
+    rows: Sequence[Row]
+
+    @property
+    def label(self) -> str:
+        """What the arm is called; its name where no table knows it."""
+        if self.arm == DENSE.name and not self.rows[0].get("epochs"):
+            return "dense"
+        return label_of(self.arm)
+
+    @property
+    def quality(self) -> str:
+        """What was measured."""
+        return "accuracy" if "accuracy" in self.rows[0] else "perplexity"
+
+    @property
+    def score(self) -> float:
+        """Mean quality over the seeds."""
+        return statistics.mean(self.values(self.quality))
+
+    @property
+    def kept(self) -> str:
+        """Share of the targets' weights."""
+        return f"{statistics.mean(self.values('kept')):.0%}"
+
+    @property
+    def compressed(self) -> bool:
+        """Whether it is an arm of a method."""
+        return self.arm in ARMS and ARMS[self.arm].method is not None
+
+    @property
+    def memory(self) -> list[float]:
+        """What training holds (MB), the dense model that teaches included."""
+        counted = [row["training_bytes"] for row in self.rows if row.get("training_bytes")]
+        return [(one["peak"] + one.get("teacher", 0)) / 1e6 for one in counted]
+
+    def values(self, *path: str) -> list[float]:
+        """The numbers at a path into the rows, those that have one."""
+        found = []
+        for row in self.rows:
+            value: Any = row
+            for key in path:
+                value = (value or {}).get(key)
+            if value is not None:
+                found.append(value)
+        return found
 
 
-def accuracy(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Test accuracy by arm and budget: mean over seeds, and each seed's."""
-    cells: dict[tuple[str, float], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    trained: dict[tuple[str, float], int] = {}
-    chosen = (row for row in rows if row["phase"] == "final" and row["suite"] in TEXT)
-    for row in sorted(chosen, key=lambda row: row["seed"]):
-        cells[row["arm"], row["budget"]][row["suite"]].append(row["accuracy"])
-        trained[row["arm"], row["budget"]] = row["trainable"]
-    suites = TEXT
-    yield "| arm | kept | trained numbers | " + " | ".join(suites) + " |"
-    yield "|---|---|---|" + "---|" * len(suites)
-    order = sorted(cells, key=lambda key: (-key[1], list(ARMS).index(key[0])))
-    for arm, budget in order:
-        found = " | ".join(_cell(cells[arm, budget][suite]) for suite in suites)
-        yield f"| {ARMS[arm]} | {budget:.0%} | {trained[arm, budget]:,} | {found} |"
+def label_of(arm: str) -> str:
+    """What an arm is called; its name where no table knows it."""
+    return ARMS[arm].label if arm in ARMS else arm
 
 
-def single(rows: list[dict[str, Any]], suite: str) -> Iterator[str]:
-    """One suite with one seed: quality, and what training takes."""
-    yield "| arm | kept | quality | before training | trained numbers | seconds | training memory |"
-    yield "|---|---|---|---|---|---|---|"
-    found = [row for row in rows if row["phase"] == "final" and row["suite"] == suite]
-    for row in sorted(found, key=lambda row: (-row["budget"], list(ARMS).index(row["arm"]))):
-        cells = [ARMS[row["arm"]], f"{row['kept']:.0%}", _quality(row), _number(row.get("before_training"))]
-        if row["epochs"]:
-            peak = row["training_bytes"]["peak"] / 1e6
-            cells += [f"{row['trainable']:,}", f"{row['seconds']:.0f}", f"{peak:.0f} MB"]
-        else:
-            cells += ["-", "-", "-"]
-        yield f"| {' | '.join(cells)} |"
+def summaries(rows: Sequence[Row], suite: str) -> list[Summary]:
+    """What a suite's final rows come to: most kept first, then in the order of the arms' table."""
+    order = list(ARMS)
+    found: dict[tuple[str, float], list[Row]] = {}
+    for row in rows:
+        if row["phase"] == "final" and row["suite"] == suite:
+            found.setdefault((row["arm"], row["budget"]), []).append(row)
+
+    def place(key: tuple[str, float]) -> tuple[float, int, str]:
+        return -key[1], order.index(key[0]) if key[0] in order else len(order), key[0]
+
+    return [Summary(*key, sorted(found[key], key=lambda row: row["seed"])) for key in sorted(found, key=place)]
 
 
-def _quality(row: dict[str, Any]) -> str:
-    return f"{row['accuracy']:.3f}" if "accuracy" in row else f"perplexity {row['perplexity']:.3g}"
+def suites_of(rows: Sequence[Row]) -> list[str]:
+    """The suites that have final rows, in the order of their table."""
+    there = {row["suite"] for row in rows if row["phase"] == "final"}
+    known = [name for suite in SUITES for name in (suite, f"{suite}-full") if name in there]
+    return known + sorted(there - {*known})
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+def compared(found: Sequence[Summary]) -> Iterator[str]:
+    """Quality and cost of every arm; the best compressed one of each budget in bold."""
+    name, best = found[0].quality, _best(found)
+    trains = any(one.values("seconds") for one in found)
+    costs = ("as truncated", "trained", "last loss", "training memory", "minutes") if trains else ()
+    yield from _head(("arm", "kept", f"{name} (seeds)", *costs))
+    for one in found:
+        score = f"{spread(one.values(name))} ({len(one.rows)})"
+        cells = [one.label, one.kept, f"**{score}**" if one in best else score]
+        yield _row(cells + (_costs(one) if trains else []))
 
 
-def _cell(values: list[float]) -> str:
+def _costs(one: Summary) -> list[str]:
+    """What truncation left, and what training took."""
+    return [
+        spread(one.values("before_training")) if one.compressed else "-",
+        _mean(one.values("trainable") if one.values("seconds") else [], "{:,.0f}"),
+        _mean(one.values("final_loss"), "{:.3f}"),
+        _mean(one.memory, "{:,.0f} MB"),
+        _mean([value / 60 for value in one.values("seconds")], "{:.1f}"),
+    ]
+
+
+def by_set(found: Sequence[Summary]) -> Iterator[str]:
+    """Where a suite measures several sets: the quality on each, and their mean."""
+    names = list(found[0].rows[0]["sets"])
+    yield from _head(("arm", "kept", *names, "mean"))
+    for one in found:
+        cells = [one.label, one.kept]
+        yield _row([*cells, *(spread(one.values("sets", name)) for name in names), spread(one.values(one.quality))])
+
+
+def has_sets(found: Sequence[Summary]) -> bool:
+    """Whether all of a suite's rows tell several sets apart."""
+    return all("sets" in row for one in found for row in one.rows)
+
+
+def _best(found: Sequence[Summary]) -> list[Summary]:
+    """The best compressed arm of each budget."""
+    compressed = [one for one in found if one.compressed]
+    pick = max if found[0].quality == "accuracy" else min
+    budgets = dict.fromkeys(one.budget for one in compressed)
+    return [pick((one for one in compressed if one.budget == budget), key=lambda one: one.score) for budget in budgets]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± sample standard deviation; the value alone where there is one, - where there is none."""
     if not values:
         return "-"
-    each = ", ".join(f"{value:.4f}" for value in values)
-    return f"**{statistics.mean(values):.4f}** ({each})"
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return figure(mean)
+    return f"{figure(mean)} ± {figure(statistics.stdev(values))}"
 
 
-def deployment(rows: list[dict[str, Any]]) -> Iterator[str]:
+def figure(value: float) -> str:
+    """Four decimals of a share, three digits of a perplexity."""
+    return f"{value:.4f}" if abs(value) <= 1 else f"{value:.3g}"
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    return form.format(statistics.mean(values)) if values else "-"
+
+
+def _head(names: Sequence[str]) -> Iterator[str]:
+    yield _row(names)
+    yield "|" + "---|" * len(names)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def deployment(rows: Sequence[Row]) -> Iterator[str]:
     """Each export against dense fp32 of the same run."""
-    yield "| export | accuracy (dense fp32) | parity with torch | file | matrices | peak memory | latency p50 |"
-    yield "|---|---|---|---|---|---|---|"
+    yield from _head(
+        ("export", "accuracy (dense fp32)", "parity with torch", "file", "matrices", "peak memory", "latency p50")
+    )
     for row in sorted(rows, key=lambda row: row["export"]):
         found = row["findings"]
         score = found["accuracy"]
-        cells = [f"{score['candidate']:.4f} ({score['dense']:.4f})", f"{found['parity']['candidate']:.4f}"]
+        cells = [row["export"], f"{score['candidate']:.4f} ({score['dense']:.4f})"]
+        cells += [f"{found['parity']['candidate']:.4f}", _ratio(found["size"])]
         details = found["size"]["details"]
-        matrices = details["candidate_matmul_weight_bytes"] / details["dense_matmul_weight_bytes"]
-        cells += [_ratio(found["size"]), f"{matrices:.3f}x"]
+        cells += [f"{details['candidate_matmul_weight_bytes'] / details['dense_matmul_weight_bytes']:.3f}x"]
         cells += [_ratio(found[name]) for name in ("peak_memory", "latency_p50")]
-        yield f"| {row['export']} | {' | '.join(cells)} |"
+        yield _row(cells)
 
 
-def _ratio(finding: dict[str, Any]) -> str:
+def _ratio(finding: Row) -> str:
     ratio = f"{finding['candidate'] / finding['dense']:.3f}x"
     if finding["interval"] is None:
         return ratio
@@ -101,14 +190,64 @@ def _ratio(finding: dict[str, Any]) -> str:
     return f"{ratio} ({low:.2f} to {high:.2f})"
 
 
+def gpu_exports(rows: Sequence[Row]) -> Iterator[str]:
+    """Each export on its GPU, dense fp32 first, which the others are held against; memory in MiB, time in ms."""
+    yield from _head(("suite", "export", "device", "accuracy", "peak memory (MiB)", "latency p50 (ms)"))
+    told: set[tuple[str, str]] = set()
+    for row in (row for row in rows if row["what"] == "export"):
+        findings, place = row["findings"], row["gpu"] or row["device"]
+        if (row["suite"], place) not in told:
+            told.add((row["suite"], place))
+            yield _row([row["suite"], "dense fp32", place, *_measured(findings, "dense")])
+        name = row["export"].removeprefix(f"{row['suite']}-")
+        yield _row([row["suite"], name, place, *_measured(findings, "candidate")])
+
+
+def _measured(findings: Row, side: str) -> list[str]:
+    """Accuracy, peak memory and latency of a side."""
+    forms = {"accuracy": "{:.4f}", "peak_memory": "{:,.0f}", "latency_p50": "{:.2f}"}
+    return [form.format(findings[name][side]) if name in findings else "-" for name, form in forms.items()]
+
+
+def gpu_training(rows: Sequence[Row]) -> Iterator[str]:
+    """What three steps of training allocated on the GPU, and what is counted."""
+    yield from _head(("suite", "arm", "kept", "device", "batch", "trained", "allocated", "counted", "a step"))
+    for row in (row for row in rows if row["what"] == "training"):
+        counted = row["counted_bytes"]["peak"] + row["counted_bytes"].get("teacher", 0)
+        allocated = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f} MB"
+        cells = [row["suite"], label_of(row["arm"]), f"{row['budget']:.0%}", row["gpu"] or row["device"]]
+        cells += [" x ".join(map(str, row["batch"])), f"{row['trainable']:,}", allocated]
+        yield _row([*cells, f"{counted / 1e6:,.0f} MB", f"{row['step_ms']:.1f} ms"])
+
+
+def ablations(rows: Sequence[Row]) -> Iterator[str]:
+    """What each knob is worth: truncated and after training, and what the kept bases hold of the task's directions."""
+    yield from _head(
+        ("knob", "value", "as truncated", "after training (seeds)", "gradient directions held (chance)", "input's")
+    )
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["axis"], row["value"]), []).append(row)
+    for (axis, value), alike in sorted(found.items(), key=lambda item: (item[0][0] != "default", item[0][0])):
+        one = Summary(axis, alike[0]["budget"], alike)
+        cells = [axis, value or "-", spread(one.values("before_training"))]
+        cells += [f"{spread(one.values(one.quality))} ({len(alike)})"]
+        yield _row([*cells, *(_held(one, side) for side in ("gradient", "input"))])
+
+
+def _held(one: Summary, side: str) -> str:
+    held, chance = (statistics.mean(one.values("overlap", side, key)) for key in ("held", "chance"))
+    return f"{held:.2f} ({chance:.2f})"
+
+
 def main() -> None:
     """Print what there is."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results")
-    compared, deployed = (read(folder / f"{name}.jsonl") for name in ("comparison", "deployment"))
-    tables = {"texts": accuracy(compared)}
-    tables |= {suite: single(compared, suite) for suite in sorted({row["suite"] for row in compared} - {*TEXT})}
-    tables["deployment"] = deployment(deployed)
-    for name, table in tables.items():
+    rows, deployed = (read(folder / f"{name}.jsonl") for name in ("comparison", "deployment"))
+    found = {suite: summaries(rows, suite) for suite in suites_of(rows)}
+    tables = {suite: compared(one) for suite, one in found.items()}
+    tables |= {f"{suite}, by set": by_set(one) for suite, one in found.items() if has_sets(one)}
+    for name, table in (tables | {"deployment": deployment(deployed)}).items():
         print("\n".join([f"### {name}", "", *table, ""]))
 
 
