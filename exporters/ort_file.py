@@ -30,7 +30,6 @@ FOUR_BITS = frozenset({TensorProto.INT4, TensorProto.UINT4})
 SETTINGS = {
     "session.save_model_format": "ORT",
     "session.qdqisint8allowed": "0",  # left alone this follows the exporting machine: 1 on ARM
-    "optimization.constant_folding_max_output_size_in_bytes": str(TABLE),
 }
 
 
@@ -52,7 +51,7 @@ def convert(source: Path, target: Path, level: Level) -> None:
     chosen = onnx_runtime.options(Session())
     chosen.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level.upper()}")
     chosen.optimized_model_filepath = str(target)
-    for key, value in SETTINGS.items():
+    for key, value in {**SETTINGS, "optimization.constant_folding_max_output_size_in_bytes": str(TABLE)}.items():
         chosen.add_session_config_entry(key, value)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         try:

@@ -333,9 +333,9 @@ def test_lessons_can_be_switched_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ("", ["onnx-fp32", "onnx-fp16", "onnx-int8", "onnx-int8-static", "onnx-int4"]),
+        ("", ["onnx-fp32", "onnx-fp16", "onnx-int8", "onnx-int8-static", "onnx-int4", "onnx-fp32-fused"]),
         ("validate: {device: cuda}\n", ["onnx-fp32", "onnx-fp16", "onnx-int4"]),
-        ("plan: {layout: pivoted}\n", ["onnx-fp32", "onnx-fp16"]),
+        ("plan: {layout: pivoted}\n", ["onnx-fp32", "onnx-fp16", "onnx-fp32-fused"]),
     ],
 )
 def test_auto_exports_what_runs_on_the_device_and_suits_the_layout(
