@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,7 @@ OURS = {"logits": [[1.0, 3.0, 2.0], [-4.0, 0.5, 0.0]]}
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The modules of the script, which lie in no package."""
     found = {}
     for name in ("verdict", "environments", "exports", "run"):
@@ -27,7 +26,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
         found[name] = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, name, found[name])
         spec.loader.exec_module(found[name])
-    yield found
+    return found
 
 
 @pytest.fixture
