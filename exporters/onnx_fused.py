@@ -2,7 +2,7 @@
 
 The fusions are those of transformers and onnxscript (`transformers.exporters`, `ort_fusions="cpu"`); products that read
 the same value, such as the down factors of query, key and value, become one. ONNX Runtime finds some of these by itself
-when it loads the portable graph, so whether this helps is for a measurement to say; other runtimes do not load it.
+when it loads the portable graph, so whether this helps is for a measurement to say; few other runtimes load it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx_ir
 
-from compressor.errors import DependencyError, ExportError
+from compressor.errors import ExportError
 from exporters import onnx_file
 from exporters.onnx_prepare import quiet
 
@@ -29,8 +29,7 @@ def fuse(source: Path, target: Path) -> None:
     """Write the fp32 graph `source` with fused operators as graph `target`.
 
     Raises:
-        DependencyError: this version of transformers has no such fusions.
-        ExportError: the fusions fail, or find nothing in this graph.
+        ExportError: this version of transformers has no such fusions, they fail, or they find nothing in this graph.
     """
     graph = onnx_ir.load(source)
     before = fused_nodes(graph)
@@ -58,7 +57,7 @@ def _fusions() -> Callable[[onnx_ir.Model, str], None]:
     try:
         found: Any = import_module(FUSIONS)
     except ImportError as error:
-        raise DependencyError(
+        raise ExportError(
             f"This transformers has no fusions for ONNX Runtime ({error}): fp32-fused needs `pip install "
             "'transformers>=5.23,<5.24'`. The export fp32 does without."
         ) from error

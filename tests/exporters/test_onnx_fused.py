@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
 
-from compressor.errors import DependencyError, ExportError
+from compressor.errors import ExportError
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
 from exporters import onnx_fused, onnx_runtime
@@ -171,5 +171,5 @@ def test_fusions_that_fail_are_told_in_a_sentence(tmp_path: Path, monkeypatch: p
 
 def test_a_transformers_without_fusions_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_fused, "FUSIONS", "transformers.exporters.no_such_module")
-    with pytest.raises(DependencyError, match=r"has no fusions for ONNX Runtime.*pip install 'transformers>=5.23"):
+    with pytest.raises(ExportError, match=r"has no fusions for ONNX Runtime.*pip install 'transformers>=5.23"):
         onnx_fused._fusions()
