@@ -143,17 +143,13 @@ def test_fusions_that_change_the_numbers_are_refused(
     def wrong(source: Path, target: Path) -> None:
         real(source, target)
         graph = onnx_ir.load(target)
-        (bias,) = [  # of the three labels
-            value
-            for value in graph.graph.initializers.values()
-            if value.dtype == onnx_ir.DataType.FLOAT and value.shape == (3,)
-        ]
-        assert bias.const_value is not None
-        bias.const_value = onnx_ir.tensor(bias.const_value.numpy() + np.float32(0.01))
+        for value in graph.graph.initializers.values():
+            if value.dtype == onnx_ir.DataType.FLOAT and value.const_value is not None and value.const_value.size > 9:
+                value.const_value = onnx_ir.tensor(value.const_value.numpy() * np.float32(1.01))
         onnx_ir.save(graph, target)
 
     monkeypatch.setattr(onnx_fused, "fuse", wrong)
-    with pytest.raises(ExportError, match=r"differs from the model by 1\.00e-02"):
+    with pytest.raises(ExportError, match=r"differs from the model by .* more than the 1e-03 allowed"):
         OnnxExporter("fp32-fused").export(model, tokens(), folder / "wrong")
 
 
