@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCE := compressor exporters validators tests recipes benchmarks
 
-.PHONY: setup demo test check fmt bench bench-report bench-gpu clean
+.PHONY: setup demo test interop check fmt bench bench-report bench-gpu clean
 
 # of the benchmarks: text (the default of `make bench`), vision, lm, or suites by name; arms and seeds, or the suite's own
 SUITE ?=
@@ -31,6 +31,10 @@ demo: setup
 
 test: setup
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# our exports in other tools, each in an environment of its own (network, node): make interop SKIP="transformers.js"
+interop: setup
+	TORCH="$(TORCH)" $(BIN)/python tests/interop/run.py $(SKIP:%=--skip %)
 
 check: setup
 	$(BIN)/ruff check $(SOURCE)

@@ -100,7 +100,8 @@ def export(
     `factory` names the code that made the dense model, where code did: see `compressor.load`.
 
     Writes `exports/<runtime>-<precision>`, and beside the baseline the dense export in fp32 (what everything is held
-    against) and in this precision (what a user would ship without us).
+    against) and in this precision (what a user would ship without us). Of a precision that other runtimes do not load,
+    the portable `exports/<runtime>-fp32` is written too.
 
     Raises:
         ArtifactError: no artifact, or the export is there already and `overwrite` is not set.
@@ -108,7 +109,7 @@ def export(
         ExportError: the runtime's exporter failed.
         InputError: there is no such runtime, or it does not write this precision.
     """
-    registry.exporter(runtime, precision)
+    beside = getattr(registry.exporter(runtime, precision), "beside", ())
     given = None if factory is None else Factory.given(factory)
     artifact = _folded(path, given)
     target = artifact.path / "exports" / f"{runtime}-{precision}"
@@ -120,7 +121,8 @@ def export(
         for kind in dict.fromkeys(["fp32", precision]):
             dense = artifact.path / "baseline"
             _export(dense, artifact, runtime, kind, dense / f"{runtime}-{kind}", given)
-        _export(artifact.path, artifact, runtime, precision, target, given)
+        for kind in (*beside, precision):
+            _export(artifact.path, artifact, runtime, kind, target.with_name(f"{runtime}-{kind}"), given)
         reseal(artifact.path)
     return target
 

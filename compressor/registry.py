@@ -32,6 +32,7 @@ TABLES: dict[Kind, dict[str, str]] = {
     },
     "exporters": {
         "onnx": "exporters.onnx:OnnxExporter",
+        "ort": "exporters.ort_format:OrtExporter",
         "openvino": "exporters.openvino:OpenvinoExporter",
         "torch-export": "exporters.torch_export:TorchExporter",
     },

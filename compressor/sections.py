@@ -214,7 +214,8 @@ class ExportSection(Section):
     )
     precision: str = Field(
         default="fp32",
-        description="onnx writes fp32, fp16, int8, int8-static and int4; other runtimes say what they write",
+        description="onnx writes fp32, fp16, int8, int8-static, int4 and fp32-fused; "
+        "other runtimes say what they write",
     )
 
     @field_validator("precision")

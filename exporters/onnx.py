@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.errors import ExportError
 from exporters import onnx_runtime, staged
@@ -19,23 +20,23 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA_VERSION = 1
-Precision = Literal["fp32", "fp16", "int8", "int8-static", "int4"]  # rows of PRECISIONS
+Precision = Literal["fp32", "fp16", "int8", "int8-static", "int4", "fp32-fused"]  # rows of PRECISIONS
 
 
 @dataclass(frozen=True)
 class OnnxExporter:
-    """ONNX for ONNX Runtime, in fp32, fp16, dynamic or static int8, or int4.
+    """ONNX for ONNX Runtime, in fp32, fp16, dynamic or static int8, or int4, or fp32 with fused operators.
 
     Attributes:
         precision: "fp32"; "fp16": weights and arithmetic; "int8": weights quantized ahead of time per channel,
             activations while running; "int8-static": activations by scales measured on the task's data; "int4": weights
-            alone.
+            alone; "fp32-fused": fp32 in ONNX Runtime's own fused operators.
         opset: version of the ONNX operators.
         embeddings: int8, int8-static and int4: quantize embedding tables too.
         reduce_range: int8 and int8-static: seven-bit weights, which give the same results with and without VNNI.
         block: int4: weights to a scale, a power of two from 16.
-        tolerance: largest difference of a logit that the fp32 graph may have from the torch model, or 1e-4 of the
-            largest logit where that is more.
+        tolerance: largest difference of a logit that the fp32 graph, fused or not, may have from the torch model, or
+            1e-4 of the largest logit where that is more.
     """
 
     precision: Precision = "fp32"
@@ -48,9 +49,10 @@ class OnnxExporter:
     precisions: ClassVar[tuple[str, ...]] = tuple(PRECISIONS)
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            *most, last = get_args(Precision)
-            raise ExportError(f"The ONNX exporter writes {', '.join(most)} and {last}, not '{self.precision}'.")
+        if self.precision not in self.precisions:
+            *most, last = self.precisions
+            title = self.name.upper()
+            raise ExportError(f"The {title} exporter writes {', '.join(most)} and {last}, not '{self.precision}'.")
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -61,6 +63,11 @@ class OnnxExporter:
     def calibrated(self) -> bool:
         """Whether `export` needs samples."""
         return PRECISIONS[self.precision].calibrated
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Precisions that the pipeline exports beside this one."""
+        return PRECISIONS[self.precision].beside
 
     def export(
         self,
@@ -116,7 +123,7 @@ class OnnxExporter:
         """Put the graph into `folder`; returns how far it is from the model."""
         from exporters import onnx_graph
 
-        stage = PRECISIONS[self.precision].stage
+        stage, exact = PRECISIONS[self.precision].stage, PRECISIONS[self.precision].exact
         return staged.made(
             model,
             example,
@@ -125,6 +132,7 @@ class OnnxExporter:
             stage=stage and (lambda source, place: stage(source / GRAPH, place / GRAPH, self, samples)),
             load=self.load,
             tolerance=self.tolerance,
+            limit=self.tolerance if exact else math.inf,
             traced=traced,
         )
 
@@ -141,12 +149,13 @@ class OnnxExporter:
             **knobs,
             "model_files": list(files),
             "file_bytes": files,
-            "versions": _versions(),
+            "versions": versions(),
             **onnx_file.read(folder / GRAPH),
         }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what writes a graph."""
     import onnx
     import onnxruntime
     import torch

@@ -41,12 +41,16 @@ class Precision:
         knobs: fields of the exporter that it heeds.
         devices: where it runs.
         calibrated: whether it needs batches of the task's data.
+        exact: whether it computes the very numbers of the fp32 graph, and is held to the same tolerance.
+        beside: precisions that are always exported beside it.
     """
 
     stage: Stage | None = None
     knobs: tuple[str, ...] = ()
     devices: tuple[Device, ...] = ("cpu", "cuda")
     calibrated: bool = False
+    exact: bool = False
+    beside: tuple[str, ...] = ()
 
 
 def _fp16(source: Path, target: Path, _: Knobs, __: Sequence[Arrays]) -> None:
@@ -73,10 +77,17 @@ def _int4(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays]) -> None
     quantize(source, target, embeddings=knobs.embeddings, block=knobs.block)
 
 
+def _fused(source: Path, target: Path, _: Knobs, __: Sequence[Arrays]) -> None:
+    from exporters.onnx_fused import fuse
+
+    fuse(source, target)
+
+
 PRECISIONS: Mapping[str, Precision] = {
     "fp32": Precision(),
     "fp16": Precision(_fp16),
     "int8": Precision(_int8, ("embeddings", "reduce_range"), ("cpu",)),
     "int8-static": Precision(_int8_static, ("embeddings", "reduce_range"), ("cpu",), calibrated=True),
     "int4": Precision(_int4, ("embeddings", "block")),
+    "fp32-fused": Precision(_fused, devices=("cpu",), exact=True, beside=("fp32",)),
 }

@@ -1,4 +1,4 @@
-"""An ONNX graph in ONNX Runtime: loaded on the device that was asked for, or not at all.
+"""An ONNX graph, or one in ONNX Runtime's own format, in ONNX Runtime: on the device that was asked for, or not at all.
 
 Imports neither torch nor onnx.
 """
@@ -19,7 +19,9 @@ from compressor.threads import usable_threads
 from exporters.base import Arrays, Session
 from exporters.feed import PAST, PRESENT, Feed, shapes
 
-GRAPH = "model.onnx"
+GRAPH, ORT_GRAPH = "model.onnx", "model.ort"
+# how a file in ONNX Runtime's own format is loaded: its weights stay in the file, which is mapped, and are not copied
+MAPPED = {"session.use_memory_mapped_ort_model": "1", "session.use_ort_model_bytes_for_initializers": "1"}
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 FAILURES = tuple(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception))
 DTYPES: Mapping[str, type[np.generic]] = {
@@ -82,16 +84,16 @@ class OnnxRunner:
 
 
 def load(folder: Path, session: Session) -> OnnxRunner:
-    """A runner for the graph in `folder`.
+    """A runner for the graph in `folder`, `model.onnx` or `model.ort`.
 
     Raises:
         ArtifactError: the folder has no graph.
         DependencyError: this ONNX Runtime has no CUDA, or its CUDA does not start.
         RuntimeFailure: ONNX Runtime refuses the graph, or runs a heavy part of it elsewhere than asked.
     """
-    path = folder / GRAPH
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist, so {folder} is no ONNX export. Export the model again.")
+    path = next((path for name in (GRAPH, ORT_GRAPH) if (path := folder / name).is_file()), None)
+    if path is None:
+        raise ArtifactError(f"{folder / GRAPH} does not exist, so {folder} is no ONNX export. Export the model again.")
     if session.device == "cuda" and CUDA not in onnxruntime.get_available_providers():
         raise DependencyError(_no_cuda("offers no CUDA"))
     loaded = _open(path, session)
@@ -103,8 +105,11 @@ def load(folder: Path, session: Session) -> OnnxRunner:
 
 
 def _open(path: Path, session: Session) -> onnxruntime.InferenceSession:
+    chosen = options(session)
+    for key, value in MAPPED.items() if path.suffix == Path(ORT_GRAPH).suffix else ():
+        chosen.add_session_config_entry(key, value)
     try:
-        return onnxruntime.InferenceSession(path, options(session), providers=_providers(session), enable_fallback=0)
+        return onnxruntime.InferenceSession(path, chosen, providers=_providers(session), enable_fallback=0)
     except FAILURES as error:
         raise RuntimeFailure(
             f"ONNX Runtime refuses {path} ({path.stat().st_size} bytes): {error}. If the file was cut off or edited, "

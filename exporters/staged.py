@@ -26,6 +26,7 @@ def made(
     stage: Callable[[Path, Path], None] | None,
     load: Callable[[Path], Runner],
     tolerance: float,
+    limit: float = math.inf,
     traced: Path | None = None,
 ) -> dict[str, Any]:
     """Put a graph into `folder`; returns how far it is from the model.
@@ -38,10 +39,12 @@ def made(
         stage: from a folder with the fp32 graph, the smaller one in another; None for fp32 itself.
         load: a runner for a folder.
         tolerance: largest difference of the fp32 graph.
+        limit: largest difference of what the stage makes; how much a precision may cost is for the parity and accuracy
+            gates to say, so that must only run and stay finite.
         traced: a folder that has the fp32 graph already.
 
     Raises:
-        ExportError: a stage fails, or the fp32 graph computes something else than the model.
+        ExportError: a stage fails, or a graph computes something else than the model.
     """
     from exporters import verify
 
@@ -55,8 +58,7 @@ def made(
             trace(source)
         before = verify.compare(model, load(source), inputs, tolerance)
         stage(source, folder)
-    # how much a precision may cost is for the parity and accuracy gates to say: here it must run and stay finite
-    after = verify.compare(model, load(folder), inputs, limit=math.inf)
+    after = verify.compare(model, load(folder), inputs, limit)
     return {"parity": after, "parity_fp32": before}
 
 

@@ -16,6 +16,7 @@ from compressor import __version__
 from compressor.artifact import write_json
 from compressor.packaging.base_model import UNKNOWN
 from compressor.packaging.contents import BOM, CARD, MODEL, File, files_in
+from compressor.packaging.proof import GRAPHS
 from compressor.packaging.summary import Split, Summary
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def write(summary: Summary, folder: Path) -> None:
 
 
 def _model(summary: Summary, listed: Mapping[str, File]) -> dict[str, Any]:
-    digest = listed[f"{MODEL}/model.onnx"].sha256
+    digest = listed[f"{MODEL}/{GRAPHS[summary.export.runtime]}"].sha256
     return {
         "type": "machine-learning-model",
         "bom-ref": "model",

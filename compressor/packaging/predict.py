@@ -25,6 +25,8 @@ try:
 except ImportError as error:
     raise SystemExit(f"{error}: pip install -r requirements.txt") from error
 
+# a file in ONNX Runtime's own format is mapped, and its weights are not copied
+MAPPED = {"session.use_memory_mapped_ort_model": "1", "session.use_ort_model_bytes_for_initializers": "1"}
 PAST, PRESENT = "past_key_values", "present"  # what the names of a language model's cache begin with
 DTYPES = {
     "tensor(int64)": np.int64,
@@ -43,9 +45,12 @@ class Model:
         options = onnxruntime.SessionOptions()
         if hasattr(os, "sched_getaffinity"):
             options.intra_op_num_threads = len(os.sched_getaffinity(0))  # the runtime itself does not look
-        self.session = onnxruntime.InferenceSession(
-            str(self.folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        graph = self.folder / "model.onnx"
+        if not graph.is_file():
+            graph = self.folder / "model.ort"
+            for key, value in MAPPED.items():
+                options.add_session_config_entry(key, value)
+        self.session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         self.inputs = {node.name: node for node in self.session.get_inputs()}
         self.outputs = [node.name for node in self.session.get_outputs()]
 

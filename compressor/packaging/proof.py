@@ -13,7 +13,7 @@ from compressor.errors import ArtifactError, GateError
 if TYPE_CHECKING:
     from validators.report import ExportReport, Report
 
-RUNTIME = "onnx"  # what predict.py runs
+GRAPHS = {"onnx": "model.onnx", "ort": "model.ort"}  # the runtimes that predict.py runs, and their files
 
 
 def report_of(artifact: Artifact) -> Report:
@@ -42,7 +42,7 @@ def choose(report: Report, exports: Path, name: str | None = None, *, allow_fail
     measured = {
         found.name: found
         for found in report.exports
-        if not found.dense and found.runtime == RUNTIME and (exports / found.name).is_dir()
+        if not found.dense and found.runtime in GRAPHS and (exports / found.name).is_dir()
     }
     if name is None and report.winner and report.winner.dense:
         folder = exports.parent / "baseline" / report.winner.name.removeprefix("dense-")
@@ -56,7 +56,7 @@ def choose(report: Report, exports: Path, name: str | None = None, *, allow_fail
         return _allowed(_smallest(sound or judged, exports), allow_failed)
     if name in measured:
         return _allowed(measured[name], allow_failed)
-    if (exports / name / "model.onnx").is_file():
+    if any((exports / name / graph).is_file() for graph in GRAPHS.values()):
         raise GateError(
             f"The report says nothing of {name}: `python -m compressor validate {exports.parent}` measures it."
         )
@@ -72,7 +72,12 @@ def _smallest(found: list[ExportReport], exports: Path) -> ExportReport:
             f"{exports} has no measured export for ONNX Runtime, which packages run: "
             f"`python -m compressor export {exports.parent} --to onnx --precision int8` makes and measures one."
         )
-    return min(found, key=lambda one: sum(file.stat().st_size for file in (exports / one.name).glob("model.onnx*")))
+    return min(found, key=lambda one: _size(exports / one.name, GRAPHS[one.runtime]))
+
+
+def _size(folder: Path, graph: str) -> int:
+    """Bytes of a graph and of what lies beside it for it."""
+    return sum(file.stat().st_size for file in folder.glob(f"{graph}*"))
 
 
 def _allowed(found: ExportReport, allow_failed: bool) -> ExportReport:

@@ -1,0 +1,150 @@
+"""ONNX Runtime's own format (`.ort`) for mobile and edge builds: what it makes of an ONNX graph, done ahead of time."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from compressor.errors import DependencyError, ExportError
+from exporters import onnx_runtime, staged
+from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session
+from exporters.folder import new_folder
+from exporters.onnx import SCHEMA_VERSION, OnnxExporter, versions
+from exporters.onnx_precisions import PRECISIONS
+from exporters.onnx_runtime import GRAPH, MAPPED, ORT_GRAPH, OnnxRunner
+
+if TYPE_CHECKING:
+    import torch
+
+Level = Literal["basic", "extended"]
+
+
+@dataclass(frozen=True)
+class OrtExporter(OnnxExporter):
+    """ONNX Runtime's own format for mobile and edge builds, in fp32, fp16, dynamic or static int8, or int4.
+
+    Attributes:
+        level: what is done to the graph ahead of time, for it is not optimized again when it is loaded. "extended":
+            operators fused as ONNX Runtime's CPU provider fuses them; "basic": operators of ONNX alone, which
+            providers of mobile hardware can take. Both run on every CPU; the level above fixes the vector width of
+            the exporting machine and is not offered.
+    """
+
+    level: Level = "extended"
+    name: ClassVar[str] = "ort"
+    precisions: ClassVar[tuple[str, ...]] = tuple(name for name, row in PRECISIONS.items() if not row.beside)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.level not in get_args(Level):
+            raise ExportError(f"The ORT exporter optimizes to the level basic or extended, not '{self.level}'.")
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The graph is optimized for the CPU provider."""
+        return ("cpu",)
+
+    def export(
+        self,
+        model: torch.nn.Module,
+        example: Mapping[str, torch.Tensor],
+        path: Path,
+        samples: Sequence[Arrays] = (),
+    ) -> Exported:
+        """Write `model` as a new folder `path`: `model.ort`, the operators that it requires, `export.json`, the config.
+
+        The graph is that of the ONNX export in the same precision, made of the fp32 graph in the sibling folder
+        `onnx-fp32` where that has the same weights; axes, names and a decoder's cache are the same.
+
+        Raises:
+            ExportError: `path` exists, the weights take over 2 GB, the graph cannot be written or converted, or it
+                computes something else than the model; or int8-static without samples.
+            ResourceError: the disk refuses the files.
+        """
+        from compressor.storage import weights_digest
+        from exporters.verify import beside, settled
+
+        with new_folder(path) as scratch, settled(model):
+            digest = weights_digest(model)
+            sibling = path.parent / "onnx-fp32"
+            known = {"weights_digest": digest, "precision": "fp32", "opset": self.opset}
+            reused = staged.fits(sibling, (GRAPH,), known, list(example))
+            facts = self._written(model, beside(model, example), scratch, sibling if reused else None, samples)
+            facts |= {"weights_digest": digest, "reused_fp32_graph": reused}
+            staged.save_config(model, scratch)
+            (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+        return Exported(path, tuple(facts["model_files"]), facts)
+
+    def load(self, path: Path, session: Session = Session()) -> OnnxRunner:  # noqa: B008 (frozen)
+        """A runner for an exported folder, without importing torch; its weights stay in the file, which is mapped.
+
+        Raises:
+            ArtifactError: the folder holds no graph.
+            DependencyError: CUDA was asked for.
+            RuntimeFailure: ONNX Runtime refuses the graph.
+        """
+        if session.device == "cuda":
+            raise DependencyError(
+                f"{path} is optimized for ONNX Runtime's CPU provider: validate it with `device: cpu`, or export onnx."
+            )
+        return onnx_runtime.load(path, session)
+
+    def _written(
+        self,
+        model: torch.nn.Module,
+        example: Mapping[str, torch.Tensor],
+        folder: Path,
+        traced: Path | None,
+        samples: Sequence[Arrays],
+    ) -> dict[str, Any]:
+        """Put the graph into `folder`; returns its facts."""
+        from exporters import onnx_graph
+
+        told: dict[str, Any] = {}
+        figures = staged.made(
+            model,
+            example,
+            folder,
+            trace=lambda place: onnx_graph.write(model, example, self.opset, place / GRAPH),
+            stage=lambda source, place: told.update(self._convert(source, place, samples)),
+            load=self.load,
+            tolerance=self.tolerance,
+            limit=self.tolerance if self.precision == "fp32" else math.inf,
+            traced=traced,
+        )
+        return self._about(folder) | told | figures
+
+    def _convert(self, source: Path, folder: Path, samples: Sequence[Arrays]) -> dict[str, Any]:
+        """From the fp32 graph in `source` to the file in `folder`; returns the facts of the ONNX graph in between."""
+        from exporters import onnx_file, ort_file
+
+        stage, target = PRECISIONS[self.precision].stage, folder / ORT_GRAPH
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            graph = source / GRAPH
+            if stage is not None:
+                graph = Path(temporary) / GRAPH
+                stage(source / GRAPH, graph, self, samples)
+            ort_file.convert(graph, target, self.level)
+            told = onnx_file.read(graph)
+        ort_file.write_operators(target)
+        return told | {"nodes": ort_file.nodes(target)}
+
+    def _about(self, folder: Path) -> dict[str, Any]:
+        size = (folder / ORT_GRAPH).stat().st_size
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "runtime": self.name,
+            "precision": self.precision,
+            "opset": self.opset,
+            "level": self.level,
+            **{name: getattr(self, name) for name in PRECISIONS[self.precision].knobs},
+            "model_files": [ORT_GRAPH],
+            "file_bytes": {ORT_GRAPH: size},
+            "session": dict(MAPPED),
+            "versions": versions(),
+        }
