@@ -77,7 +77,7 @@ class Fitting:
             self._require_reachable(*found[-1])
         plan, last = min(filter(self._held, found), key=lambda pair: abs(pair[1].ratio - self.asked))
         if not self._near(last):
-            progress.note(f"Ranks come in steps: of the plans tried, {last.ratio:.3f} is the nearest that holds.")
+            progress.note(f"{last.ratio:.3f} is the nearest to {self.asked:g} of the plans tried that hold the budget.")
         return self._told(plan, last.ratio), tuple(one for _, one in found)
 
     def _next(self, found: Sequence[tuple[Plan, Round]]) -> Plan | None:

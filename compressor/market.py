@@ -141,16 +141,18 @@ class Market:
 
     def _refused(self, budget: float, spent: float) -> BudgetError:
         least = math.ceil(10_000 * spent / self.dense) / 10_000  # up: it must suffice
+        slow = sum(ladder[0].rank is None for ladder in self.ladders.values()) if self.price else 0
+        kept = f"; {slow} stay dense, since none of their ranks is faster" if slow else ""
         return BudgetError(
             f"The budget of {budget:.4g} of the targets' parameters ({int(budget * self.dense):,}) cannot be met: with "
-            f"the smallest rank, {self.multiple_of}, the targets take {spent:,.0f} ({least:.4f}). Raise "
+            f"the smallest rank, {self.multiple_of}, the targets take {spent:,.0f} ({least:.4f}){kept}. Raise "
             f"plan.budget.parameters to at least {least:.4f} or lower plan.multiple_of."
         )
 
     def _ladder(self, spectrum: Spectrum) -> list[Step]:
         """The ranks that a target can have, lowest first, each with its price and gain over the one before.
 
-        One that costs as much as dense, or no less than a higher one, is left out.
+        One that costs as much as dense, or as a higher one, is left out.
         """
         price, charge = (given or weights(self.layout) for given in (self.price, self.charge))
         whole = price(spectrum, None), charge(spectrum, None)
@@ -159,7 +161,7 @@ class Market:
         rows = [(rank, price(spectrum, rank), charge(spectrum, rank), captured[rank]) for rank in ranks]
         worth = [row for row in rows if row[1] < whole[0] and row[2] < whole[1]]
         offered: list[tuple[int | None, float, float, float]] = [
-            row for row, above in pairwise([*worth, (None, *whole, spectrum.total)]) if row[1] < above[1]
+            row for row, above in pairwise([*worth, (None, *whole, spectrum.total)]) if row[1:3] != above[1:3]
         ]
         if not exhausted or len(worth) < len(rows):
             offered.append((None, *whole, spectrum.total))

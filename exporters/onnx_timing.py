@@ -97,7 +97,7 @@ def graph(site: Site, rank: int | None, opset: int) -> onnx.ModelProto:
         nodes,
         "layer",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, site.inputs)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * len(site.inputs))],
         constants,
     )
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
@@ -119,7 +119,7 @@ def _product(
             {"strides": site.strides, "dilations": site.dilations, "pads": site.pads} if first else {}
         )
         inputs = [value, name, *(one.name for one in offset)]
-        node = helper.make_node("Conv", inputs, [f"h{number}"], kernel_shape=kernel, **geometry)
+        node = helper.make_node("Conv", inputs, [f"h{number}"], kernel_shape=kernel, **(geometry if first else {}))
         return [node], [numpy_helper.from_array(kernels, name), *offset]
     nodes = [helper.make_node("MatMul", [value, name], [f"h{number}"])]
     nodes += [helper.make_node("Add", [f"h{number}", one.name], [f"s{number}"]) for one in offset]
