@@ -29,7 +29,7 @@ class Dense:
 
     Attributes:
         ratio: of the dense model in the export's precision to dense fp32.
-        slope: by how much the ratio falls with the load, as the layers' sum foretells.
+        slope: by how much the ratio falls with the load, as the sum of what layers save foretells.
     """
 
     ratio: float
