@@ -44,7 +44,15 @@ def plan_table(plan: Plan) -> str:
     ]
     share = plan.parameters / plan.dense_parameters
     total = f"{plan.strategy}: {plan.parameters:,} of {plan.dense_parameters:,} parameters ({share:.1%})"
-    return f"{columns(header, rows)}\n\n{total}, budget {plan.budget:.1%}"
+    return f"{columns(header, rows)}\n\n{total}, {_budget(plan)}"
+
+
+def _budget(plan: Plan) -> str:
+    if plan.quantity == "parameters":
+        return f"budget {plan.budget:.1%}"
+    figures = {"predicted": plan.predicted, "measured untrained": plan.measured}
+    known = "".join(f", {value:.1%} {name}" for name, value in figures.items() if value is not None)
+    return f"budget {plan.budget:.1%} of dense fp32's {plan.quantity}{known}"
 
 
 def layer_table(layers: Sequence[Considered]) -> str:
@@ -103,9 +111,8 @@ def dry_run_text(recipe: Recipe, out: Path | None) -> str:
 def stages(recipe: Recipe, out: Path | None) -> list[tuple[str, str, str]]:
     """What a run of this recipe does: stage, what happens, and where its result goes."""
     run, base, plan = out or Path("DIR"), recipe.baseline, recipe.plan
-    ranks = (
-        f"replay {plan.path}" if plan.path else f"{plan.strategy}, keep {plan.budget.parameters:.1%} of the parameters"
-    )
+    ranks = f"replay {plan.path}" if plan.path else f"{plan.strategy}, keep {plan.budget.share:.1%} of the "
+    ranks += "" if plan.path else plan.budget.quantity
     exports = [("export", f"{one.runtime} {one.precision}", str(run / "exports" / one.name)) for one in recipe.exports]
     return [
         ("read", _kind(recipe.model.path), recipe.model.path),

@@ -119,6 +119,12 @@ class Patches:
         return self._kind(in_features, out_features, ones, bias=bias)
 
     @property
+    def pads(self) -> tuple[int, ...]:
+        """Zeros before every axis, then after every axis."""
+        borders = self._borders()
+        return (*reversed(borders[::2]), *reversed(borders[1::2]))
+
+    @property
     def _ones(self) -> tuple[int, ...]:
         return (1,) * len(self.kernel)
 

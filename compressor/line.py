@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compressor import adapt, data, factorize, models, planning, probing, progress, registry, storage
+from compressor import adapt, data, factorize, measured, models, planning, probing, progress, registry, storage
 from compressor.adapt import History
 from compressor.artifact import Artifact, Run, read_json, seal, write_json
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
@@ -136,21 +136,31 @@ class Line:
         """The ranks."""
         if not self.run.finished("plan"):
             section = self.recipe.plan
-            outputs = ["plan.json", "spectra.json", "layers.json"]
+            outputs = ["plan.json", "spectra.json", "layers.json", *([measured.RECORD] if section.measures else [])]
             with self.run.stage("plan", "Planning the ranks", outputs) as scratch:
                 model = self.start()
                 write_json(scratch / "layers.json", [asdict(one) for one in self.considered(model)])
                 spectra = factorize.spectra(model, self.subspaces)
-                plan = Plan.load(Path(section.path)) if section.path else self._allocate(spectra)
+                plan = self._choose(spectra, scratch)
                 plan.save(scratch / "plan.json")
                 (scratch / "spectra.json").write_text(json.dumps(_curves(spectra)) + "\n")
         return Plan.load(self.folder / "plan.json")
+
+    def _choose(self, spectra: Sequence[planning.Spectrum], scratch: Path) -> Plan:
+        section = self.recipe.plan
+        if section.path:
+            return replace(Plan.load(Path(section.path)), predicted=None, measured=None)  # its ranks may be edited
+        if not section.measures:
+            return self._allocate(spectra)
+        plan, record = measured.choose(self, spectra)
+        write_json(scratch / measured.RECORD, record)
+        return plan
 
     def _allocate(self, spectra: Sequence[planning.Spectrum]) -> Plan:
         section = self.recipe.plan
         return planning.allocate(
             spectra,
-            budget=section.budget.parameters,
+            budget=section.budget.share,
             strategy=section.strategy,
             multiple_of=section.multiple_of,
             layout=section.layout,
@@ -166,9 +176,9 @@ class Line:
             storage.save_tensors(storage.state_of(model), scratch / "cores.safetensors")
             adapt.save_history(scratch / "history.json", history)
 
-    def factorized(self) -> Any:
-        """A new copy of the model with cores in place of the planned targets, untrained."""
-        model, plan = self.start(), self.plan()
+    def factorized(self, plan: Plan | None = None) -> Any:
+        """A new copy of the model with cores in place of the planned targets, untrained; by default of its own plan."""
+        model, plan = self.start(), plan or self.plan()
         torch.manual_seed(self.recipe.seed)
         return factorize.factorize_(model, self.recipe.method, {}, plan, subspaces=self.subspaces)
 
@@ -190,7 +200,7 @@ class Line:
         section, targets = self.recipe.plan, self.targets(model)
         if section.path:
             factorize.planned(model, Plan.load(Path(section.path)))
-        else:
+        elif section.budget.quantity == "parameters":
             self._allocate([planning.flat(target.name, target.out_features, target.in_features) for target in targets])
         longest = data.batches(self.data.train, self.task, self.processor, 2)[-1]
         models.require_learnable(model, longest, self.data.labels)

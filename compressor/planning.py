@@ -5,54 +5,22 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-import heapq
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Literal, get_args
 
-from compressor.concave import concave_slopes
-from compressor.errors import ArtifactError, BudgetError
+from compressor.errors import ArtifactError
+from compressor.market import Layout as Layout
+from compressor.market import Market, Price
+from compressor.market import Spectrum as Spectrum
+from compressor.market import break_even as break_even
+from compressor.market import cost as cost
+from compressor.market import flat as flat
 
-Strategy = Literal["gain", "energy", "uniform", "replay"]
-Layout = Literal["two-factor", "pivoted"]
-
-
-def cost(out_features: int, in_features: int, rank: int, layout: Layout = "two-factor") -> int:
-    """Weights of a deployed layer of this rank: r (m + n), less r^2 in the pivoted layout."""
-    return rank * (out_features + in_features) - (rank * rank if layout == "pivoted" else 0)
-
-
-def break_even(out_features: int, in_features: int, layout: Layout = "two-factor") -> int:
-    """The smallest rank that costs at least as much as the dense layer: ceil(mn / (m + n)); min(m, n) when pivoted."""
-    if layout == "pivoted":
-        return min(out_features, in_features)
-    return -(-out_features * in_features // (out_features + in_features))
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """What the plan needs to know of one target: its shape and what each direction is worth."""
-
-    name: str
-    out_features: int
-    in_features: int
-    gains: Sequence[float]  # (k,) non-increasing
-    total: float  # the gain of all directions, those beyond k included
-
-    @property
-    def dense(self) -> int:
-        """Weights of the dense layer."""
-        return self.out_features * self.in_features
-
-
-def flat(name: str, out_features: int, in_features: int) -> Spectrum:
-    """A target of which only the shape is known: every direction is worth the same."""
-    count = min(out_features, in_features)
-    return Spectrum(name, out_features, in_features, [1.0] * count, float(count))
+Strategy = Literal["gain", "energy", "uniform", "measured", "replay"]
+Quantity = Literal["parameters", "latency", "memory"]  # what a budget is a share of
 
 
 @dataclass(frozen=True)
@@ -73,11 +41,14 @@ class Plan:
     """The ranks of all targets and how they were chosen."""
 
     strategy: Strategy
-    budget: float  # share of the targets' parameters
+    budget: float  # share of the targets' parameters, or of what `quantity` says of the dense model
     layout: Layout
     multiple_of: int
     layers: tuple[PlanLayer, ...]
     schema_version: int = field(default=1)
+    quantity: Quantity = "parameters"
+    predicted: float | None = None  # of latency and memory: the ratio to dense fp32 that the layers' sum foretells
+    measured: float | None = None  # and the one that was measured, untrained
 
     @property
     def parameters(self) -> int:
@@ -142,87 +113,38 @@ def _charged(layer: PlanLayer, layout: Layout) -> PlanLayer:
     return replace(layer, parameters=parameters, break_even=break_even(m, n, layout))
 
 
-@dataclass(frozen=True)
-class Step:
-    """One purchase: a target goes from its rank to a higher one (None: back to dense)."""
-
-    rank: int | None
-    price: int  # weights more than before
-    gain: float
-
-
 def allocate(
     spectra: Sequence[Spectrum],
     *,
     budget: float,
-    strategy: Literal["gain", "energy", "uniform"] = "gain",
+    strategy: Literal["gain", "energy", "uniform", "measured"] = "gain",
     multiple_of: int = 1,
     layout: Layout = "two-factor",
+    price: Price | None = None,
+    charge: Price | None = None,
 ) -> Plan:
     """Spend the budget greedily, direction by direction.
 
     All strategies start every target at the smallest rank and then take the step that comes first: by gain per weight
-    (`gain`: a separable concave problem, so greedy is optimal up to the last step), by the energy kept so far
+    (`gain`: a separable concave problem, so greedy is optimal up to the last step), by gain per unit of a measured
+    `price` (`measured`: the same problem, over the prices' least concave majorant), by the energy kept so far
     (`energy`: the same as one threshold for all layers, bisected to the budget), or by rank as a share of break-even
     (`uniform`). A target whose next step reaches break-even goes back to dense and is charged as dense. A step that
     does not fit is passed over for cheaper ones, so what is left over is less than any further step costs.
 
+    The budget is a share of what the dense targets are charged: in weights, or by `charge`.
+
     Raises:
         BudgetError: not even the smallest ranks fit.
     """
-    limit = int(budget * sum(spectrum.dense for spectrum in spectra) + 1e-6)
-    ladders = {s.name: list(_ladder(s, multiple_of, layout)) for s in spectra}
-    ranks: dict[str, int | None] = {}
-    spent = 0
-    for name, ladder in ladders.items():
-        ranks[name], spent = ladder[0].rank, spent + ladder[0].price
-    if spent > limit:
-        least = math.ceil(10_000 * spent / sum(spectrum.dense for spectrum in spectra)) / 10_000  # up: it must suffice
-        raise BudgetError(
-            f"The budget of {budget:.4g} of the targets' parameters ({limit:,}) cannot be met: with the smallest rank, "
-            f"{multiple_of}, the targets take {spent:,} ({least:.4f}). Raise plan.budget.parameters to at "
-            f"least {least:.4f} or lower plan.multiple_of."
-        )
-    keys = {s.name: _keys(s, ladders[s.name], strategy) for s in spectra}
-    heap = [(keys[name][1], name, 1) for name, ladder in ladders.items() if len(ladder) > 1]
-    heapq.heapify(heap)
-    while heap:
-        _, name, number = heapq.heappop(heap)
-        step = ladders[name][number]
-        if spent + step.price > limit:
-            continue
-        ranks[name], spent = step.rank, spent + step.price
-        if number + 1 < len(ladders[name]):
-            heapq.heappush(heap, (keys[name][number + 1], name, number + 1))
-    return Plan(strategy, budget, layout, multiple_of, tuple(_layer(s, ranks[s.name], layout) for s in spectra))
+    return of_market(Market(spectra, strategy, multiple_of, layout, price, charge), budget)
 
 
-def _ladder(spectrum: Spectrum, multiple_of: int, layout: Layout) -> Iterator[Step]:
-    """The ranks that a target can have, lowest first, each with its price and gain over the one before."""
-    m, n = spectrum.out_features, spectrum.in_features
-    top, available = break_even(m, n, layout), len(spectrum.gains)
-    ranks = list(range(multiple_of, min(available + 1, top), multiple_of))
-    exhausted = available < top - 1  # the method offers no more directions, so dense is not the next step
-    if exhausted and (not ranks or ranks[-1] < available):
-        ranks.append(available)
-    captured = [0.0, *accumulate(spectrum.gains)]
-    spent, kept = 0, 0.0
-    for rank in ranks:
-        price = cost(m, n, rank, layout)
-        yield Step(rank, price - spent, captured[rank] - kept)
-        spent, kept = price, captured[rank]
-    if not exhausted:
-        yield Step(None, spectrum.dense - spent, spectrum.total - kept)
-
-
-def _keys(spectrum: Spectrum, ladder: Sequence[Step], strategy: str) -> list[float]:
-    """A sort key for each step, ascending along the ladder; the lowest key of all targets is bought first."""
-    prices, gains = [step.price for step in ladder], [step.gain for step in ladder]
-    if strategy == "gain":
-        return [-slope for slope in concave_slopes(gains, prices)]
-    before = accumulate(prices[:-1] if strategy == "uniform" else gains[:-1], initial=0.0)
-    whole = spectrum.dense if strategy == "uniform" else spectrum.total or 1.0
-    return [value / whole for value in before]
+def of_market(market: Market, budget: float) -> Plan:
+    """The plan of what a budget buys; raises BudgetError as `Market.spend` does."""
+    ranks = market.spend(budget)
+    layers = tuple(_layer(spectrum, ranks[spectrum.name], market.layout) for spectrum in market.spectra)
+    return Plan(market.strategy, budget, market.layout, market.multiple_of, layers)
 
 
 def _layer(spectrum: Spectrum, rank: int | None, layout: Layout) -> PlanLayer:

@@ -177,6 +177,27 @@ def _conflicts(recipe: Recipe) -> Iterator[faults.Fault]:
     if recipe.gates and not recipe.export:
         yield ("gates",), "limit what exports do, but `export` is empty; add an export or remove the gates."
     yield from _exports(recipe)
+    yield from _unmeasurable(recipe)
+
+
+def _unmeasurable(recipe: Recipe) -> Iterator[faults.Fault]:
+    """What keeps a plan from measuring the first export."""
+    plan = recipe.plan
+    asks = ("plan", "strategy") if plan.budget.quantity == "parameters" else ("plan", "budget", plan.budget.quantity)
+    if plan.measures and not recipe.export:
+        yield asks, "is measured on the first export, but `export` is empty; add an export."
+    if not plan.times_layers:
+        return
+    runtime = recipe.exports[0].runtime if recipe.export else AUTO_RUNTIME
+    if not hasattr(registry.load("exporters", runtime), "timer"):
+        able = [name for name in registry.names("exporters") if hasattr(registry.load("exporters", name), "timer")]
+        text = f"times layers on the runtime of the first export, {runtime}, which cannot time them; put an export of"
+        yield asks, f"{text} {' or '.join(able)} first."
+    if plan.layout == "pivoted":
+        yield ("plan", "layout"), "pivoted layers cannot be timed: use two-factor, or a budget of memory or parameters."
+    if recipe.validation.device != "cpu":
+        text = "layers are timed on the cpu only: validate there, or use a budget of memory or parameters and another"
+        yield ("validate", "device"), f"{text} plan.strategy than measured."
 
 
 def _unadapted(recipe: Recipe) -> Iterator[faults.Fault]:

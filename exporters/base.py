@@ -59,7 +59,8 @@ class Exporter(Protocol):
 
     Three attributes may be left out: `devices`, where its precision does not run on every device; `calibrated`, true
     where its precision measures the range of activations: then `export` is also given `samples`, a sequence of batches
-    of the task's inputs as named arrays; and `beside`, the precisions that are always exported beside this one.
+    of the task's inputs as named arrays; `beside`, the precisions that are always exported beside this one; and `timer`,
+    a method session -> `compressor.timings.Timer`, without which no plan can measure this runtime's layers.
     """
 
     @property

@@ -19,6 +19,8 @@ from exporters.onnx_runtime import GRAPH, OnnxRunner
 if TYPE_CHECKING:
     import torch
 
+    from exporters.onnx_timing import OnnxTimer
+
 SCHEMA_VERSION = 1
 Precision = Literal["fp32", "fp16", "int8", "int8-static", "int4", "fp32-fused"]  # rows of PRECISIONS
 
@@ -111,6 +113,12 @@ class OnnxExporter:
             RuntimeFailure: ONNX Runtime refuses the graph.
         """
         return onnx_runtime.load(path, session)
+
+    def timer(self, session: Session) -> OnnxTimer:
+        """What times single layers in this precision, for plans that measure."""
+        from exporters.onnx_timing import OnnxTimer
+
+        return OnnxTimer(self.precision, self.opset, self, session)
 
     def _write(
         self,

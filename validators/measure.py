@@ -55,7 +55,7 @@ def checks(validation: ValidateSection, task: Task) -> tuple[Check, ...]:
     A check gets the recipe's value for each field that the recipe has too.
     """
     found = (registry.load("checks", name) for name in registry.names("checks"))
-    return tuple(_built(check, validation) for check in found if applies(check, task))
+    return tuple(configured(check, validation) for check in found if applies(check, task))
 
 
 def applies(check: Any, task: Task) -> bool:
@@ -63,7 +63,8 @@ def applies(check: Any, task: Task) -> bool:
     return not set(check.quantities) & set(QUALITIES) - set(task.qualities)
 
 
-def _built(check: Any, validation: ValidateSection) -> Check:
+def configured(check: Any, validation: ValidateSection) -> Check:
+    """A check with the recipe's value for each field that the recipe has too."""
     known = type(validation).model_fields
     return check(**{field.name: getattr(validation, field.name) for field in fields(check) if field.name in known})
 

@@ -12,6 +12,7 @@ from compressor.artifact import STATE, Artifact, file_digest, files_of, read_jso
 from compressor.errors import ArtifactError, DataError
 from compressor.factory import Factory
 from compressor.machine import machine, versions
+from compressor.planning import Plan
 from compressor.progress import stage
 from compressor.recipe import Recipe, dump
 from compressor.tasks.base import Outcomes, Task
@@ -20,6 +21,8 @@ from validators import advice
 from validators.base import Evaluation, Subject
 from validators.measure import measure
 from validators.report import AUTO, DENSE, ExportReport, Report
+
+KEPT = "the rank it asks for costs as much as"  # the dense layer, where the plan keeps that
 
 
 def prove(artifact: Artifact, exports: Sequence[str] | None = None, factory: Factory | str | None = None) -> Report:
@@ -123,8 +126,8 @@ def context(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
             "trust_remote_code": manifest["trust_remote_code"],
         },
         "method": settings["method"],
-        "plan": {**settings["plan"], "budget": artifact.plan.budget},
-        "layers": [_layer(layer) for layer in artifact.plan.layers],
+        "plan": {**settings["plan"], **_budget(artifact.plan)},
+        "layers": [_layer(layer, artifact.plan.strategy) for layer in artifact.plan.layers],
         "linear_layers": read_json(path / "layers.json") if (path / "layers.json").is_file() else [],
         "spectra": read_json(path / "spectra.json"),
         "history": adapt.load_history(path / "history.json"),
@@ -140,8 +143,16 @@ def context(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _layer(layer: Any) -> dict[str, Any]:
+def _budget(plan: Plan) -> dict[str, Any]:
+    if plan.quantity == "parameters":
+        return {"budget": plan.budget}
+    figures = {"predicted": plan.predicted, "measured_untrained": plan.measured}
+    return {"budget": {plan.quantity: plan.budget}} | {name: value for name, value in figures.items() if value}
+
+
+def _layer(layer: Any, strategy: str) -> dict[str, Any]:
     kept = layer.rank is None
+    reason = "factors of the rank it asks for take as long as" if strategy == "measured" else KEPT
     return {
         "name": layer.name,
         "out_features": layer.out_features,
@@ -151,5 +162,5 @@ def _layer(layer: Any) -> dict[str, Any]:
         "parameters": layer.parameters,
         "energy": layer.energy,
         "kept": kept,
-        "reason": "the rank it asks for costs as much as the dense layer" if kept else "",
+        "reason": f"{reason} the dense layer" if kept else "",
     }

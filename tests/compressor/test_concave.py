@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -43,3 +45,7 @@ def test_no_pieces_have_no_slopes() -> None:
 def test_rises_and_widths_must_pair_up() -> None:
     with pytest.raises(ValueError, match="zip"):
         concave_slopes([1.0], [1.0, 2.0])
+
+
+def test_what_rises_over_no_width_comes_first() -> None:
+    assert concave_slopes([2.0, 1.0, 1.0], [0.0, 1.0, 0.0]) == [math.inf, 2.0, 2.0]
