@@ -17,7 +17,7 @@ import torch
 
 from compressor import adapt, data, factorize, models, planning, progress, registry, storage
 from compressor.adapt import History
-from compressor.artifact import Artifact, Run, read_json, seal, write_json
+from compressor.artifact import MANIFEST, Artifact, Run, read_json, seal, write_json
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
 from compressor.dense import Dense
 from compressor.factory import RECORD, Factory
@@ -141,16 +141,17 @@ class Line:
                 model = self.start()
                 write_json(scratch / "layers.json", [asdict(one) for one in self.considered(model)])
                 spectra = factorize.spectra(model, self.subspaces)
-                plan = Plan.load(Path(section.path)) if section.path else self._allocate(spectra)
+                plan = Plan.load(Path(section.path)) if section.path else self.allocate(spectra)
                 plan.save(scratch / "plan.json")
                 (scratch / "spectra.json").write_text(json.dumps(_curves(spectra)) + "\n")
         return Plan.load(self.folder / "plan.json")
 
-    def _allocate(self, spectra: Sequence[planning.Spectrum]) -> Plan:
+    def allocate(self, spectra: Sequence[planning.Spectrum], budget: float | None = None) -> Plan:
+        """Ranks by the recipe's strategy; under its budget where no other is given."""
         section = self.recipe.plan
         return planning.allocate(
             spectra,
-            budget=section.budget.parameters,
+            budget=section.share if budget is None else budget,
             strategy=section.strategy,
             multiple_of=section.multiple_of,
             layout=section.layout,
@@ -180,6 +181,7 @@ class Line:
             with self.run.stage("fold", "Folding", ["model.safetensors", *self._sidecars()]) as scratch:
                 factorize.fold_(model, self.plan().layout)
                 self.source.save(model, self.processor, self.data.labels, scratch)
+        if not (self.folder / MANIFEST).is_file():
             seal(self.folder, self.facts())
         return Artifact.open(self.folder)
 
@@ -191,7 +193,7 @@ class Line:
         if section.path:
             factorize.planned(model, Plan.load(Path(section.path)))
         else:
-            self._allocate([planning.flat(target.name, target.out_features, target.in_features) for target in targets])
+            self.allocate([planning.flat(target.name, target.out_features, target.in_features) for target in targets])
         longest = data.batches(self.data.train, self.task, self.processor, 2)[-1]
         models.require_learnable(model, longest, self.data.labels)
 

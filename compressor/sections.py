@@ -141,12 +141,20 @@ class PlanSection(Section):
         default="gain",
         description="most loss removed per parameter, most energy kept per parameter, or one share for all",
     )
-    budget: Budget = Field(default=Budget(), description="what the deployed layers may cost")
+    budget: Budget | Literal["auto"] = Field(
+        default=Budget(),
+        description="what the deployed layers may cost; auto: the smallest budget whose gates hold, which `run` finds",
+    )
     path: str | None = Field(default=None, description="a plan.json, edited or not, replayed instead of choosing ranks")
     multiple_of: int = Field(default=8, ge=1, description="ranks are multiples of this")
     layout: Literal["two-factor", "pivoted"] = Field(
         default="two-factor", description="pivoted stores r*r fewer parameters"
     )
+
+    @property
+    def share(self) -> float:
+        """Share of the targets' parameters that is kept; the most there can be where it is searched."""
+        return 1.0 if self.budget == "auto" else self.budget.parameters
 
 
 class Training(Section):
@@ -238,6 +246,10 @@ class ExportSection(Section):
 class ValidateSection(Section):
     """Where and how hard the proofs are measured."""
 
+    split: Literal["evaluation", "validation"] = Field(
+        default="evaluation",
+        description="what accuracy and parity are measured on; validation is for choosing, as a search's trials do",
+    )
     device: Literal["cpu", "cuda"] = Field(
         default="cpu", description="where the exports run; int8 and int8-static run on the cpu only"
     )
