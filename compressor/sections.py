@@ -120,7 +120,8 @@ class DataSection(Section):
     train: Source = Field(description="what the dense baseline and the cores are trained on")
     evaluation: Source = Field(description="what accuracy and parity are measured on; never used to choose anything")
     validation: Source | None = Field(
-        default=None, description="chooses the best checkpoint; default: `holdout` of train"
+        default=None,
+        description="chooses the best checkpoint, and the budget where it is searched; default: `holdout` of train",
     )
     holdout: Share = Field(
         default=0.1, description="share of train kept for choosing the best checkpoint; 0 keeps the last one"

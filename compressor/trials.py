@@ -44,7 +44,7 @@ def record(report: Report, plan: Plan, budget: float, seconds: float) -> Record:
         "failed": [
             {"export": export.name, "quantity": finding.quantity, "text": complain(finding)}
             for export in exports
-            for finding in export.unmet
+            for finding in _failed(export)
         ],
         "winner": report.winner.name if report.winner else None,
         "exports": [{key: told[export.name][key] for key in ("name", "findings")} for export in exports],
@@ -53,8 +53,16 @@ def record(report: Report, plan: Plan, budget: float, seconds: float) -> Record:
 
 def _alternatives(auto: bool, exports: Sequence[ExportReport]) -> dict[str, frozenset[Want]]:
     """What failed gates ask for: by export where one of them is enough, together where all must hold."""
-    wants = {export.name: frozenset(map(_want, export.unmet)) for export in exports}
+    wants = {export.name: frozenset(map(_want, _failed(export))) for export in exports}
     return wants if auto else {EVERY: frozenset().union(*wants.values())}
+
+
+def _failed(export: ExportReport) -> list[Finding]:
+    """Gates that do not hold, for choosing: an unsure one that passes has to have its value within the limit too.
+
+    Else the smallest budget would win that the rows cannot tell to be bad, and the fewer rows the smaller.
+    """
+    return [finding for finding in export.findings if not (finding.ok and finding.within)]
 
 
 def _want(finding: Finding) -> Want:

@@ -43,6 +43,12 @@ def sentence(context: Mapping[str, Any]) -> str:
     return found if isinstance(found, str) else ""
 
 
+def in_vain(context: Mapping[str, Any]) -> bool:
+    """Whether there was a search and nothing came of it: no budget holds the gates, nor does a dense export."""
+    found = look(context, "search")
+    return isinstance(found, Mapping) and found.get("stands") is None
+
+
 def table(context: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Headers, then one row for each export of each trial, the smallest budget first; empty without a search."""
     found = points(context)

@@ -60,6 +60,8 @@ def junit(report: Report) -> str:
     something that was left undone.
     """
     root = ElementTree.Element("testsuites", {"name": "rankfold"} | _counts(report.exports))
+    if frontier.in_vain(report.context):
+        _lost(root, frontier.sentence(report.context))
     for export in report.exports:
         suite = ElementTree.SubElement(root, "testsuite", {"name": _xml(export.name)} | _counts((export,)))
         properties = ElementTree.SubElement(suite, "properties")
@@ -70,6 +72,15 @@ def junit(report: Report) -> str:
             _case(suite, export, finding)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _lost(root: ElementTree.Element, sentence: str) -> None:
+    """A suite of one failed case: the search that found no budget."""
+    root.attrib |= {name: str(int(root.attrib[name]) + 1) for name in ("tests", "failures")}
+    counts = {"tests": "1", "failures": "1", "errors": "0", "skipped": "0"}
+    suite = ElementTree.SubElement(root, "testsuite", {"name": "search"} | counts)
+    case = ElementTree.SubElement(suite, "testcase", classname="rankfold.search", name="budget")
+    ElementTree.SubElement(case, "failure", type="fail", message=_xml(sentence))
 
 
 def _counts(exports: tuple[ExportReport, ...]) -> dict[str, str]:

@@ -97,12 +97,15 @@ class Report:
 
     @property
     def verdict(self) -> Literal["pass", "fail"]:
-        """`fail` when any export fails, or where the best was looked for and none holds every gate."""
-        return "fail" if self.failures or (self.auto and self.winner is None) else "pass"
+        """`fail` when any export fails, or where the best export or a budget was looked for and none holds every gate."""
+        lost = frontier.in_vain(self.context) or (self.auto and self.winner is None)
+        return "fail" if self.failures or lost else "pass"
 
     @property
     def headline(self) -> str:
         """The verdict in plain words."""
+        if frontier.in_vain(self.context):
+            return "Fail: no budget that was tried holds every gate"
         if self.auto:
             return self._contest()
         gates = sum(len(export.gated) for export in self.exports)
