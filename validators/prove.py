@@ -123,7 +123,7 @@ def context(artifact: Artifact, recipe: Recipe, measured: Mapping[str, Any]) -> 
         "history": adapt.load_history(path / "history.json"),
         "baseline_history": adapt.load_history(path / "baseline" / "history.json"),
         "data": {**manifest["data"], "evaluation": measured},
-        "files": {name: file_digest(path / name) for name in files_of(path) if name.startswith("exports/")},
+        "files": {name: file_digest(path / name) for name in files_of(path) if _exported(name)},
         "machine": measured_on | {"threads": recipe.validation.threads or measured_on["cores"]},
         "versions": versions(),
         "seed": recipe.seed,
@@ -132,6 +132,11 @@ def context(artifact: Artifact, recipe: Recipe, measured: Mapping[str, Any]) -> 
         "recipe": settings,
         **({"search": read_json(path / SEARCH)} if (path / SEARCH).is_file() else {}),
     }
+
+
+def _exported(name: str) -> bool:
+    """Whether a file belongs to an export: under exports/, or in a folder beside the dense baseline."""
+    return name.startswith("exports/") or (name.startswith("baseline/") and name.count("/") > 1)
 
 
 def _layer(layer: Any) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Report:
 
     @property
     def verdict(self) -> Literal["pass", "fail"]:
-        """`fail` when any export fails, or where the best export or a budget was looked for and none holds every gate."""
+        """`fail` when any export fails, or where the best export or budget was looked for and none holds its gates."""
         lost = frontier.in_vain(self.context) or (self.auto and self.winner is None)
         return "fail" if self.failures or lost else "pass"
 
