@@ -73,8 +73,16 @@ def _shown(quantity: str, value: float) -> str:
 def points(context: Mapping[str, Any]) -> list[Point]:
     """Every export of every trial, by budget."""
     found = look(context, "search", "trials")
-    trials = [one for one in found if isinstance(one, Mapping)] if isinstance(found, list | tuple) else []
-    return sorted((point for one in trials for point in _points(one)), key=lambda point: (point.budget, point.export))
+    trials = found if isinstance(found, list | tuple) else []
+    return sorted((point for one in trials for point in _whole(one)), key=lambda point: (point.budget, point.export))
+
+
+def _whole(trial: Any) -> list[Point]:
+    """The points of a trial, none where something is missing or of another type."""
+    try:
+        return list(_points(trial))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return []
 
 
 def _points(trial: Mapping[str, Any]) -> Iterator[Point]:
