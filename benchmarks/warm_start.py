@@ -21,6 +21,7 @@ from compressor import adapt, data, models, storage
 from compressor.artifact import STATE, Run, read_json
 from compressor.layers import CoreLinear, FreeCore
 from compressor.line import Line
+from compressor.machine import versions
 from compressor.recipe import Recipe
 
 
@@ -97,7 +98,7 @@ def main() -> None:
             row[f"{name}_untrained"] = accuracy(line, model)
             train(line, model)
             row[name] = accuracy(line, model)
-        print(json.dumps(row), flush=True)
+        print(json.dumps(row | {"versions": versions()}), flush=True)
 
 
 if __name__ == "__main__":
