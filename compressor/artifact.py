@@ -8,6 +8,7 @@
       baseline/              the dense model on the same task, and its exports
       exports/<runtime>-<precision>/
       report.json  report.html  report.md  junit.xml
+      search.json  trials/<budget>/        of a search: what was tried, each trial a run folder with a seal of its own
       .work/                 scratch and checkpoints; empty when a run is finished
       .lock                  held by the process that is at work here
 
@@ -33,12 +34,15 @@ from filelock import FileLock, Timeout
 from compressor import progress
 from compressor.errors import ArtifactError, IntegrityError
 from compressor.planning import Plan
+from compressor.sharing import share
 
 SCHEMA_VERSION = 1
 MANIFEST = "artifact.json"
 STATE = "run.json"
 SCRATCH = ".work"
 LOCK = ".lock"
+SEARCH = "search.json"
+TRIALS = "trials"
 REPORT = "report.json"
 REPORTS = {REPORT, "report.html", "report.md", "junit.xml"}
 UNSIGNED = {LOCK, MANIFEST, STATE} | REPORTS  # rewritten by later commands
@@ -54,7 +58,7 @@ def files_of(folder: Path) -> Iterator[str]:
     """Relative names of the artifact's files, sorted."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in UNSIGNED and not name.startswith(SCRATCH):
+        if path.is_file() and name not in UNSIGNED and not name.startswith((SCRATCH, f"{TRIALS}/")):
             yield name
 
 
@@ -168,6 +172,16 @@ class Run:
         self.state["stages"][name] = {"files": digests, "seconds": round(time.monotonic() - start, 3)}
         self._save()
 
+    def adopt(self, name: str, other: Run) -> None:
+        """Take over a finished stage of another run, its files, digests and seconds; nothing where it is finished."""
+        if self.finished(name):
+            return
+        stage = other.state["stages"][name]
+        for file in stage["files"]:
+            share(other.folder / file, self.folder / file)
+        self.state["stages"][name] = stage
+        self._save()
+
     @property
     def seconds(self) -> dict[str, float]:
         """How long each finished stage took."""
@@ -252,6 +266,11 @@ class Artifact:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """artifact.json."""
+        if not (self.path / MANIFEST).is_file() and (self.path / SEARCH).is_file():
+            raise ArtifactError(
+                f"{self.path} is a search that has not ended, or that no trial won: {self.path / SEARCH} says which. "
+                f"The trials are run folders of their own, under {self.path / TRIALS}."
+            )
         if not (self.path / MANIFEST).is_file() and (self.path / STATE).is_file():
             raise ArtifactError(
                 f"{self.path} is an unfinished run; go on with `compressor run RECIPE --out {self.path} --resume`."

@@ -208,7 +208,9 @@ def package(
     path: terminal.RunPath,
     export: Annotated[  # its name shadows a verb here, as the option's must
         str | None,
-        typer.Option("--export", help="A folder under exports/; the smallest that holds its gates otherwise."),
+        typer.Option(
+            "--export", help="A folder under exports/, or baseline/NAME; the winner or smallest that holds otherwise."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The archive to write; <RUN>.tar.gz beside the run otherwise.")

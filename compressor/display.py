@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.bisection import TRIALS
+
 if TYPE_CHECKING:
     from compressor.catalog import Entry
     from compressor.doctor import Diagnosis
     from compressor.models import Considered
     from compressor.planning import Plan
-    from compressor.recipe import BaselineSection, Recipe
+    from compressor.recipe import BaselineSection, PlanSection, Recipe
 
 STAGE_HEADER = ("stage", "what", "path")
 MARKS = {"ok": "ok", "note": "note", "warning": "WARNING", "broken": "BROKEN"}
@@ -111,8 +113,7 @@ def dry_run_text(recipe: Recipe, out: Path | None) -> str:
 def stages(recipe: Recipe, out: Path | None) -> list[tuple[str, str, str]]:
     """What a run of this recipe does: stage, what happens, and where its result goes."""
     run, base, plan = out or Path("DIR"), recipe.baseline, recipe.plan
-    ranks = f"replay {plan.path}" if plan.path else f"{plan.strategy}, keep {plan.budget.share:.1%} of the "
-    ranks += "" if plan.path else plan.budget.quantity
+    ranks = f"replay {plan.path}" if plan.path else f"{plan.strategy}, keep {_kept(plan)}"
     exports = [("export", f"{one.runtime} {one.precision}", str(run / "exports" / one.name)) for one in recipe.exports]
     return [
         ("read", _kind(recipe.model.path), recipe.model.path),
@@ -120,12 +121,25 @@ def stages(recipe: Recipe, out: Path | None) -> list[tuple[str, str, str]]:
         ("probe", "train the head alone", str(run / "head.safetensors")),
         ("baseline", _dense(base), str(run / "baseline")),
         ("calibrate", _sample(recipe), str(run / "statistics.safetensors")),
+        *_search(recipe, run),
         ("plan", ranks, str(run / "plan.json")),
         ("adapt", f"{type(recipe.method).__name__}, {recipe.adapt.epochs:g} epochs", str(run / "history.json")),
         ("fold", plan.layout, str(run / "model.safetensors")),
         *exports,
         ("validate", f"{len(recipe.gates)} gates on {recipe.validation.device}", str(run / "report.json")),
     ]
+
+
+def _kept(plan: PlanSection) -> str:
+    return "what the search chose" if plan.budget == "auto" else f"{plan.share:.1%} of the {plan.quantity}"
+
+
+def _search(recipe: Recipe, run: Path) -> list[tuple[str, str, str]]:
+    """What comes before the plan where the budget is searched."""
+    if recipe.plan.budget != "auto":
+        return []
+    what = f"at most {TRIALS} budgets, each from its plan to its exports, measured on the validation rows"
+    return [("search", what, str(run / "trials"))]
 
 
 def _sample(recipe: Recipe) -> str:

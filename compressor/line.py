@@ -17,7 +17,7 @@ import torch
 
 from compressor import adapt, data, factorize, measured, models, planning, probing, progress, registry, storage
 from compressor.adapt import History
-from compressor.artifact import Artifact, Run, read_json, seal, write_json
+from compressor.artifact import MANIFEST, Artifact, Run, read_json, seal, write_json
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
 from compressor.dense import Dense
 from compressor.factory import RECORD, Factory
@@ -151,16 +151,17 @@ class Line:
         if section.path:
             return replace(Plan.load(Path(section.path)), predicted=None, measured=None)  # its ranks may be edited
         if not section.measures:
-            return self._allocate(spectra)
+            return self.allocate(spectra)
         plan, record = measured.choose(self, spectra)
         write_json(scratch / measured.RECORD, record)
         return plan
 
-    def _allocate(self, spectra: Sequence[planning.Spectrum]) -> Plan:
+    def allocate(self, spectra: Sequence[planning.Spectrum], budget: float | None = None) -> Plan:
+        """Ranks by the recipe's strategy; under its budget where no other is given."""
         section = self.recipe.plan
         return planning.allocate(
             spectra,
-            budget=section.budget.share,
+            budget=section.share if budget is None else budget,
             strategy=section.strategy,
             multiple_of=section.multiple_of,
             layout=section.layout,
@@ -190,6 +191,7 @@ class Line:
             with self.run.stage("fold", "Folding", ["model.safetensors", *self._sidecars()]) as scratch:
                 factorize.fold_(model, self.plan().layout)
                 self.source.save(model, self.processor, self.data.labels, scratch)
+        if not (self.folder / MANIFEST).is_file():
             seal(self.folder, self.facts())
         return Artifact.open(self.folder)
 
@@ -200,8 +202,8 @@ class Line:
         section, targets = self.recipe.plan, self.targets(model)
         if section.path:
             factorize.planned(model, Plan.load(Path(section.path)))
-        elif section.budget.quantity == "parameters":
-            self._allocate([planning.flat(target.name, target.out_features, target.in_features) for target in targets])
+        elif section.quantity == "parameters":
+            self.allocate([planning.flat(target.name, target.out_features, target.in_features) for target in targets])
         longest = data.batches(self.data.train, self.task, self.processor, 2)[-1]
         models.require_learnable(model, longest, self.data.labels)
 

@@ -59,10 +59,10 @@ class Bench:
             table = self._table(spectra)
             record |= table.record
             price = table.price if section.strategy == "measured" else None
-            charge = table.price if section.budget.quantity == "latency" else None
+            charge = table.price if section.quantity == "latency" else None
         market = Market(spectra, section.strategy, section.multiple_of, section.layout, price, charge)
-        if section.budget.quantity == "parameters":
-            return of_market(market, section.budget.share), record
+        if section.quantity == "parameters":
+            return of_market(market, section.share), record
         plan, dense, rounds = self._fit(market)
         record["dense"] = {"ratio": dense.ratio, "slope": dense.slope}
         record["rounds"] = [{"load": one.load, "ratio": one.ratio} for one in rounds]
@@ -86,11 +86,11 @@ class Bench:
     # ---- whole models ----
 
     def _fit(self, market: Market) -> tuple[Plan, Dense, tuple[Round, ...]]:
-        quantity = self.section.budget.quantity
+        quantity = self.section.quantity
         where = f"{self.runtime} {self.precision}"
-        with progress.stage(f"Fitting the plan to {self.section.budget.share:g} of the {quantity} in {where}"):
+        with progress.stage(f"Fitting the plan to {self.section.share:g} of the {quantity} in {where}"):
             dense = self._dense(market, quantity)
-            fitting = Fitting(market, quantity, self.section.budget.share, dense, where)
+            fitting = Fitting(market, quantity, self.section.share, dense, where)
             plan, rounds = fitting.run(partial(self._ratio, quantity))
         return plan, dense, rounds
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor import progress, registry, storage
 from compressor.artifact import MANIFEST, STATE, Artifact, Run, alone, read_json, reseal
-from compressor.errors import ArtifactError, DataError, ExportError
+from compressor.errors import ArtifactError, DataError, ExportError, RecipeError
 from compressor.factory import Factory, require_given
 from compressor.line import Line
 from compressor.planning import Plan
@@ -27,20 +27,31 @@ if TYPE_CHECKING:
 def run(recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, overwrite: bool = False) -> Report:
     """The whole line: compress, export, validate; the report lies in `out` and is returned, gates not yet raised.
 
+    With `plan.budget: auto` it is tried at several budgets, and the smallest whose gates hold stands in `out`.
+
     Raises:
         RankfoldError: see compressor.errors; what was finished stays in `out`, and `resume=True` goes on.
     """
     found = _read(recipe)
     for section in found.exports:  # a runtime that is not installed is told before hours of training, not after them
         registry.require(registry.packages_of(registry.load("exporters", section.runtime)))
-    factory = Factory.of(found.model)
+    if found.plan.budget == "auto":
+        from compressor import search
+
+        return search.run(found, Path(out), resume=resume, overwrite=overwrite)
     artifact = compress(found, out, resume=resume, overwrite=overwrite)
     with alone(artifact.path):
-        for section in found.exports:
-            if not (artifact.path / "exports" / section.name).exists():
-                _try(artifact, section, factory, required=found.export != "auto" or section.precision == "fp32")
-        reseal(artifact.path)  # a run that was killed between an export and its seal is made whole here
-        return validate(artifact, factory=factory)
+        export_all(artifact, found)
+        return validate(artifact, factory=Factory.of(found.model))
+
+
+def export_all(artifact: Artifact, recipe: Recipe) -> None:
+    """The recipe's exports, those that are not there yet."""
+    factory = Factory.of(recipe.model)
+    for section in recipe.exports:
+        if not (artifact.path / "exports" / section.name).exists():
+            _try(artifact, section, factory, required=recipe.export != "auto" or section.precision == "fp32")
+    reseal(artifact.path)  # a run that was killed between an export and its seal is made whole here
 
 
 def _try(artifact: Artifact, section: ExportSection, factory: Factory | None, *, required: bool) -> None:
@@ -84,6 +95,11 @@ def _read(recipe: Recipe | Path | str) -> Recipe:
 
 
 def _line(recipe: Recipe, out: Path | str, *, resume: bool, overwrite: bool) -> Line:
+    if recipe.plan.budget == "auto":
+        raise RecipeError(
+            "plan.budget: auto is found by `run` alone, since it takes exports and gates; here name a budget: "
+            "--set 'plan.budget={parameters: 0.5}'."
+        )
     return Line(recipe, Run(Path(out), dump(recipe), resume=resume, overwrite=overwrite))
 
 

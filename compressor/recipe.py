@@ -32,7 +32,9 @@ from compressor.sections import Source as Source
 from compressor.sections import Training as Training
 from compressor.sections import ValidateSection as ValidateSection
 from compressor.sections import default_method
+from compressor.tasks.base import QUALITIES
 
+NO_VALIDATION = "of which there are none: name data.validation, or hold some of train out with data.holdout."
 AUTO_RUNTIME = "onnx"  # that `export: auto` looks for the best in
 MODELS, DATA = "RANKFOLD_MODELS", "RANKFOLD_DATA"
 PATHS: dict[tuple[str, ...], str | None] = {
@@ -177,13 +179,16 @@ def _conflicts(recipe: Recipe) -> Iterator[faults.Fault]:
     if recipe.gates and not recipe.export:
         yield ("gates",), "limit what exports do, but `export` is empty; add an export or remove the gates."
     yield from _exports(recipe)
+    yield from _validated(recipe)
     yield from _unmeasurable(recipe)
+    if recipe.plan.budget == "auto":
+        yield from _searched(recipe)
 
 
 def _unmeasurable(recipe: Recipe) -> Iterator[faults.Fault]:
     """What keeps a plan from measuring the first export."""
     plan = recipe.plan
-    asks = ("plan", "strategy") if plan.budget.quantity == "parameters" else ("plan", "budget", plan.budget.quantity)
+    asks = ("plan", "strategy") if plan.quantity == "parameters" else ("plan", "budget", plan.quantity)
     if plan.measures and not recipe.export:
         yield asks, "is measured on the first export, but `export` is empty; add an export."
     if not plan.times_layers:
@@ -222,6 +227,33 @@ def _own_code(model: ModelSection) -> Iterator[faults.Fault]:
         yield ("model", "revision"), f"is one of a hub id, but {model.path} is code; take it out."
     if model.code and not Path(model.code).is_dir():
         yield ("model", "code"), f"'{model.code}' is no folder."
+
+
+def _validated(recipe: Recipe) -> Iterator[faults.Fault]:
+    if recipe.validation.split == "validation" and not _has_validation(recipe.data):
+        yield ("validate", "split"), f"is validation, {NO_VALIDATION}"
+
+
+def _searched(recipe: Recipe) -> Iterator[faults.Fault]:
+    """What a search for the smallest budget needs, and what leaves nothing to search."""
+    here = ("plan", "budget")
+    if not set(QUALITIES) & recipe.gates.keys():
+        yield here, f"is auto, but no gate limits {' or '.join(QUALITIES)}, so that the smallest is best: add one."
+    if not _has_validation(recipe.data):
+        yield here, f"is auto and chosen on validation rows, {NO_VALIDATION}"
+    if recipe.validation.split == "validation":
+        yield (
+            ("validate", "split"),
+            "is validation, but plan.budget: auto proves its winner on evaluation; remove it.",
+        )
+    if recipe.plan.path:
+        yield ("plan", "path"), "replays ranks, so plan.budget: auto has nothing to choose; remove one of them."
+    if recipe.plan.strategy == "measured":
+        yield ("plan", "strategy"), "times layers, but plan.budget: auto looks for a share of the parameters; use gain."
+
+
+def _has_validation(data: DataSection) -> bool:
+    return data.validation is not None or data.holdout > 0
 
 
 def _leaks(data: DataSection) -> Iterator[faults.Fault]:

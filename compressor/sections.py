@@ -122,7 +122,8 @@ class DataSection(Section):
     train: Source = Field(description="what the dense baseline and the cores are trained on")
     evaluation: Source = Field(description="what accuracy and parity are measured on; never used to choose anything")
     validation: Source | None = Field(
-        default=None, description="chooses the best checkpoint; default: `holdout` of train"
+        default=None,
+        description="chooses the best checkpoint, and the budget where it is searched; default: `holdout` of train",
     )
     holdout: Share = Field(
         default=0.1, description="share of train kept for choosing the best checkpoint; 0 keeps the last one"
@@ -180,7 +181,11 @@ class PlanSection(Section):
         description="most loss removed per parameter, most energy kept per parameter, one share for all, or most loss "
         "removed per measured microsecond (default where the budget is latency)",
     )
-    budget: Budget = Field(default=Budget(), description="what may be kept: a share of exactly one of these")
+    budget: Budget | Literal["auto"] = Field(
+        default=Budget(),
+        description="what may be kept: a share of exactly one of these; auto: the smallest share of the parameters "
+        "whose gates hold, which `run` finds",
+    )
     path: str | None = Field(default=None, description="a plan.json, edited or not, replayed instead of choosing ranks")
     multiple_of: int = Field(default=8, ge=1, description="ranks are multiples of this")
     layout: Literal["two-factor", "pivoted"] = Field(
@@ -195,14 +200,24 @@ class PlanSection(Section):
         return {"strategy": "measured"} | value if timed else value
 
     @property
+    def quantity(self) -> Measure:
+        """What the budget is a share of."""
+        return "parameters" if self.budget == "auto" else self.budget.quantity
+
+    @property
+    def share(self) -> float:
+        """How much of it is kept; the most there can be where it is searched."""
+        return 1.0 if self.budget == "auto" else self.budget.share
+
+    @property
     def times_layers(self) -> bool:
         """Whether layers are timed on the runtime of the first export."""
-        return self.path is None and (self.strategy == "measured" or self.budget.quantity == "latency")
+        return self.path is None and (self.strategy == "measured" or self.quantity == "latency")
 
     @property
     def measures(self) -> bool:
         """Whether anything is measured before the ranks are known."""
-        return self.times_layers or (self.path is None and self.budget.quantity != "parameters")
+        return self.times_layers or (self.path is None and self.quantity != "parameters")
 
 
 class Training(Section):
@@ -295,6 +310,10 @@ class ExportSection(Section):
 class ValidateSection(Section):
     """Where and how hard the proofs are measured."""
 
+    split: Literal["evaluation", "validation"] = Field(
+        default="evaluation",
+        description="what accuracy and parity are measured on; validation is for choosing, as a search's trials do",
+    )
     device: Literal["cpu", "cuda"] = Field(
         default="cpu", description="where the exports run; int8 and int8-static run on the cpu only"
     )

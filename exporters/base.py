@@ -57,10 +57,10 @@ class Exported:
 class Exporter(Protocol):
     """One runtime: a frozen dataclass.
 
-    Three attributes may be left out: `devices`, where its precision does not run on every device; `calibrated`, true
+    Four attributes may be left out: `devices`, where its precision does not run on every device; `calibrated`, true
     where its precision measures the range of activations: then `export` is also given `samples`, a sequence of batches
-    of the task's inputs as named arrays; `beside`, the precisions that are always exported beside this one; and `timer`,
-    a method session -> `compressor.timings.Timer`, without which no plan can measure this runtime's layers.
+    of the task's inputs as named arrays; `beside`, the precisions that are always exported beside this one; and
+    `timer`, a method session -> `compressor.timings.Timer`, without which no plan can measure this runtime's layers.
     """
 
     @property

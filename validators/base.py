@@ -95,6 +95,13 @@ class Finding:
         """Whether this finding lets the build go on."""
         return self.verdict in ("pass", "ungated") or (self.verdict == "unsure" and self.accept_unsure)
 
+    @property
+    def within(self) -> bool:
+        """Whether the value itself is within the limit, whatever its interval; where there is none it is."""
+        if self.limit is None:
+            return True
+        return self.candidate >= self.limit if self.better == "higher" else self.candidate <= self.limit
+
     def judged(self, gate: Gate) -> Finding:
         """The same finding with the gate's limit and verdict."""
         limit = limit_of(gate, self.dense, self.better)

@@ -48,7 +48,9 @@ def title(context: Mapping[str, Any]) -> str:
 
 def brief(context: Mapping[str, Any]) -> Pairs:
     """The few facts that a short summary has room for."""
-    return [(name, text(value)) for name, *keys in BRIEF if (value := look(context, *keys)) is not None]
+    split = look(context, "recipe", "validate", "split") or "evaluation"
+    found = ((name, look(context, *keys)) for name, *keys in BRIEF)
+    return [(name.replace("evaluation", split), text(value)) for name, value in found if value is not None]
 
 
 def groups(context: Mapping[str, Any]) -> list[tuple[str, Pairs]]:

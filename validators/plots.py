@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from validators import wording
+from validators import frontier, wording
 from validators.advice import Option, Span, options
 from validators.svg import ACCENT, DASHES, INK, MUTED, PAPER, RULE, SERIES, Plot, plot
 
@@ -25,6 +25,7 @@ def draw(report: Report) -> tuple[Plot, ...]:
     context = report.context
     histories = {"low-rank": _records(context, "history"), "dense baseline": _records(context, "baseline_history")}
     plots = (
+        frontier.draw(context),
         _accuracy_size(report),
         _latency_memory(options(report.exports)),
         _curves("Training loss", "loss", {"loss": "train", "eval_loss": "validation"}, histories),

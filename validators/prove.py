@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from compressor import adapt, data, models, registry, storage
-from compressor.artifact import STATE, Artifact, file_digest, files_of, read_json
-from compressor.errors import ArtifactError, DataError
+from compressor.artifact import SEARCH, STATE, Artifact, file_digest, files_of, read_json
+from compressor.errors import ArtifactError
 from compressor.factory import Factory
 from compressor.machine import machine, versions
 from compressor.planning import Plan
@@ -17,7 +17,7 @@ from compressor.progress import stage
 from compressor.recipe import Recipe, dump
 from compressor.tasks.base import Outcomes, Task
 from exporters.base import EXPORT_FILE, Session
-from validators import advice
+from validators import advice, rows
 from validators.base import Evaluation, Subject
 from validators.measure import measure
 from validators.report import AUTO, DENSE, ExportReport, Report
@@ -44,15 +44,15 @@ def prove(artifact: Artifact, exports: Sequence[str] | None = None, factory: Fac
     dense = {runtime: prover.subject(baseline / f"{runtime}-fp32", DENSE) for runtime in runtimes}
     full = {subject.path for subject in dense.values()}
     others = [folder for folder in _folders(baseline) if folder not in full]
-    auto, rows = recipe.export == AUTO, list[ExportReport]()
+    auto, found = recipe.export == AUTO, list[ExportReport]()
     for role, folders in {"candidate": candidates, "reference": others}.items():
         for runtime in runtimes:
             gates = recipe.gates if auto or role == "candidate" else {}
             prefix = DENSE if role == "reference" else ""
-            found = [prover.subject(folder, prefix) for folder in folders if _runtime(folder) == runtime]
-            findings = measure(dense[runtime], found, recipe.validation, gates)
-            rows += [_row(subject, role, findings[subject.name]) for subject in found]
-    return Report(advice.crowned(rows) if auto else tuple(rows), context(artifact, recipe))
+            subjects = [prover.subject(folder, prefix) for folder in folders if _runtime(folder) == runtime]
+            findings = measure(dense[runtime], subjects, recipe.validation, gates)
+            found += [_row(subject, role, findings[subject.name]) for subject in subjects]
+    return Report(advice.crowned(found) if auto else tuple(found), context(artifact, recipe, prover.rows))
 
 
 def _runtime(folder: Path) -> str:
@@ -85,14 +85,7 @@ class _Prover:
         self.session = Session(recipe.validation.device, recipe.validation.threads)
         task: Task = registry.task(artifact.manifest["task"])
         processor = task.processor(str(artifact.path))
-        rows = data.read(recipe.data.evaluation, task, recipe.seed)
-        if data.digest(rows) != artifact.manifest["data"]["evaluation"]["digest"]:
-            raise DataError(
-                f"{recipe.data.evaluation.path} is not the evaluation data that the artifact was made with: "
-                "its digest differs. Bring the data back, or make a new run."
-            )
-        labels = artifact.manifest["labels"]
-        encoded = task.encode(rows, processor, labels, recipe.model.max_length, "data.evaluation")
+        encoded, self.rows = rows.measured(artifact, recipe, task, processor)
         self.batches = data.posed(encoded, task, processor)
         self.evaluation = Evaluation(task, self.batches.then(data.arrays))
         with stage("Evaluating the dense and the folded model in torch"):
@@ -110,8 +103,8 @@ class _Prover:
         )
 
 
-def context(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
-    """What was measured on what: docs/report.md lists the keys."""
+def context(artifact: Artifact, recipe: Recipe, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured on what: docs/report.md lists the keys. `measured` is said of the rows behind the qualities."""
     manifest, path = artifact.manifest, artifact.path
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     architectures = config.get("architectures") or [config.get("model_type", "")]
@@ -132,14 +125,15 @@ def context(artifact: Artifact, recipe: Recipe) -> dict[str, Any]:
         "spectra": read_json(path / "spectra.json"),
         "history": adapt.load_history(path / "history.json"),
         "baseline_history": adapt.load_history(path / "baseline" / "history.json"),
-        "data": manifest["data"],
-        "files": {name: file_digest(path / name) for name in files_of(path) if name.startswith("exports/")},
+        "data": {**manifest["data"], "evaluation": measured},
+        "files": {name: file_digest(path / name) for name in files_of(path) if _exported(name)},
         "machine": measured_on | {"threads": recipe.validation.threads or measured_on["cores"]},
         "versions": versions(),
         "seed": recipe.seed,
         "seconds": {name: found["seconds"] for name, found in read_json(path / STATE)["stages"].items()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": settings,
+        **({"search": read_json(path / SEARCH)} if (path / SEARCH).is_file() else {}),
     }
 
 
@@ -148,6 +142,11 @@ def _budget(plan: Plan) -> dict[str, Any]:
         return {"budget": plan.budget}
     figures = {"predicted": plan.predicted, "measured_untrained": plan.measured}
     return {"budget": {plan.quantity: plan.budget}} | {name: value for name, value in figures.items() if value}
+
+
+def _exported(name: str) -> bool:
+    """Whether a file belongs to an export: under exports/, or in a folder beside the dense baseline."""
+    return name.startswith("exports/") or (name.startswith("baseline/") and name.count("/") > 1)
 
 
 def _layer(layer: Any, strategy: str) -> dict[str, Any]:

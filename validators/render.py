@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from validators import advice, facts, wording
+from validators import advice, facts, frontier, wording
 from validators.base import Finding
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]") 
 def markdown(report: Report) -> str:
     """A short summary, fit for a GitHub step summary."""
     parts = [f"## {escaped(report.headline)}", escaped(report.advice())]
+    if tried := frontier.table(report.context):
+        parts += [f"### Budgets tried\n\n{escaped(frontier.sentence(report.context))}", markdown_table(tried)]
     for export in report.exports:
         parts += [f"### {escaped(export.name)} ({export.role})", markdown_table([wording.HEADERS, *_rows(export)])]
     measured = [f"{name}: {value}" for name, value in facts.brief(report.context)]
@@ -58,6 +60,8 @@ def junit(report: Report) -> str:
     something that was left undone.
     """
     root = ElementTree.Element("testsuites", {"name": "rankfold"} | _counts(report.exports))
+    if frontier.in_vain(report.context):
+        _lost(root, frontier.sentence(report.context))
     for export in report.exports:
         suite = ElementTree.SubElement(root, "testsuite", {"name": _xml(export.name)} | _counts((export,)))
         properties = ElementTree.SubElement(suite, "properties")
@@ -68,6 +72,15 @@ def junit(report: Report) -> str:
             _case(suite, export, finding)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _lost(root: ElementTree.Element, sentence: str) -> None:
+    """A suite of one failed case: the search that found no budget."""
+    root.attrib |= {name: str(int(root.attrib[name]) + 1) for name in ("tests", "failures")}
+    counts = {"tests": "1", "failures": "1", "errors": "0", "skipped": "0"}
+    suite = ElementTree.SubElement(root, "testsuite", {"name": "search"} | counts)
+    case = ElementTree.SubElement(suite, "testcase", classname="rankfold.search", name="budget")
+    ElementTree.SubElement(case, "failure", type="fail", message=_xml(sentence))
 
 
 def _counts(exports: tuple[ExportReport, ...]) -> dict[str, str]:
@@ -111,6 +124,8 @@ def html(report: Report) -> str:
         roles=CONTEST if report.winner else ROLES,
         exports=[(export, _html_rows(export)) for export in report.exports],
         complaints=[(export.name, wording.complaint(finding)) for export, finding in report.failures],
+        searched=frontier.sentence(report.context),
+        tried=frontier.table(report.context),
         plots=plots.draw(report),
         model=facts.title(report.context),
         groups=facts.groups(report.context),

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from compressor.errors import ArtifactError, GateError
-from validators import advice, wording
+from validators import advice, frontier, wording
 from validators.base import Finding
 
 SCHEMA_VERSION = 1
@@ -97,12 +97,15 @@ class Report:
 
     @property
     def verdict(self) -> Literal["pass", "fail"]:
-        """`fail` when any export fails, or where the best was looked for and none holds every gate."""
-        return "fail" if self.failures or (self.auto and self.winner is None) else "pass"
+        """`fail` when any export fails, or where the best export or budget was looked for and none holds its gates."""
+        lost = frontier.in_vain(self.context) or (self.auto and self.winner is None)
+        return "fail" if self.failures or lost else "pass"
 
     @property
     def headline(self) -> str:
         """The verdict in plain words."""
+        if frontier.in_vain(self.context):
+            return "Fail: no budget that was tried holds every gate"
         if self.auto:
             return self._contest()
         gates = sum(len(export.gated) for export in self.exports)
@@ -138,6 +141,8 @@ class Report:
         lines = [f"  {export.name}: {wording.complaint(finding)}" for export, finding in self.failures]
         if any(finding.verdict == "unsure" for _, finding in self.failures):
             lines.append("Where a gate is unsure, measure more (validate.runs, more rows) or set its `unsure: pass`.")
+        if said := frontier.hint(self.context) or frontier.sentence(self.context):
+            lines.append(said)
         raise GateError("\n".join([f"{self.headline}.", *lines]))
 
     def to_dict(self) -> dict[str, Any]:
@@ -210,7 +215,9 @@ class Report:
 
     def __str__(self) -> str:
         tables = [f"{export.name} ({export.role})\n{_table(export)}" for export in self.exports]
-        return "\n\n".join([f"{self.headline}\n{self.advice()}", *tables])
+        tried = frontier.table(self.context)
+        searched = [f"{frontier.sentence(self.context)}\n{_aligned(tried)}"] if tried else []
+        return "\n\n".join([f"{self.headline}\n{self.advice()}", *searched, *tables])
 
 
 def _gates(count: int) -> str:
@@ -273,7 +280,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def _table(export: ExportReport) -> str:
-    rows = [wording.HEADERS, *(wording.row(finding) for finding in export.findings)]
+    return _aligned([wording.HEADERS, *(wording.row(finding) for finding in export.findings)])
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(f"  {line}".rstrip() for line in lines)

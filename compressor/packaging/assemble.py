@@ -44,7 +44,8 @@ def package(
     Args:
         artifact: a run whose exports are measured.
         path: the archive; `<run folder>.tar.gz` beside the run otherwise.
-        export: a folder under `exports/`; the smallest that holds its gates otherwise.
+        export: a folder under `exports/`, or `baseline/onnx-int8` of the dense model; otherwise the winner of
+            `export: auto`, or the smallest that holds its gates.
         sign_with: an elliptic-curve private key in PEM.
         allow_failed_gates: package an export that fails its gates too; its model card says so.
         overwrite: replace an archive that is there.
@@ -58,12 +59,12 @@ def package(
     """
     found = artifact if isinstance(artifact, Artifact) else Artifact.open(Path(artifact))
     report, target = proof.report_of(found), _target(found.path, path, overwrite)
-    chosen = proof.choose(report, found.path / "exports", export, allow_failed=allow_failed_gates)
+    chosen = proof.choose(report, found.path, export, allow_failed=allow_failed_gates)
     name = _slug(f"{Path(found.manifest['recipe']['model']['path']).name}-{chosen.name}")
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         folder = Path(scratch) / name
         with alone(found.path):
-            shutil.copytree(found.path / "exports" / chosen.name, folder / MODEL)
+            shutil.copytree(found.path / proof.place(chosen.name), folder / MODEL)
         proof.require_measured(report, chosen.name, folder / MODEL)
         _describe(summarize(name, found, report, chosen, sign_with is not None), folder)
         if sign_with is not None:

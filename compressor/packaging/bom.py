@@ -63,7 +63,7 @@ def _model(summary: Summary, listed: Mapping[str, File]) -> dict[str, Any]:
         "bom-ref": "model",
         "name": summary.name,
         "version": digest[:12],
-        "description": f"{summary.base.name} for {summary.task}, compressed by {summary.method}, for ONNX Runtime",
+        "description": f"{summary.base.name} for {summary.task}, {summary.made}, for ONNX Runtime",
         "hashes": [_sha256(digest)],
         **_licenses(summary),
         "pedigree": {"ancestors": [_base(summary)]},

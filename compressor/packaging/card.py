@@ -51,7 +51,8 @@ def write(summary: Summary, folder: Path) -> None:
         name=summary.name,
         base=summary.base,
         task=summary.task,
-        method=summary.method,
+        made=summary.made,
+        dense=summary.export.dense,
         precision=summary.export.precision,
         version=__version__,
         typed=TYPED[summary.task] + (' "another"' if summary.recipe["data"]["train"].get("text_pair") else ""),
@@ -83,7 +84,7 @@ def front_matter(summary: Summary) -> str:
         "pipeline_tag": summary.task,
         "license": summary.base.license,
         **({"base_model": summary.base.name} if summary.base.hub else {}),
-        "tags": ["onnx", "low-rank", summary.method, summary.export.precision],
+        "tags": ["onnx", *([] if summary.export.dense else ["low-rank", summary.method]), summary.export.precision],
         "metrics": [quantity for quantity, result in zip(QUALITIES, results, strict=True) if result],
         "model-index": [{"name": summary.name, "results": [result for result in results if result]}],
     }

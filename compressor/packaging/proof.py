@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.artifact import REPORT, Artifact, file_digest
 from compressor.errors import ArtifactError, GateError
+from compressor.recipe import Gate
 
 if TYPE_CHECKING:
     from validators.report import ExportReport, Report
 
 GRAPHS = {"onnx": "model.onnx", "ort": "model.ort"}  # the runtimes that predict.py runs, and their files
+DENSE = "dense-"  # what the report's names of the dense model's exports begin with
 
 
 def report_of(artifact: Artifact) -> Report:
@@ -32,47 +35,61 @@ def report_of(artifact: Artifact) -> Report:
     return found
 
 
-def choose(report: Report, exports: Path, name: str | None = None, *, allow_failed: bool = False) -> ExportReport:
+def place(name: str) -> str:
+    """Where an export of the report lies in the run folder: under exports/, a dense one beside the baseline."""
+    return f"baseline/{name.removeprefix(DENSE)}" if name.startswith(DENSE) else f"exports/{name}"
+
+
+def choose(report: Report, run: Path, name: str | None = None, *, allow_failed: bool = False) -> ExportReport:
     """The export of that name, or the smallest of those that hold their gates; where the best was looked for, that.
+
+    A dense export may be named as the report does (`dense-onnx-int8`) or by its place (`baseline/onnx-int8`). It is
+    chosen unasked where it won, and it has to hold the gates of the recipe as the low-rank ones have.
 
     Raises:
         ArtifactError: there is no such export, or no export that can be packaged.
         GateError: the export has not been measured, or it fails its gates and that is not allowed.
     """
     measured = {
-        found.name: found
-        for found in report.exports
-        if not found.dense and found.runtime in GRAPHS and (exports / found.name).is_dir()
+        found.name: found for found in report.exports if found.runtime in GRAPHS and (run / place(found.name)).is_dir()
     }
-    if name is None and report.winner and report.winner.dense:
-        folder = exports.parent / "baseline" / report.winner.name.removeprefix("dense-")
-        raise ArtifactError(
-            f"{report.winner.name} won, and packages hold low-rank exports: deploy {folder}, or name one of "
-            f"{', '.join(measured) or 'none'} with --export."
-        )
     if name is None:
         judged = [found for found in measured.values() if found.role == "candidate"]
         sound = [found for found in judged if found.verdict == "pass"]
-        return _allowed(_smallest(sound or judged, exports), allow_failed)
-    if name in measured:
-        return _allowed(measured[name], allow_failed)
-    if any((exports / name / graph).is_file() for graph in GRAPHS.values()):
-        raise GateError(
-            f"The report says nothing of {name}: `python -m compressor validate {exports.parent}` measures it."
-        )
+        return _allowed(_smallest(sound or judged, run), allow_failed)
+    wanted = name.replace("baseline/", DENSE, 1).removeprefix("exports/").rstrip("/")
+    if wanted in measured:
+        return _allowed(_judged(measured[wanted], report), allow_failed)
+    if any((run / place(wanted) / graph).is_file() for graph in GRAPHS.values()):
+        raise GateError(f"The report says nothing of {name}: {_unmeasured(wanted, run)}")
     raise ArtifactError(
-        f"{exports} has no export {name} for ONNX Runtime, which packages run; it has "
+        f"{run} has no export {name} for ONNX Runtime, which packages run; it has "
         f"{', '.join(measured) or 'none that is measured'}."
     )
 
 
-def _smallest(found: list[ExportReport], exports: Path) -> ExportReport:
+def _unmeasured(name: str, run: Path) -> str:
+    if name in {f"{DENSE}{runtime}-fp32" for runtime in GRAPHS}:
+        return "it is what all exports are held against, and not an export under test."
+    return f"`python -m compressor validate {run}` measures it."
+
+
+def _judged(found: ExportReport, report: Report) -> ExportReport:
+    """As a candidate: what was only shown beside the candidates is held to the gates of the recipe."""
+    recipe = report.context.get("recipe")
+    asked = recipe.get("gates", {}) if isinstance(recipe, Mapping) else {}
+    gates = {quantity: Gate.model_validate(gate) for quantity, gate in asked.items()}
+    findings = (one.judged(gates[one.quantity]) if one.quantity in gates else one for one in found.findings)
+    return replace(found, role="candidate", findings=tuple(findings))
+
+
+def _smallest(found: list[ExportReport], run: Path) -> ExportReport:
     if not found:
         raise ArtifactError(
-            f"{exports} has no measured export for ONNX Runtime, which packages run: "
-            f"`python -m compressor export {exports.parent} --to onnx --precision int8` makes and measures one."
+            f"{run / 'exports'} has no measured export for ONNX Runtime, which packages run: "
+            f"`python -m compressor export {run} --to onnx --precision int8` makes and measures one."
         )
-    return min(found, key=lambda one: _size(exports / one.name, GRAPHS[one.runtime]))
+    return min(found, key=lambda one: _size(run / place(one.name), GRAPHS[one.runtime]))
 
 
 def _size(folder: Path, graph: str) -> int:
@@ -95,7 +112,7 @@ def require_measured(report: Report, export: str, folder: Path) -> None:
     Raises:
         GateError: they are not; all that differ are named.
     """
-    listed = _listed(report.context, f"exports/{export}/")
+    listed = _listed(report.context, f"{place(export)}/")
     there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     stale = [f"{name} is new" for name in there.keys() - listed.keys()]
     stale += [f"{name} is gone" for name in listed.keys() - there.keys()]

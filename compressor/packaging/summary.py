@@ -60,9 +60,25 @@ class Summary:
         return str((self.recipe.get("method") or {}).get("name", "low rank"))
 
     @property
+    def made(self) -> str:
+        """What was done with the base model, as the end of a sentence that began with its name."""
+        if not self.export.dense:
+            return f"compressed to low rank by {self.method} while it was adapted"
+        adapted = self.recipe["baseline"].get("train") == "full" or self.recipe["baseline"].get("path")
+        return f"dense, {'adapted in full' if adapted else 'not adapted'} and not compressed to low rank"
+
+    @property
+    def measured_on(self) -> Mapping[str, Any]:
+        """What the report says of the rows behind its qualities."""
+        told = self.report.context.get("data")
+        found = told.get("evaluation") if isinstance(told, Mapping) else None
+        return dict(found) if isinstance(found, Mapping) else {}
+
+    @property
     def data(self) -> list[Split]:
-        """The splits whose digests are known."""
-        found = self.manifest["data"]
+        """The splits whose digests are known; `evaluation` is what the qualities were measured on."""
+        found = {**self.manifest["data"]}
+        found["evaluation"] = {**found.get("evaluation", {}), **self.measured_on}
         return [
             Split(split, Path(found[split]["path"]).name, found[split]["rows"], found[split]["digest"])
             for split in SPLITS
@@ -97,6 +113,12 @@ def summarize(name: str, artifact: Artifact, report: Report, export: ExportRepor
 
 def _scope(summary: Summary) -> str:
     rows = next((split.rows for split in summary.data if split.split == "evaluation"), 0)
+    validated = (summary.report.context.get("recipe") or {}).get("validate") or {}
+    if validated.get("split") == "validation":
+        return (
+            f"The quality was measured on {rows:,} validation rows, by which settings were chosen; "
+            "on data that chose nothing it is likely to be worse."
+        )
     return f"The quality was measured on {rows:,} rows of one data set; on other data it may be another."
 
 

@@ -189,6 +189,7 @@ def test_a_report_that_names_no_files_is_refused(run: Path, reported: Reported) 
     [
         ("onnx-int4", ArtifactError, "has no export onnx-int4 for ONNX Runtime.*it has onnx-fp32, onnx-int8"),
         ("dense-onnx-int8", ArtifactError, "has no export dense-onnx-int8"),
+        ("baseline/onnx-int8", ArtifactError, "has no export baseline/onnx-int8"),
         ("onnx-new", GateError, "The report says nothing of onnx-new"),
     ],
 )

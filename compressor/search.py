@@ -1,0 +1,159 @@
+"""`plan.budget: auto`: the smallest budget whose gates hold, found by trials.
+
+    runs/x/
+      search.json          the budgets there are, what every trial gave, and which one was chosen
+      trials/0.500/        one trial: the run folder that this budget makes by itself, measured on the validation rows
+      (all else)           the chosen trial's files, then its exports measured on the evaluation data, once
+
+Head, baseline, statistics and dense exports do not depend on the budget: they are made once and shared by all trials.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor import bisection, data, factorize, pipeline, progress, trials
+from compressor.artifact import SEARCH, TRIALS, Artifact, Run, read_json, write_json
+from compressor.errors import BudgetError
+from compressor.factory import Factory
+from compressor.line import Line
+from compressor.methods.base import Subspace
+from compressor.recipe import Budget, Recipe, dump
+from compressor.sharing import share_folder
+from compressor.trials import Record
+
+if TYPE_CHECKING:
+    from validators.report import Report
+
+SHARED = ("probe", "baseline", "calibrate")
+CHOSEN = ("plan", "adapt", "fold")
+
+
+class TrialLine(Line):
+    """The line at one budget; what does not depend on the budget is the search's."""
+
+    def __init__(self, search: Line, recipe: Recipe, run: Run) -> None:
+        super().__init__(recipe, run)
+        self.search = search
+        for stage in SHARED:
+            run.adopt(stage, search.run)
+
+    @cached_property
+    def processor(self) -> Any:
+        """The tokenizer or image processor."""
+        return self.search.processor
+
+    @cached_property
+    def data(self) -> data.Data:
+        """All splits, encoded."""
+        return self.search.data
+
+    @cached_property
+    def subspaces(self) -> dict[str, Subspace]:
+        """The decompositions."""
+        return self.search.subspaces
+
+
+def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> Report:
+    """Try budgets, and prove the smallest whose gates hold; the report lies in `out`, gates not yet raised.
+
+    Where none holds, the report is that of the trial that came closest.
+
+    Raises:
+        BudgetError: no budget leaves a target at low rank.
+        RankfoldError: see compressor.errors; finished trials and stages stay, and `resume=True` goes on.
+    """
+    line = Line(recipe, Run(out, dump(recipe), resume=resume, overwrite=overwrite))
+    line.probe()
+    line.baseline()
+    line.calibrate()
+    found = _begun(line)
+    while (budget := bisection.next_budget(found["budgets"], trials.tried(found))) is not None:
+        progress.note(f"Trial {len(found['trials']) + 1} of at most {bisection.TRIALS}: budget {budget:.3f}")
+        found["trials"].append(_try(line, budget))
+        write_json(out / SEARCH, trials.concluded(found))
+        progress.note(trials.line(found["trials"][-1]))
+    progress.note(found["conclusion"])
+    return _proven(line, found)
+
+
+def _begun(line: Line) -> dict[str, Any]:
+    """The search as it stands: what was recorded, or one without trials."""
+    path = line.folder / SEARCH
+    if path.is_file():
+        return dict(read_json(path))
+    rows = len(line.data.validation) if line.data.validation is not None else 0
+    return {"schema_version": 1, "split": "validation", "rows": rows, "budgets": _budgets(line), "trials": []}
+
+
+def _budgets(line: Line) -> list[float]:
+    """Of the grid what can be met, leaves a target at low rank, and gives a plan that no smaller budget gives."""
+    spectra = factorize.spectra(line.start(), line.subspaces)
+    found: dict[tuple[int | None, ...], float] = {}
+    for budget in bisection.grid():
+        try:
+            plan = line.allocate(spectra, budget)
+        except BudgetError:
+            continue
+        if plan.ranks:
+            found.setdefault(tuple(layer.rank for layer in plan.layers), budget)
+    if not found:
+        raise BudgetError(
+            "No budget below 1 leaves any target at low rank: plan.multiple_of is too large for these layers. Lower it."
+        )
+    return list(found.values())
+
+
+def _at(recipe: Recipe, budget: float) -> Recipe:
+    """The recipe of one trial."""
+    plan = recipe.plan.model_copy(update={"budget": Budget(parameters=budget)})
+    validation = recipe.validation.model_copy(update={"split": "validation"})
+    return recipe.model_copy(update={"plan": plan, "validation": validation})
+
+
+def _opened(line: Line, budget: float) -> Run:
+    return Run(line.folder / TRIALS / trials.name(budget), dump(_at(line.recipe, budget)), resume=True)
+
+
+def _try(line: Line, budget: float) -> Record:
+    """One trial, from its plan to its report; what is there of it already is not made again."""
+    recipe = _at(line.recipe, budget)
+    trial = TrialLine(line, recipe, _opened(line, budget))
+    trial.plan()
+    trial.adapt()
+    artifact = trial.fold()
+    _share_exports(line.folder / "baseline", trial.folder / "baseline")
+    pipeline.export_all(artifact, recipe)
+    _share_exports(trial.folder / "baseline", line.folder / "baseline")
+    report = pipeline.validate(artifact, factory=Factory.of(recipe.model))
+    return trials.record(report, artifact.plan, budget, sum(trial.run.seconds[stage] for stage in CHOSEN))
+
+
+def _share_exports(source: Path, target: Path) -> None:
+    for folder in sorted(source.iterdir()):
+        if folder.is_dir() and not folder.name.startswith("."):
+            share_folder(folder, target / folder.name)
+
+
+def _proven(line: Line, found: dict[str, Any]) -> Report:
+    """The chosen trial in the search's own folder, on the evaluation data; or, without one, the closest's report."""
+    if found["stands"] is None:
+        folder = line.folder / TRIALS / trials.name(found["closest"])
+        report: Report = import_module("validators.report").Report.read(folder)
+        report = replace(report, context={**report.context, "search": found})
+        report.save(line.folder)
+        return report
+    return pipeline.validate(_standing(line, found["stands"]), factory=Factory.of(line.recipe.model))
+
+
+def _standing(line: Line, budget: float) -> Artifact:
+    """A trial's files in the search's own folder, which becomes an artifact like any other."""
+    trial = _opened(line, budget)
+    for stage in CHOSEN:
+        line.run.adopt(stage, trial)
+    _share_exports(trial.folder / "exports", line.folder / "exports")
+    return line.fold()

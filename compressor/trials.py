@@ -1,0 +1,160 @@
+"""What a search says about its trials: one record for each, the choice among them, and both in words.
+
+A search is the JSON data of search.json: `budgets`, `trials` (records), `chosen`, `closest`, `stands`, `conclusion`.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from compressor import bisection
+from compressor.bisection import Trial, Want
+from compressor.planning import Plan
+from compressor.tasks.base import QUALITIES
+
+if TYPE_CHECKING:
+    from validators.base import Finding
+    from validators.report import ExportReport, Report
+
+Record = dict[str, Any]
+COSTS = ("size", "peak_memory", "latency")  # what the quantities' names begin with that a smaller budget betters
+EVERY = "every export"  # the alternative of a recipe whose exports must all hold
+NOT_THE_ANSWER = "low rank is not the answer here"
+
+
+def name(budget: float) -> str:
+    """Folder name under trials/."""
+    return f"{budget:.3f}"
+
+
+def record(report: Report, plan: Plan, budget: float, seconds: float) -> Record:
+    """What is kept of one trial; `seconds` is what its plan, training and folding took."""
+    exports = [export for export in report.exports if not export.dense]
+    told = {export["name"]: export for export in report.to_dict()["exports"]}
+    complain = import_module("validators.wording").complaint
+    return {
+        "budget": budget,
+        "parameters": plan.parameters,
+        "dense_parameters": plan.dense_parameters,
+        "seconds": round(seconds, 1),
+        "wants": {alternative: sorted(found) for alternative, found in _alternatives(report.auto, exports).items()},
+        "failed": [
+            {"export": export.name, "quantity": finding.quantity, "text": complain(finding)}
+            for export in exports
+            for finding in _failed(export)
+        ],
+        "winner": report.winner.name if report.winner else None,
+        "exports": [{key: told[export.name][key] for key in ("name", "findings")} for export in exports],
+    }
+
+
+def _alternatives(auto: bool, exports: Sequence[ExportReport]) -> dict[str, frozenset[Want]]:
+    """What failed gates ask for: by export where one of them is enough, together where all must hold."""
+    wants = {export.name: frozenset(map(_want, _failed(export))) for export in exports}
+    return wants if auto else {EVERY: frozenset().union(*wants.values())}
+
+
+def _failed(export: ExportReport) -> list[Finding]:
+    """Gates that do not hold, for choosing: an unsure one that passes has to have its value within the limit too.
+
+    Else the smallest budget would win that the rows cannot tell to be bad, and the fewer rows the smaller.
+    """
+    return [finding for finding in export.findings if not (finding.ok and finding.within)]
+
+
+def _want(finding: Finding) -> Want:
+    return "less" if finding.quantity.startswith(COSTS) else "more"
+
+
+def tried(search: Mapping[str, Any]) -> list[Trial]:
+    """The trials as the bisection reads them."""
+    return [
+        Trial(one["budget"], {alternative: frozenset(found) for alternative, found in one["wants"].items()})
+        for one in search["trials"]
+    ]
+
+
+def concluded(search: dict[str, Any]) -> dict[str, Any]:
+    """The search (changed in place) with what its trials come to so far.
+
+    `chosen` is the smallest budget that holds, `closest` the one that came closest, and `stands` the one whose files
+    stand in the search's own folder: the chosen one, or the closest where a dense export won there.
+    """
+    found = bisection.chosen(tried(search))
+    closest = min(search["trials"], key=_distance)
+    chosen = found.budget if found else None
+    stands = closest["budget"] if found is None and closest["winner"] else chosen
+    search |= {"chosen": chosen, "closest": closest["budget"], "stands": stands}
+    search["conclusion"] = _conclusion(search)
+    return search
+
+
+def _distance(one: Record) -> tuple[int, float]:
+    """Fewest failed gates first (of the best export, where one is enough), then the most parameters."""
+    failed = [fault["export"] for fault in one["failed"]]
+    counts = [len(failed)] if EVERY in one["wants"] else [failed.count(export) for export in one["wants"]]
+    return min(counts), -one["budget"]
+
+
+def _conclusion(search: Mapping[str, Any]) -> str:
+    count, on = len(search["trials"]), f"{search['rows']:,} validation rows"
+    tried = "1 budget" if count == 1 else f"{count} budgets"
+    if search["chosen"] is not None:
+        below = [one["budget"] for one in search["trials"] if one["budget"] < search["chosen"]]
+        text = f"Budget {name(search['chosen'])} is the smallest of {tried} tried whose gates hold on {on}"
+        return f"{text}; {name(max(below))} is too small." if below else f"{text}."
+    lead = f"None of {tried} tried, up to {name(max(one['budget'] for one in search['trials']))}, holds the gates"
+    closest = next(one for one in search["trials"] if one["budget"] == search["closest"])
+    won = f" {closest['winner']} does." if closest["winner"] else ""
+    return " ".join([f"{lead} on {on}: {NOT_THE_ANSWER}.{won}", *_reasons(search), _nearest(closest)])
+
+
+def _reasons(search: Mapping[str, Any]) -> list[str]:
+    """Gates that failed in every trial, and those that pull in opposite directions."""
+    failed = [{(fault["export"], fault["quantity"]) for fault in one["failed"]} for one in search["trials"]]
+    always = sorted(set.intersection(*failed))
+    told = [f"{quantity} of {export}" for export, quantity in always]
+    found = [f"Whatever the budget, the gate on {', '.join(told)} does not hold."] if told else []
+    torn = [one for one in search["trials"] if any(set(wants) == {"more", "less"} for wants in one["wants"].values())]
+    if torn:
+        quantities = {fault["quantity"] for fault in torn[0]["failed"]}
+        less = sorted(quantity for quantity in quantities if quantity.startswith(COSTS))
+        more = sorted(quantities - set(less))
+        said = f"At {name(torn[0]['budget'])} {' and '.join(more)} would need a larger budget, {' and '.join(less)}"
+        found.append(f"{said} a smaller one.")
+    return found
+
+
+def _nearest(closest: Record) -> str:
+    told = "; ".join(f"{fault['export']}: {fault['text']}" for fault in closest["failed"])
+    return f"The closest is {name(closest['budget'])}: {told}."
+
+
+def line(one: Record) -> str:
+    """One trial on one line: budget, quality against dense, size, verdict."""
+    told = ", ".join(f"{export['name']} {_figures(export['findings'])}" for export in one["exports"])
+    share = one["parameters"] / one["dense_parameters"]
+    return f"  budget {name(one['budget'])} ({share:.1%} of the matrices): {told}: {verdict(one)}"
+
+
+def verdict(one: Record) -> str:
+    """`holds`, or the quantities whose gates do not."""
+    if not all(one["wants"].values()):
+        return "holds"
+    return f"fails {', '.join(dict.fromkeys(fault['quantity'] for fault in one['failed']))}"
+
+
+def _figures(findings: Mapping[str, Any]) -> str:
+    told = [_quality(quantity, findings[quantity]) for quantity in QUALITIES if quantity in findings]
+    if "size" in findings:
+        told.append(f"{findings['size']['candidate']:.1f} MiB ({findings['size']['ratio']:.2f}x)")
+    return ", ".join(told)
+
+
+def _quality(quantity: str, finding: Mapping[str, Any]) -> str:
+    ours, theirs = (float("nan") if finding[key] is None else finding[key] for key in ("candidate", "dense"))
+    shown = "{:.2%}" if quantity == "accuracy" else "{:.3f}"
+    return f"{quantity} {shown.format(ours)} (dense {shown.format(theirs)})"
