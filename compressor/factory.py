@@ -30,7 +30,7 @@ from compressor.plain import answering_
 from compressor.tasks.base import Task
 
 if TYPE_CHECKING:
-    from compressor.sections import ModelSection
+    from compressor.sections.data import ModelSection
 
 RECORD = "factory.json"  # beside a model's weights: which code makes its dense structure
 Function = Callable[..., Any]

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from compressor import data
 from compressor.errors import DataError
-from compressor.sections import Calibration, DataSection, Source
+from compressor.sections.data import Calibration, DataSection, Source
 from compressor.tasks.text_classification import TextClassification
 
 ROWS = {"text": ["red one", "blue", "green three x", "red"], "label": ["warm", "cold", "cold", "warm"]}

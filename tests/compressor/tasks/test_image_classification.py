@@ -39,7 +39,8 @@ from compressor.factorize import decompose, factorize_, fold_, plan, restructure
 from compressor.methods.jactus import Jactus
 from compressor.models import describe, load_dense, quiet_libraries, require_learnable
 from compressor.recipe import Distillation
-from compressor.sections import Calibration, DataSection, Source, Training
+from compressor.sections.data import Calibration, DataSection, Source
+from compressor.sections.training import Training
 from compressor.targets import find_targets, head_parameters
 from compressor.tasks.image import from_timm
 from compressor.tasks.image_classification import ImageClassification

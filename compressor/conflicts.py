@@ -1,0 +1,142 @@
+"""What is valid key by key in a recipe and still cannot be meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor import faults, registry
+from compressor.paths import is_factory
+from compressor.sections.data import DataSection, ModelSection
+from compressor.sections.proof import AUTO_RUNTIME, ExportSection
+from compressor.tasks.base import QUALITIES
+
+if TYPE_CHECKING:
+    from compressor.recipe import Recipe
+
+NO_VALIDATION = "of which there are none: name data.validation, or hold some of train out with data.holdout."
+
+
+def conflicts(recipe: Recipe) -> Iterator[faults.Fault]:
+    """What is valid key by key and still cannot be meant."""
+    yield from _leaks(recipe.data)
+    yield from _own_code(recipe.model)
+    if recipe.baseline.path and recipe.baseline.train != "none":
+        text = (
+            "cannot stand beside baseline.path, which names a dense model that is already trained; remove one of them."
+        )
+        yield ("baseline", "train"), text
+    if not recipe.baseline.adapted:
+        yield from _unadapted(recipe)
+    if recipe.gates and not recipe.export:
+        yield ("gates",), "limit what exports do, but `export` is empty; add an export or remove the gates."
+    yield from _exports(recipe)
+    yield from _validated(recipe)
+    yield from _unmeasurable(recipe)
+    if recipe.plan.budget == "auto":
+        yield from _searched(recipe)
+
+
+def _unmeasurable(recipe: Recipe) -> Iterator[faults.Fault]:
+    """What keeps a plan from measuring the first export."""
+    plan = recipe.plan
+    asks = ("plan", "strategy") if plan.quantity == "parameters" else ("plan", "budget", plan.quantity)
+    if plan.measures and not recipe.export:
+        yield asks, "is measured on the first export, but `export` is empty; add an export."
+    if not plan.times_layers:
+        return
+    runtime = recipe.exports[0].runtime if recipe.export else AUTO_RUNTIME
+    if not hasattr(registry.load("exporters", runtime), "timer"):
+        able = [name for name in registry.names("exporters") if hasattr(registry.load("exporters", name), "timer")]
+        text = f"times layers on the runtime of the first export, {runtime}, which cannot time them; put an export of"
+        yield asks, f"{text} {' or '.join(able)} first."
+    if plan.layout == "pivoted":
+        yield ("plan", "layout"), "pivoted layers cannot be timed: use two-factor, or a budget of memory or parameters."
+    if recipe.validation.device != "cpu":
+        text = "layers are timed on the cpu only: validate there, or use a budget of memory or parameters and another"
+        yield ("validate", "device"), f"{text} plan.strategy than measured."
+
+
+def _unadapted(recipe: Recipe) -> Iterator[faults.Fault]:
+    """What is asked of a baseline that has not learned the task; as a default it is simply left out."""
+    ways = "which baseline.train: none leaves without the task; train it, name an adapted one with baseline.path, or"
+    if recipe.adapt.distill and "distill" in recipe.adapt.model_fields_set:
+        yield ("adapt", "distill"), f"is taught by the dense baseline, {ways} write distill: null."
+    if recipe.model.start == "adapted" and "start" in recipe.model.model_fields_set:
+        yield ("model", "start"), f"compresses the dense baseline, {ways} write start: pretrained."
+
+
+def _own_code(model: ModelSection) -> Iterator[faults.Fault]:
+    """What a factory needs, and what only one can use."""
+    if not is_factory(model.path):
+        if model.code:
+            yield ("model", "code"), f"is where the code of a factory lies, but {model.path} is none; take it out."
+        return
+    if model.processor is None:
+        text = f"is missing: {model.path} makes the model alone. Name the folder or hub id of its tokenizer or image"
+        yield ("model", "processor"), f"{text} processor."
+    if model.revision:
+        yield ("model", "revision"), f"is one of a hub id, but {model.path} is code; take it out."
+    if model.code and not Path(model.code).is_dir():
+        yield ("model", "code"), f"'{model.code}' is no folder."
+
+
+def _validated(recipe: Recipe) -> Iterator[faults.Fault]:
+    if recipe.validation.split == "validation" and not _has_validation(recipe.data):
+        yield ("validate", "split"), f"is validation, {NO_VALIDATION}"
+
+
+def _searched(recipe: Recipe) -> Iterator[faults.Fault]:
+    """What a search for the smallest budget needs, and what leaves nothing to search."""
+    here = ("plan", "budget")
+    if not set(QUALITIES) & recipe.gates.keys():
+        yield here, f"is auto, but no gate limits {' or '.join(QUALITIES)}, so that the smallest is best: add one."
+    if not _has_validation(recipe.data):
+        yield here, f"is auto and chosen on validation rows, {NO_VALIDATION}"
+    if recipe.validation.split == "validation":
+        yield (
+            ("validate", "split"),
+            "is validation, but plan.budget: auto proves its winner on evaluation; remove it.",
+        )
+    if recipe.plan.path:
+        yield ("plan", "path"), "replays ranks, so plan.budget: auto has nothing to choose; remove one of them."
+    if recipe.plan.strategy == "measured":
+        yield ("plan", "strategy"), "times layers, but plan.budget: auto looks for a share of the parameters; use gain."
+
+
+def _has_validation(data: DataSection) -> bool:
+    return data.validation is not None or data.holdout > 0
+
+
+def _leaks(data: DataSection) -> Iterator[faults.Fault]:
+    others = {"train": data.train, "validation": data.validation, "calibration": data.calibration.source}
+    for name, source in others.items():
+        if source and (source.path, source.split) == (data.evaluation.path, data.evaluation.split):
+            text = f"evaluates on its own training data: the same path and split as data.{name}. Name another split."
+            yield ("data", "evaluation"), text
+
+
+def _exports(recipe: Recipe) -> Iterator[faults.Fault]:
+    seen: set[str] = set()
+    for index, export in enumerate(recipe.exports):
+        if export.name in seen:
+            yield ("export", str(index)), f"{export.name} stands twice; keep one of them."
+        seen.add(export.name)
+        yield from ((("export", str(index), "precision"), text) for text in misfits(recipe, export))
+
+
+def misfits(recipe: Recipe, export: ExportSection) -> Iterator[str]:
+    """Why an export goes with neither the plan's layout nor the device that it is measured on."""
+    if recipe.plan.layout == "pivoted" and export.precision.startswith("int"):
+        yield (
+            f"{export.precision} does not go with the pivoted layout, which magnifies rounding (int8 agreed with "
+            "fp32 on 40 %, two-factor on 99 %); use plan.layout: two-factor, fp16 or fp32."
+        )
+    device = recipe.validation.device
+    devices = getattr(registry.exporter(export.runtime, export.precision), "devices", (device,))
+    if device not in devices:
+        yield (
+            f"{export.precision} of {export.runtime} runs on the {' and '.join(devices)} only, but validate.device "
+            f"is {device}; name another precision or runtime, or validate on the {devices[0]}."
+        )
