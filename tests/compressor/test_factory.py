@@ -35,7 +35,7 @@ from compressor.layers import FactorizedLinear
 from compressor.line import Line
 from compressor.models import require_learnable
 from compressor.plain import answering_
-from compressor.sections import Distillation
+from compressor.recipe import Distillation
 from compressor.storage import weights_digest
 from exporters.onnx import OnnxExporter
 
