@@ -18,6 +18,7 @@ LABELS = {
     "latency_p99": "Latency p99",
 }
 SHARES = frozenset({"accuracy", "parity"})  # shares of 1, shown as percentages
+ROUNDING = "parity_max_difference"  # dense fp32's is nothing but that, so a ratio to it says nothing
 HEADERS = ("Quantity", "Dense", "Candidate", "Ratio", "Interval", "Limit", "Verdict")
 
 
@@ -50,8 +51,8 @@ def amount(finding: Finding, value: float) -> str:
 
 
 def ratio(finding: Finding) -> str:
-    """candidate / dense, or a dash where dense is 0 or not a number."""
-    return f"{finding.ratio:.3f}" if math.isfinite(finding.ratio) else "-"
+    """candidate / dense, or a dash where that says nothing: dense is 0, not a number, or rounding."""
+    return f"{finding.ratio:.3f}" if math.isfinite(finding.ratio) and finding.quantity != ROUNDING else "-"
 
 
 def interval(finding: Finding) -> str:
