@@ -73,7 +73,7 @@ def test_a_latency_budget_is_measured_unless_the_recipe_says_otherwise(tmp_path:
         (
             "plan: {strategy: measured}\nexport: [{runtime: torch-export}]\n",
             "plan.strategy: times layers on the runtime of the first export, torch-export, which cannot time them; put "
-            "an export of onnx first.",
+            "an export of onnx or ort first.",
         ),
         ("plan: {budget: {latency: 0.5}, layout: pivoted}\n", "plan.layout: pivoted layers cannot be timed: use two-"),
         ("plan: {strategy: measured}\nvalidate: {device: cuda}\n", "validate.device: layers are timed on the cpu only"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from compressor import adapt, bisection, factorize, line, pipeline, progress, recipe
+from compressor import adapt, bisection, factorize, line, pipeline, probing, progress, recipe
 from compressor.artifact import SEARCH, TRIALS, Artifact, file_digest, reseal, verify
 from compressor.cli import app
 from compressor.errors import ArtifactError, BudgetError, DataError, GateError, RecipeError
@@ -204,7 +204,7 @@ def least(budget: float) -> Gates:
 def test_what_does_not_depend_on_the_budget_is_made_once(
     search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probes, calibrations = counted(monkeypatch, adapt, "probe_head_"), counted(monkeypatch, line, "calibrate")
+    probes, calibrations = counted(monkeypatch, probing, "probe_head_"), counted(monkeypatch, line, "calibrate")
     decompositions, trainings = counted(monkeypatch, factorize, "decompose"), counted(monkeypatch, adapt, "adapt_")
     search(least(0.6), trials=3)
     assert len(budgets(tmp_path / "run")) == 3
