@@ -20,8 +20,10 @@ import yaml
 from pydantic import TypeAdapter
 
 import compressor
-from compressor import errors, planning, recipe, registry, sections
+from compressor import errors, planning, recipe, registry
 from compressor.cli import app
+from compressor.sections.method import _method
+from compressor.sections.plan import PlanSection
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -120,7 +122,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 def test_every_method_reading_strategy_and_layout_is_documented() -> None:
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     readings = TypeAdapter(registry.load("methods", "jactus")).json_schema()["properties"]["reading"]["enum"]
-    fields = sections.PlanSection.model_fields
+    fields = PlanSection.model_fields
     words = [*readings, *get_args(fields["strategy"].annotation), *get_args(fields["layout"].annotation)]
     assert len(words) == 10
     assert [word for word in words if f"`{word}`" not in text] == []
@@ -133,7 +135,7 @@ def test_every_method_setting_in_the_docs_is_accepted() -> None:
     settings = re.findall(r"`(\{name: [^}]+\})`", text)
     assert len(settings) == 5
     for setting in settings:
-        assert sections._method(yaml.safe_load(setting))
+        assert _method(yaml.safe_load(setting))
 
 
 def test_every_documented_file_is_one_that_the_code_writes() -> None:
