@@ -19,7 +19,7 @@ UNION: dict[Reading, float] = {"R1": 0.1, "R2": 0.1, "R3": 0.1, "R4": 0.0}
 
 @method
 class Jactus:
-    """The weight's subspace united with the leading gradient (output) and input directions, approximated in a metric.
+    """The weight's subspace in a metric, in the published readings united with gradient and input directions.
 
     The paper's full text is not public; its abstract fixes the parts, not how they are put together. `reading` says
     how: R1, R2, R3 are consistent with the abstract, R4 is ours and measures best.

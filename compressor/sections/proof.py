@@ -62,7 +62,8 @@ class ValidateSection(Section):
         description="what accuracy and parity are measured on; validation is for choosing, as a search's trials do",
     )
     device: Literal["cpu", "cuda"] = Field(
-        default="cpu", description="where the exports run; int8 and int8-static run on the cpu only"
+        default="cpu",
+        description="where the exports run; int8, int8-static, fp32-fused, ort and openvino on the cpu only",
     )
     threads: int = Field(default=0, ge=0, description="0: as many as this process may use")
     batch_size: int = Field(default=1, ge=1, description="of the latency and memory measurements")
