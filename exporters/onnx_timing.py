@@ -66,12 +66,12 @@ class OnnxTimer:
             return medians([_call(runner, given) for runner in runners], self.clock)
 
     def _runner(self, site: Site, rank: int | None, folder: Path) -> OnnxRunner:
-        source, stage = folder / "fp32", PRECISIONS[self.precision].stage
+        source, precision = folder / "fp32", PRECISIONS[self.precision]
         source.mkdir(parents=True)
         onnx.save(graph(site, rank, self.opset), source / GRAPH)
-        if stage is None:
+        if precision.stage is None or precision.exact:  # one layer holds nothing to fuse
             return onnx_runtime.load(source, self.session)
-        stage(source / GRAPH, folder / GRAPH, self.knobs, [{"x": _sample(site)}])
+        precision.stage(source / GRAPH, folder / GRAPH, self.knobs, [{"x": _sample(site)}])
         return onnx_runtime.load(folder, self.session)
 
 
@@ -115,11 +115,10 @@ def _product(
         first = number == 0
         kernel = site.kernel if first else (1,) * len(site.kernel)
         kernels = np.ascontiguousarray(weight.T).reshape(outer, -1, *kernel)  # (m, C, *kernel)
-        geometry: dict[str, Any] = (
-            {"strides": site.strides, "dilations": site.dilations, "pads": site.pads} if first else {}
-        )
+        places = {"strides": site.strides, "dilations": site.dilations, "pads": site.pads}
+        geometry: dict[str, Any] = places if first else {}
         inputs = [value, name, *(one.name for one in offset)]
-        node = helper.make_node("Conv", inputs, [f"h{number}"], kernel_shape=kernel, **(geometry if first else {}))
+        node = helper.make_node("Conv", inputs, [f"h{number}"], kernel_shape=kernel, **geometry)
         return [node], [numpy_helper.from_array(kernels, name), *offset]
     nodes = [helper.make_node("MatMul", [value, name], [f"h{number}"])]
     nodes += [helper.make_node("Add", [f"h{number}", one.name], [f"s{number}"]) for one in offset]

@@ -22,8 +22,6 @@ from pydantic import TypeAdapter
 import compressor
 from compressor import errors, planning, recipe, registry
 from compressor.cli import app
-from compressor.sections.method import _method
-from compressor.sections.plan import PlanSection
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -106,7 +104,7 @@ def test_the_readmes_recipe_is_one(tmp_path: Path) -> None:
     (tmp_path / "data/mine").mkdir(parents=True)
     (tmp_path / "recipe.yaml").write_text(next(body for body in blocks(README, "yaml") if "model:" in body))
     found = recipe.read(tmp_path / "recipe.yaml")
-    assert [export.name for export in found.export] == ["onnx-fp32", "onnx-int8"]
+    assert [export.name for export in found.exports] == ["onnx-fp32", "onnx-int8"]
     assert set(found.gates) == {"accuracy", "size", "latency_p50"}
 
 
@@ -122,7 +120,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 def test_every_method_reading_strategy_and_layout_is_documented() -> None:
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     readings = TypeAdapter(registry.load("methods", "jactus")).json_schema()["properties"]["reading"]["enum"]
-    fields = PlanSection.model_fields
+    fields = recipe.PlanSection.model_fields
     words = [*readings, *get_args(fields["strategy"].annotation), *get_args(fields["layout"].annotation)]
     assert len(words) == 10
     assert [word for word in words if f"`{word}`" not in text] == []
@@ -135,7 +133,7 @@ def test_every_method_setting_in_the_docs_is_accepted() -> None:
     settings = re.findall(r"`(\{name: [^}]+\})`", text)
     assert len(settings) == 5
     for setting in settings:
-        assert _method(yaml.safe_load(setting))
+        assert TypeAdapter(recipe.Method).validate_python(yaml.safe_load(setting))
 
 
 def test_every_documented_file_is_one_that_the_code_writes() -> None:
