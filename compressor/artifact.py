@@ -2,7 +2,7 @@
 
     runs/x/
       run.json               the recipe as resolved, the stages that are finished, their files' digests and seconds
-      plan.json  statistics.safetensors  spectra.json  history.json
+      plan.json  statistics.safetensors  spectra.json  layers.json  measured.json  history.json
       model.safetensors  config.json  tokenizer files      the folded model
       artifact.json          manifest: schema, versions, recipe, plan, and the digest of every file of the artifact
       baseline/              the dense model on the same task, and its exports
@@ -260,7 +260,10 @@ class Artifact:
         artifact = cls(Path(path))
         version = artifact.manifest.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise ArtifactError(f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}.")
+            raise ArtifactError(
+                f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}. Take the rankfold that "
+                "made it, or make a new run."
+            )
         return artifact
 
     @cached_property
@@ -269,11 +272,12 @@ class Artifact:
         if not (self.path / MANIFEST).is_file() and (self.path / SEARCH).is_file():
             raise ArtifactError(
                 f"{self.path} is a search that has not ended, or that no trial won: {self.path / SEARCH} says which. "
-                f"The trials are run folders of their own, under {self.path / TRIALS}."
+                f"Go on with --resume, or take a trial: they are run folders of their own, under {self.path / TRIALS}."
             )
         if not (self.path / MANIFEST).is_file() and (self.path / STATE).is_file():
             raise ArtifactError(
-                f"{self.path} is an unfinished run; go on with `compressor run RECIPE --out {self.path} --resume`."
+                f"{self.path} is an unfinished run; go on with `python -m compressor run RECIPE --out {self.path} "
+                "--resume`."
             )
         return dict(read_json(self.path / MANIFEST))
 

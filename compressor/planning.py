@@ -87,7 +87,7 @@ class Plan:
             plan = cls(**data, layers=())
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ArtifactError(
-                f"{path} is not a plan: {error}. `compressor plan RECIPE --out DIR` writes one."
+                f"{path} is not a plan: {error}. `python -m compressor plan RECIPE --out DIR` writes one."
             ) from error
         if plan.layout not in get_args(Layout):
             raise ArtifactError(f"{path}: layout is {plan.layout!r}; allowed are {', '.join(get_args(Layout))}.")

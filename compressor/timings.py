@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from filelock import FileLock
 
 from compressor import progress
+from compressor.artifact import write_json
 from compressor.concave import concave_slopes
 
 SCHEMA_VERSION = 1
@@ -151,7 +151,7 @@ class Cache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_name(f".{self.path.name}.lock")):
-                _write(self.path, {"schema_version": SCHEMA_VERSION, "microseconds": {**self.read(), key: times}})
+                write_json(self.path, {"schema_version": SCHEMA_VERSION, "microseconds": {**self.read(), key: times}})
         except OSError as error:
             progress.note(f"The times of layers cannot be kept in {self.path}: {error}. The next run times them again.")
 
@@ -170,10 +170,3 @@ def _checked(data: Any) -> dict[str, Times]:
         if not whole or not all(math.isfinite(time) and time > 0 for time in times.values()):
             raise ValueError(f"no times under {key!r}")
     return entries
-
-
-def _write(path: Path, data: Any) -> None:
-    """Whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as scratch:
-        json.dump(data, scratch, indent=1)
-    Path(scratch.name).replace(path)

@@ -115,11 +115,10 @@ def _product(
         first = number == 0
         kernel = site.kernel if first else (1,) * len(site.kernel)
         kernels = np.ascontiguousarray(weight.T).reshape(outer, -1, *kernel)  # (m, C, *kernel)
-        geometry: dict[str, Any] = (
-            {"strides": site.strides, "dilations": site.dilations, "pads": site.pads} if first else {}
-        )
+        places = {"strides": site.strides, "dilations": site.dilations, "pads": site.pads}
+        geometry: dict[str, Any] = places if first else {}
         inputs = [value, name, *(one.name for one in offset)]
-        node = helper.make_node("Conv", inputs, [f"h{number}"], kernel_shape=kernel, **(geometry if first else {}))
+        node = helper.make_node("Conv", inputs, [f"h{number}"], kernel_shape=kernel, **geometry)
         return [node], [numpy_helper.from_array(kernels, name), *offset]
     nodes = [helper.make_node("MatMul", [value, name], [f"h{number}"])]
     nodes += [helper.make_node("Add", [f"h{number}", one.name], [f"s{number}"]) for one in offset]

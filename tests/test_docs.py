@@ -104,7 +104,7 @@ def test_the_readmes_recipe_is_one(tmp_path: Path) -> None:
     (tmp_path / "data/mine").mkdir(parents=True)
     (tmp_path / "recipe.yaml").write_text(next(body for body in blocks(README, "yaml") if "model:" in body))
     found = recipe.read(tmp_path / "recipe.yaml")
-    assert [export.name for export in found.export] == ["onnx-fp32", "onnx-int8"]
+    assert [export.name for export in found.exports] == ["onnx-fp32", "onnx-int8"]
     assert set(found.gates) == {"accuracy", "size", "latency_p50"}
 
 

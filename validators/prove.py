@@ -66,7 +66,7 @@ def _folders(parent: Path, names: Sequence[str] | None = None) -> list[Path]:
     if missing or not there:
         raise ArtifactError(
             f"{parent} has no export {', '.join(missing)}".rstrip() + f"; it has {', '.join(there) or 'none'}. "
-            "`compressor export RUN --to onnx --precision fp32` makes one."
+            "`python -m compressor export RUN --to onnx --precision fp32` makes one."
         )
     return [there[name] for name in names or there]
 

@@ -36,7 +36,10 @@ def _held_out(artifact: Artifact, recipe: Recipe, task: Task, processor: Any) ->
     """The rows that the run held out of train, drawn again with its seed."""
     found = data.prepare(recipe.data, task, processor, recipe.model.max_length, recipe.seed)
     if found.validation is None:
-        raise DataError("validate.split is validation, but data.holdout is 0 and data.validation names no rows.")
+        raise DataError(
+            "validate.split is validation, but data.holdout is 0 and data.validation names no rows: name some, or hold "
+            "some of train out, in a new run."
+        )
     if found.facts["train"]["digest"] != artifact.manifest["data"]["train"]["digest"]:
         raise _other(recipe.data.train, "training")
     rows = found.validation

@@ -73,7 +73,10 @@ def read_manifest(text: bytes, where: Path) -> dict[str, File]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityError(f"{where}: {MANIFEST} cannot be read: it is damaged, or no package's.") from error
     if version != SCHEMA_VERSION:
-        raise ArtifactError(f"{where} has schema version {version}; this version reads {SCHEMA_VERSION}.")
+        raise ArtifactError(
+            f"{where} has schema version {version}; this version reads {SCHEMA_VERSION}. Take the rankfold that made "
+            "it, or package the run again."
+        )
     return listed
 
 
