@@ -21,6 +21,7 @@ from exporters.onnx_runtime import GRAPH, MAPPED, ORT_GRAPH, OnnxRunner
 if TYPE_CHECKING:
     import torch
 
+Precision = Literal["fp32", "fp16", "int8", "int8-static", "int4"]
 Level = Literal["basic", "extended"]
 
 
@@ -35,9 +36,10 @@ class OrtExporter(OnnxExporter):
             the exporting machine and is not offered.
     """
 
+    precision: Precision = "fp32"
     level: Level = "extended"
     name: ClassVar[str] = "ort"
-    precisions: ClassVar[tuple[str, ...]] = tuple(name for name, row in PRECISIONS.items() if not row.beside)
+    precisions: ClassVar[tuple[str, ...]] = get_args(Precision)
 
     def __post_init__(self) -> None:
         super().__post_init__()
