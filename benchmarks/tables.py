@@ -96,7 +96,7 @@ def suites_of(rows: Sequence[Row]) -> list[str]:
 def compared(found: Sequence[Summary]) -> Iterator[str]:
     """Quality and cost of every arm; the best compressed one of each budget in bold."""
     name, best = found[0].quality, _best(found)
-    trains = any(one.values("seconds") for one in found)
+    trains = any(one.values("final_loss") for one in found)
     costs = ("as truncated", "trained", "last loss", "training memory", "minutes") if trains else ()
     yield from _head(("arm", "kept", f"{name} (seeds)", *costs))
     for one in found:
@@ -109,7 +109,7 @@ def _costs(one: Summary) -> list[str]:
     """What truncation left, and what training took."""
     return [
         spread(one.values("before_training")) if one.compressed else "-",
-        _mean(one.values("trainable") if one.values("seconds") else [], "{:,.0f}"),
+        _mean(one.values("trainable") if one.values("final_loss") else [], "{:,.0f}"),
         _mean(one.values("final_loss"), "{:.3f}"),
         _mean(one.memory, "{:,.0f} MB"),
         _mean([value / 60 for value in one.values("seconds")], "{:.1f}"),
