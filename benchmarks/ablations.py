@@ -23,11 +23,10 @@ import torch
 from arms import ARMS, Arm
 from bench import Bench
 from comparison import record
-from results import Row, Rows
+from results import Row, Rows, exit_code
 from suites import SUITES, Suite
 
 from compressor import factorize, models, planning, progress
-from compressor.errors import RankfoldError
 from compressor.forms import matrix
 from compressor.methods.base import Moments, Subspace
 from compressor.methods.jactus import Jactus
@@ -143,13 +142,12 @@ def main() -> int:
     progress.set_level("normal")
     models.quiet_libraries()
     wanted = tuple(one for one in VARIATIONS if not arguments.axes or one.axis in arguments.axes)
-    try:
+
+    def work() -> None:
         for seed in arguments.seeds:
             ablate(Rows(arguments.out), SUITES[arguments.suite], seed, wanted)
-    except RankfoldError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ from typing import Any
 import torch
 from arms import ARMS, DENSE, FROM_CHECKPOINT, Arm
 from bench import DISTILLATION, MULTIPLE_OF, Bench
-from results import Rows
+from results import Rows, exit_code
 from suites import GROUPS, SUITES, Suite, chosen
 
 from compressor import models, progress
-from compressor.errors import RankfoldError
 from compressor.machine import machine, versions
 
 SELECT_BUDGET = 0.3
@@ -136,12 +135,7 @@ def main() -> int:
         torch.set_num_threads(arguments.threads)
     progress.set_level("normal")
     models.quiet_libraries()
-    try:
-        compare(arguments)
-    except RankfoldError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: compare(arguments))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from arms import ARMS
 from bench import Bench
 from comparison import record
 from results import Rows
+from shared_basis import groups
 from suites import SUITES
 from torch import Tensor, nn
 
 from compressor import models, progress
+from compressor.calibration import Statistics
 from compressor.factorize import fold_
 from compressor.forms import matrix
 from compressor.linalg import SecondMoment, balance
@@ -74,15 +76,6 @@ def inputs(layer: nn.Module, block: nn.Module, states: Tensor, others: dict[str,
     return read[0]
 
 
-def groups(shares: dict[str, str], prefix: str) -> Iterator[list[str]]:
-    """The targets of a block that read one input, in the order of the model."""
-    leaders: dict[str, list[str]] = {}
-    for name, leader in shares.items():
-        if name.startswith(prefix):
-            leaders.setdefault(leader, []).append(name)
-    yield from leaders.values()
-
-
 def corrected(weight: Tensor, crossed: Tensor, moment: Tensor) -> Tensor:
     """(W E[x x'^T] + l W) (E[x' x'^T] + l I)^-1, (m, n) float64."""
     damping = RIDGE * moment.diagonal().mean()
@@ -94,13 +87,12 @@ def corrected(weight: Tensor, crossed: Tensor, moment: Tensor) -> Tensor:
 def correct_(student: Any, dense: Any, bench: Bench, plan: Plan, method: Method) -> None:
     """Decompose the targets of a truncated decoder anew, in order."""
     statistics, ranks = bench.moments(adapted=False), plan.ranks
-    shares = dict(statistics._shares)
     limits = {target.name: target.break_even - 1 for target in bench.targets}
     ours, theirs = student.model.layers, dense.model.layers
     calls = entries(theirs, dense, bench.batches(bench.data.calibration, bench.suite.calibration.batch_size))
     states = [(hidden, hidden.clone(), others) for hidden, others in calls]
     for number in progress.track(range(len(theirs)), "correcting"):
-        for names in groups(shares, f"model.layers.{number}."):
+        for names in groups(_of_block(statistics, number)):
             crossed, moment = moments(names[0], student, dense, number, states)
             for name in names:
                 weight = corrected(matrix(models.dense_layer(dense, name)).double(), crossed, moment)
@@ -110,6 +102,11 @@ def correct_(student: Any, dense: Any, bench: Bench, plan: Plan, method: Method)
             (run(theirs[number], dense_in, others), run(ours[number], ours_in, others), others)
             for dense_in, ours_in, others in states
         ]
+
+
+def _of_block(statistics: Statistics, number: int) -> dict[str, Moments]:
+    """The moments of one block's targets."""
+    return {name: pair for name, pair in statistics.items() if name.startswith(f"model.layers.{number}.")}
 
 
 def moments(name: str, student: Any, dense: Any, number: int, states: Any) -> tuple[Tensor, Tensor]:

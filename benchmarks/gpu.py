@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # rankfold need not be installed
 
+from results import Rows, exit_code
+
 from compressor import registry
-from compressor.errors import DependencyError, RankfoldError
+from compressor.errors import DependencyError
 
 if TYPE_CHECKING:
     import torch
@@ -218,7 +220,6 @@ def setting() -> dict[str, Any]:
 def measure_all(arguments: argparse.Namespace) -> None:
     """Every suite's exports, then its training."""
     from bench import Bench
-    from results import Rows
     from suites import chosen
 
     from compressor import models, progress
@@ -244,13 +245,12 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     folder = "build" if arguments.device == "cpu" else "benchmarks/results"
     arguments.out = arguments.out or Path(folder) / "gpu.jsonl"
-    try:
+
+    def work() -> None:
         require(arguments.device)
         measure_all(arguments)
-    except RankfoldError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from compressor import progress
+from compressor.errors import RankfoldError
 
 TOLD = (
     "export",
@@ -64,3 +67,13 @@ class Rows:
         start = text.rfind(b"\n") + 1
         if start < len(text):
             self.path.write_bytes(text + b"\n" if _maybe(text[start:].decode()) else text[:start])
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do a benchmark's work; an error on purpose is one sentence and its exit code."""
+    try:
+        work()
+    except RankfoldError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -30,11 +30,11 @@ RIDGE = 0.01
 
 
 def groups(moments: Any) -> Iterator[list[str]]:
-    """Names of targets that read the same input."""
+    """Names of targets that read the same input, in the order of the model."""
     found = defaultdict(list)
     for name, one in moments.items():
         found[id(one.input)].append(name)
-    return (names for names in found.values() if len(names) > 1)
+    return iter(found.values())
 
 
 def whitened(model: Any, moments: Any, name: str) -> Tensor:
@@ -73,7 +73,7 @@ def main() -> None:
     for name in arguments.suites:
         bench = Bench(SUITES[name], 0, 0.0, Path())
         moments = bench.moments(adapted=False)
-        found = [[whitened(bench.probed, moments, one) for one in names] for names in groups(moments)]
+        found = [[whitened(bench.probed, moments, one) for one in names] for names in groups(moments) if len(names) > 1]
         for share in SHARES:
             pairs = torch.tensor([lost(parts, share) for parts in found])  # (groups, 2)
             own, shared = pairs.mean(0).tolist()

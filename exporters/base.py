@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from compressor.registry import packages_of as packages_of
-
 if TYPE_CHECKING:
     import torch
 

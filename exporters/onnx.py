@@ -97,10 +97,10 @@ class OnnxExporter:
             digest = weights_digest(model)
             sibling = path.parent / "onnx-fp32"
             known = {"weights_digest": digest, "precision": "fp32", "opset": self.opset}
-            reused = self.precision != "fp32" and staged.fits(sibling, (GRAPH,), known, list(example))
-            figures = self._write(model, beside(model, example), scratch, sibling if reused else None, samples)
-            facts = self._facts(scratch) | figures | {"weights_digest": digest, "reused_fp32_graph": reused}
-            _save_config(model, scratch, facts["inputs"])
+            reused = self._staged and staged.fits(sibling, (GRAPH,), known, list(example))
+            facts = self._written(model, beside(model, example), scratch, sibling if reused else None, samples)
+            facts |= {"weights_digest": digest, "reused_fp32_graph": reused}
+            self._save_config(model, scratch, facts)
             (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         return Exported(path, tuple(facts["model_files"]), facts)
 
@@ -120,7 +120,12 @@ class OnnxExporter:
 
         return OnnxTimer(self.precision, self.opset, self, session)
 
-    def _write(
+    @property
+    def _staged(self) -> bool:
+        """Whether it is made of an fp32 graph, rather than that graph itself."""
+        return self.precision != "fp32"
+
+    def _written(
         self,
         model: torch.nn.Module,
         example: Mapping[str, torch.Tensor],
@@ -128,11 +133,11 @@ class OnnxExporter:
         traced: Path | None,
         samples: Sequence[Arrays],
     ) -> dict[str, Any]:
-        """Put the graph into `folder`; returns how far it is from the model."""
+        """Put the graph into `folder`; returns its facts, and how far it is from the model."""
         from exporters import onnx_graph
 
         stage, exact = PRECISIONS[self.precision].stage, PRECISIONS[self.precision].exact
-        return staged.made(
+        figures = staged.made(
             model,
             example,
             folder,
@@ -143,6 +148,7 @@ class OnnxExporter:
             limit=self.tolerance if exact else math.inf,
             traced=traced,
         )
+        return self._facts(folder) | figures
 
     def _facts(self, folder: Path) -> dict[str, Any]:
         from exporters import onnx_file
@@ -161,6 +167,13 @@ class OnnxExporter:
             **onnx_file.read(folder / GRAPH),
         }
 
+    def _save_config(self, model: torch.nn.Module, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Where optimum's and transformers' loaders look for it; a decoder's also as GenAI's do."""
+        from exporters import genai
+
+        if staged.save_config(model, folder):
+            genai.write(model.config, facts["inputs"], folder)
+
 
 def versions() -> dict[str, str]:
     """Of what writes a graph."""
@@ -169,11 +182,3 @@ def versions() -> dict[str, str]:
     import torch
 
     return {module.__name__: str(module.__version__) for module in (torch, onnx, onnxruntime)}
-
-
-def _save_config(model: torch.nn.Module, folder: Path, inputs: Sequence[Mapping[str, Any]]) -> None:
-    """Beside the graph, where optimum's and transformers' loaders look for it; a decoder's also as GenAI's do."""
-    from exporters import genai
-
-    if staged.save_config(model, folder):
-        genai.write(model.config, inputs, folder)

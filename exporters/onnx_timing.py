@@ -5,12 +5,11 @@ Imports no torch.
 
 from __future__ import annotations
 
-import gc
 import math
-import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +20,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor import turns
 from compressor.threads import usable_threads
 from compressor.timings import Site
 from exporters import onnx_runtime
@@ -133,21 +133,11 @@ def medians(calls: Sequence[Call], clock: Callable[[], int]) -> list[float]:
     for _ in range(WARMUP):
         for call in calls:
             call()
-    times: list[list[int]] = [[] for _ in calls]
-    order, shuffle = list(range(len(calls))), random.Random(0).shuffle  # noqa: S311 (no secret)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        while len(times[0]) < ROUNDS[1] and not (len(times[0]) >= ROUNDS[0] and _error(times) <= PRECISE):
-            shuffle(order)
-            for place in order:
-                start = clock()
-                calls[place]()
-                times[place].append(clock() - start)
-    finally:
-        if collecting:
-            gc.enable()
-    return [float(np.median(one)) / 1e3 for one in times]
+    times: list[list[int]] = []  # (rounds, calls)
+    with closing(turns.rounds(calls, clock=clock)) as rounds:
+        while len(times) < ROUNDS[1] and not (len(times) >= ROUNDS[0] and _error(times) <= PRECISE):
+            times.append(next(rounds))
+    return [float(median) / 1e3 for median in np.median(times, axis=0)]
 
 
 def _error(times: Sequence[Sequence[int]]) -> float:
@@ -155,6 +145,6 @@ def _error(times: Sequence[Sequence[int]]) -> float:
 
     A normal sample's quartiles lie 1.349 deviations apart, and its median's variance is pi / 2 of its mean's.
     """
-    quartiles = np.percentile(np.asarray(times), (25, 50, 75), axis=1)  # (3, calls)
+    quartiles = np.percentile(np.asarray(times), (25, 50, 75), axis=0)  # (3, calls)
     spread = (quartiles[2] - quartiles[0]) / 1.349
-    return float((math.sqrt(math.pi / 2 / len(times[0])) * spread / quartiles[1]).max())
+    return float((math.sqrt(math.pi / 2 / len(times)) * spread / quartiles[1]).max())

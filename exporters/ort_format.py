@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from compressor.errors import DependencyError, ExportError
 from exporters import onnx_runtime, staged
-from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session
-from exporters.folder import new_folder
+from exporters.base import Arrays, Device, Session
 from exporters.onnx import SCHEMA_VERSION, OnnxExporter, versions
 from exporters.onnx_precisions import PRECISIONS
 from exporters.onnx_runtime import GRAPH, MAPPED, ORT_GRAPH, OnnxRunner
@@ -34,6 +32,9 @@ class OrtExporter(OnnxExporter):
             operators fused as ONNX Runtime's CPU provider fuses them; "basic": operators of ONNX alone, which
             providers of mobile hardware can take. Both run on every CPU; the level above fixes the vector width of
             the exporting machine and is not offered.
+
+    `export` writes `model.ort` and the operators that it requires. Its graph is that of the ONNX export in the same
+    precision; axes, names and a decoder's cache are the same. Weights over 2 GB are an ExportError.
     """
 
     precision: Precision = "fp32"
@@ -51,36 +52,14 @@ class OrtExporter(OnnxExporter):
         """The graph is optimized for the CPU provider."""
         return ("cpu",)
 
-    def export(
-        self,
-        model: torch.nn.Module,
-        example: Mapping[str, torch.Tensor],
-        path: Path,
-        samples: Sequence[Arrays] = (),
-    ) -> Exported:
-        """Write `model` as a new folder `path`: `model.ort`, the operators that it requires, `export.json`, the config.
+    @property
+    def _staged(self) -> bool:
+        """The graph is that of the ONNX export in the same precision, in fp32 too."""
+        return True
 
-        The graph is that of the ONNX export in the same precision, made of the fp32 graph in the sibling folder
-        `onnx-fp32` where that has the same weights; axes, names and a decoder's cache are the same.
-
-        Raises:
-            ExportError: `path` exists, the weights take over 2 GB, the graph cannot be written or converted, or it
-                computes something else than the model; or int8-static without samples.
-            ResourceError: the disk refuses the files.
-        """
-        from compressor.storage import weights_digest
-        from exporters.verify import beside, settled
-
-        with new_folder(path) as scratch, settled(model):
-            digest = weights_digest(model)
-            sibling = path.parent / "onnx-fp32"
-            known = {"weights_digest": digest, "precision": "fp32", "opset": self.opset}
-            reused = staged.fits(sibling, (GRAPH,), known, list(example))
-            facts = self._written(model, beside(model, example), scratch, sibling if reused else None, samples)
-            facts |= {"weights_digest": digest, "reused_fp32_graph": reused}
-            staged.save_config(model, scratch)
-            (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
-        return Exported(path, tuple(facts["model_files"]), facts)
+    def _save_config(self, model: torch.nn.Module, folder: Path, facts: Mapping[str, Any]) -> None:
+        """GenAI's loader takes ONNX alone."""
+        staged.save_config(model, folder)
 
     def load(self, path: Path, session: Session = Session()) -> OnnxRunner:  # noqa: B008 (frozen)
         """A runner for an exported folder, without importing torch; its weights stay in the file, which is mapped.

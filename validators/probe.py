@@ -8,20 +8,20 @@ REQUEST is a JSON object: `subjects` (one for memory, two for latency; each `run
 
 from __future__ import annotations
 
-import gc
 import json
-import random
 import sys
-import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compressor import registry
+from compressor import registry, turns
 from compressor.errors import DependencyError, InputError, RankfoldError, ResourceError, RuntimeFailure
-from exporters.base import Arrays, Exporter, Runner, Session, packages_of
+from exporters.base import Arrays, Exporter, Runner, Session
 from validators.gauges import gauge
 
 
@@ -54,24 +54,8 @@ def latency(request: dict[str, Any]) -> dict[str, list[list[int]]]:
 
 def alternate(runners: Sequence[Runner], inputs: Arrays, runs: int, seed: int) -> list[list[int]]:
     """Nanoseconds (runs, runners): every runner once per round, in a random order so that neither always follows."""
-    order, shuffle = list(range(len(runners))), random.Random(seed).shuffle  # noqa: S311 (no secret)
-    times = [[0] * len(runners) for _ in range(runs)]
-    gc.collect()
-    gc.disable()
-    try:
-        for row in times:
-            shuffle(order)
-            for column in order:
-                row[column] = _timed(runners[column], inputs)
-    finally:
-        gc.enable()
-    return times
-
-
-def _timed(runner: Runner, inputs: Arrays) -> int:
-    start = time.perf_counter_ns()
-    runner(inputs)
-    return time.perf_counter_ns() - start
+    with closing(turns.rounds([partial(runner, inputs) for runner in runners], seed)) as rounds:
+        return list(islice(rounds, runs))
 
 
 def _inputs(request: dict[str, Any]) -> Arrays:
@@ -82,7 +66,7 @@ def _inputs(request: dict[str, Any]) -> Arrays:
 def _exporter(subject: dict[str, Any]) -> Exporter:
     """The subject's exporter, with the packages of its runtime imported: they belong to the floor."""
     exporter = registry.load("exporters", subject["runtime"])()
-    registry.imported(packages_of(exporter))
+    registry.imported(registry.packages_of(exporter))
     return exporter
 
 
@@ -99,7 +83,7 @@ def _load(exporter: Exporter, subject: dict[str, Any]) -> Runner:
 
 def _refuse_torch(request: dict[str, Any]) -> None:
     runtimes = {subject["runtime"] for subject in request["subjects"]}
-    runs_there = any("torch" in packages_of(registry.load("exporters", name)) for name in runtimes)
+    runs_there = any("torch" in registry.packages_of(registry.load("exporters", name)) for name in runtimes)
     if "torch" in sys.modules and not runs_there:
         raise RuntimeFailure(
             "torch was imported into the measuring process, so its memory is not the export's. "

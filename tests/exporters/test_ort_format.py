@@ -216,8 +216,9 @@ def test_the_same_graph_gives_the_same_but_for_the_order_of_one_table(made: Call
     for name in ("one.ort", "two.ort"):
         ort_file.convert(source, tmp_path / name, "extended")
     one, two = ((tmp_path / name).read_bytes() for name in ("one.ort", "two.ort"))
-    assert len(one) == len(two)
-    assert one[4000:] == two[4000:]  # before it lie the kernels' types, in the order of a hash table
+    assert len(one) == pytest.approx(len(two), abs=64)  # in another order the table can need other padding
+    same = min(len(one), len(two)) - 4000  # at the front lie the kernels' types, in the order of a hash table
+    assert one[-same:] == two[-same:]
 
 
 def test_a_large_table_that_a_head_shares_is_stored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from compressor import catalog, display, doctor, pipeline, registry
 from compressor.errors import DependencyError, RuntimeFailure
-from exporters.base import packages_of
 from exporters.feed import Feed
 
 every_exporter = pytest.mark.parametrize("name", registry.TABLES["exporters"])
@@ -31,7 +30,7 @@ def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_row_is_built_for_fp32_and_carries_its_name(name: str) -> None:
     exporter = registry.exporter(name, "fp32")
     assert (exporter.name, exporter.precision) == (name, "fp32")
-    assert all(command.startswith("pip install") for command in packages_of(exporter).values())
+    assert all(command.startswith("pip install") for command in registry.packages_of(exporter).values())
 
 
 def test_naming_every_exporter_imports_no_torch_and_no_runtime_of_an_extra() -> None:
