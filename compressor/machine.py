@@ -24,6 +24,8 @@ RECORDED = (
     "onnxruntime-gpu",
     "openvino",
     "nncf",
+    "executorch",
+    "torchao",
     "numpy",
 )
 

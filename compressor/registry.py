@@ -35,6 +35,7 @@ TABLES: dict[Kind, dict[str, str]] = {
         "ort": "exporters.ort_format:OrtExporter",
         "openvino": "exporters.openvino:OpenvinoExporter",
         "torch-export": "exporters.torch_export:TorchExporter",
+        "executorch": "exporters.executorch:ExecutorchExporter",
     },
     "checks": {
         "parity": "validators.parity:Parity",
@@ -102,8 +103,12 @@ def packages_of(exporter: Any) -> Mapping[str, str]:
 
 
 def missing(packages: Mapping[str, str]) -> dict[str, str]:
-    """Of packages (import name -> the command that installs it) those that are not installed; imports nothing."""
-    return {name: command for name, command in packages.items() if importlib.util.find_spec(name) is None}
+    """Of packages (import name -> the command that installs it) those that are not installed; imports nothing.
+
+    Of a module inside a package the package is looked for, and named.
+    """
+    outer = {name.partition(".")[0]: command for name, command in packages.items()}
+    return {name: command for name, command in outer.items() if importlib.util.find_spec(name) is None}
 
 
 def imported(packages: Mapping[str, str]) -> list[Any]:

@@ -5,6 +5,7 @@ Imports no runtime.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from compressor.errors import RuntimeFailure
-from exporters.base import Arrays
+from compressor.errors import ArtifactError, RuntimeFailure
+from exporters.base import EXPORT_FILE, Arrays
 
 PAST, PRESENT, POSITIONS = "past_key_values", "present", "position_ids"  # of a decoder's cache, as optimum names them
 
@@ -50,6 +51,24 @@ class Feed:
             counted = np.asarray(inputs["attention_mask"]).cumsum(axis=1) - 1  # (B, P + T)
             positions[POSITIONS] = counted[:, -length:].clip(min=0)  # (B, T)
         return {**empty, **positions, **inputs}
+
+
+def told(folder: Path, program: str) -> dict[str, np.dtype[Any]]:
+    """The inputs of a program that does not name them itself: their dtypes by name, in its order.
+
+    Raises:
+        ArtifactError: the program or `export.json` is missing, or that does not name the inputs.
+    """
+    file = folder / EXPORT_FILE
+    missing = [str(one) for one in (folder / program, file) if not one.is_file()]
+    if missing:
+        raise ArtifactError(f"{' and '.join(missing)} missing: {folder} is no whole export. Export the model again.")
+    try:
+        return {value["name"]: np.dtype(value["dtype"]) for value in json.loads(file.read_text())["inputs"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{file} does not name the program's inputs ({error!r}): export the model again."
+        ) from error
 
 
 def shapes(feed: Arrays) -> str:

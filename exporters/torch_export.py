@@ -16,14 +16,12 @@ import numpy as np
 from compressor.errors import ArtifactError, DependencyError, ExportError, RuntimeFailure, first_line
 from compressor.threads import usable_threads
 from exporters.base import EXPORT_FILE, Arrays, Exported, Session
-from exporters.feed import Feed, shapes
+from exporters.feed import Feed, shapes, told
 from exporters.folder import new_folder
 from exporters.staged import save_config
 
 if TYPE_CHECKING:
     import torch
-
-    from exporters.tracing import Tracing
 
 PROGRAM = "model.pt2"
 SCHEMA_VERSION = 1
@@ -92,7 +90,7 @@ class TorchExporter:
         import torch
         from torch.export.passes import move_to_device_pass
 
-        file, dtypes = path / PROGRAM, _dtypes(path)
+        file, dtypes = path / PROGRAM, told(path, PROGRAM)
         _refuse_others(file)
         if session.device == "cuda" and not torch.cuda.is_available():
             raise DependencyError(
@@ -163,40 +161,18 @@ def _write(model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Pa
     """Trace the model and save the program, without example inputs and without paths of this machine; its facts."""
     import torch
 
-    from exporters.tracing import tracing_of
+    from exporters import torch_program
+    from exporters.tracing import BATCH, SEQUENCE, tracing_of
 
     tracing = tracing_of(model, example, cache=False)
     # named axes would have to be free without end, but positions end somewhere
-    axes = tuple(dict.fromkeys(free, torch.export.Dim.AUTO) for free in tracing.axes.values())
-    try:
-        program = torch.export.export(tracing.module.eval(), tuple(tracing.inputs.values()), dynamic_shapes=(axes,))
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError) as error:
-        raise ExportError(
-            f"torch.export cannot trace {type(model).__name__}: {first_line(error)}. Look for branches on values "
-            "and for what torch cannot see through."
-        ) from error
-    _check_axes(program, tracing)
+    program = torch_program.traced(tracing, dict.fromkeys((BATCH, SEQUENCE), torch.export.Dim.AUTO))
     program._example_inputs = None  # would be pickled into the file
     for node in _nodes(program.graph_module):
         for key in TOLD & node.meta.keys():
             del node.meta[key]
     torch.export.save(program, path)
-    return {"inputs": [_value(name, tracing) for name in tracing.inputs], **_described(program)}
-
-
-def _check_axes(program: torch.export.ExportedProgram, tracing: Tracing) -> None:
-    """torch.export quietly fixes an axis that the model turns into a number; that program would serve one size only."""
-    from exporters.tracing import require_free
-
-    traced = {node.name: node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"}
-    inputs = zip(program.graph_signature.user_inputs, tracing.axes.items(), strict=True)
-    fixed = [
-        f"{size} of {name} to {traced[place][axis]}"
-        for place, (name, free) in inputs
-        for axis, size in free.items()
-        if str(traced[place][axis]).isdecimal()  # a SymInt that can be but one number
-    ]
-    require_free(fixed)
+    return {"inputs": torch_program.inputs(tracing), **_described(program)}
 
 
 def _nodes(module: torch.fx.GraphModule) -> Iterator[torch.fx.Node]:
@@ -206,12 +182,6 @@ def _nodes(module: torch.fx.GraphModule) -> Iterator[torch.fx.Node]:
     for part in module.modules():
         if isinstance(part, torch.fx.GraphModule):
             yield from part.graph.nodes
-
-
-def _value(name: str, tracing: Tracing) -> dict[str, Any]:
-    tensor, free = tracing.inputs[name], tracing.axes[name]
-    axes = [free.get(axis, size) for axis, size in enumerate(tensor.shape)]
-    return {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "axes": axes}
 
 
 def _described(program: torch.export.ExportedProgram) -> dict[str, Any]:
@@ -230,22 +200,6 @@ def _described(program: torch.export.ExportedProgram) -> dict[str, Any]:
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
-
-
-def _dtypes(folder: Path) -> dict[str, np.dtype[Any]]:
-    """The inputs of the program, which the file itself does not name."""
-    file = folder / EXPORT_FILE
-    missing = [str(one) for one in (folder / PROGRAM, file) if not one.is_file()]
-    if missing:
-        raise ArtifactError(
-            f"{' and '.join(missing)} missing: {folder} is no whole torch export. Export the model again."
-        )
-    try:
-        return {value["name"]: np.dtype(value["dtype"]) for value in json.loads(file.read_text())["inputs"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{file} does not name the program's inputs ({error!r}): export the model again."
-        ) from error
 
 
 def _refuse_others(file: Path) -> None:

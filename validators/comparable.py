@@ -23,6 +23,7 @@ CIRCUMSTANCES = {
     "onnxruntime": ("versions", "onnxruntime"),
     "onnxruntime-gpu": ("versions", "onnxruntime-gpu"),
     "openvino": ("versions", "openvino"),
+    "executorch": ("versions", "executorch"),
 }
 EVALUATION = ("data", "evaluation", "digest")
 

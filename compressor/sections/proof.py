@@ -63,7 +63,7 @@ class ValidateSection(Section):
     )
     device: Literal["cpu", "cuda"] = Field(
         default="cpu",
-        description="where the exports run; int8, int8-static, fp32-fused, ort and openvino on the cpu only",
+        description="where the exports run; cuda takes onnx in fp32, fp16 and int4, and torch-export",
     )
     threads: int = Field(default=0, ge=0, description="0: as many as this process may use")
     batch_size: int = Field(default=1, ge=1, description="of the latency and memory measurements")

@@ -1,4 +1,4 @@
-"""Real weights (all-MiniLM-L6-v2 as a classifier), exported once for all tests."""
+"""What the exporters are given: factorized models, padded tokens, and real weights (all-MiniLM-L6-v2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.factorize import factorize_, fold_, plan
 from compressor.layers import LAYOUTS
+from compressor.methods.spectral import Spectral
 from exporters.base import Exported
 from exporters.onnx import OnnxExporter
 
@@ -34,6 +36,29 @@ TEXTS = (
     "She bakes bread with rye and honey.",
     "Is there a train to Vienna before noon?",
 )
+
+
+@pytest.fixture(scope="session")
+def folded() -> Callable[[nn.Module], nn.Module]:
+    """Puts two factors into the place of each of a model's layers, 60 % of the weights kept."""
+
+    def fold(model: nn.Module) -> nn.Module:
+        method = Spectral()
+        return fold_(factorize_(model, method, {}, plan(model, method, {}, keep=0.6, multiple_of=1))).eval()
+
+    return fold
+
+
+@pytest.fixture(scope="session")
+def padded() -> Callable[..., dict[str, Tensor]]:
+    """(rows, columns, vocabulary) -> random tokens with a different padding in every row."""
+
+    def draw(rows: int, columns: int, vocabulary: int = 50) -> dict[str, Tensor]:
+        source = torch.Generator().manual_seed(rows * columns)
+        mask = (torch.arange(columns) < torch.arange(columns, columns - rows, -1).clamp(min=1)[:, None]).long()
+        return {"input_ids": torch.randint(1, vocabulary, (rows, columns), generator=source), "attention_mask": mask}
+
+    return draw
 
 
 @pytest.fixture(scope="session")

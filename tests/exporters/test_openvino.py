@@ -26,12 +26,13 @@ from transformers import (
 
 from compressor import registry
 from compressor.errors import ArtifactError, DependencyError, ExportError, RuntimeFailure
-from compressor.factorize import factorize_, fold_, plan
-from compressor.methods.spectral import Spectral
 from exporters import onnx_graph, openvino_runtime
 from exporters.base import EXPORT_FILE, Exported, Session
 from exporters.generate import continuation
 from exporters.openvino import OpenvinoExporter
+
+Padded = Callable[..., dict[str, Tensor]]
+Folded = Callable[[Any], Any]
 
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="needs OpenVINO: pip install 'rankfold[openvino]'"
@@ -58,32 +59,18 @@ DECODERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def folded(model: Any) -> Any:
-    """The model with its layers as two factors each."""
-    method = Spectral()
-    fold_(factorize_(model, method, {}, plan(model, method, {}, keep=0.6, multiple_of=1)))
-    return model.eval()
-
-
-def tokens(rows: int, columns: int, vocabulary: int = 50) -> dict[str, Tensor]:
-    """Random tokens with a different padding in every row."""
-    source = torch.Generator().manual_seed(rows * columns)
-    mask = (torch.arange(columns) < torch.arange(columns, columns - rows, -1).clamp(min=1)[:, None]).long()
-    return {"input_ids": torch.randint(1, vocabulary, (rows, columns), generator=source), "attention_mask": mask}
-
-
 def arrays(inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in inputs.items()}
 
 
 @pytest.fixture(scope="module")
-def bert(tiny_bert: Callable[..., Any]) -> Any:
+def bert(tiny_bert: Callable[..., Any], folded: Folded) -> Any:
     """A folded classifier."""
     return folded(tiny_bert())
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, bert: Any) -> Callable[[str], Exported]:
+def exported(tmp_path_factory: pytest.TempPathFactory, bert: Any, padded: Padded) -> Callable[[str], Exported]:
     """Precision -> the classifier's export, made once and beside the others."""
     folder = tmp_path_factory.mktemp("openvino")
     done: dict[str, Exported] = {}
@@ -93,7 +80,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, bert: Any) -> Callable[[s
             if precision != "fp32":
                 export("fp32")
             exporter = OpenvinoExporter(precision=precision)  # type: ignore[arg-type]
-            done[precision] = exporter.export(bert, tokens(2, 7), folder / f"openvino-{precision}")
+            done[precision] = exporter.export(bert, padded(2, 7), folder / f"openvino-{precision}")
         return done[precision]
 
     return export
@@ -116,9 +103,9 @@ def constants(folder: Path) -> list[Any]:
 @needs_openvino
 @pytest.mark.parametrize("shape", [(1, 3), (1, 16), (5, 9), (3, 12)])
 def test_the_graph_computes_what_the_model_computes_at_any_shape(
-    exported: Exports, bert: Any, shape: tuple[int, int]
+    exported: Exports, bert: Any, shape: tuple[int, int], padded: Padded
 ) -> None:
-    inputs = tokens(*shape)
+    inputs = padded(*shape)
     found = OpenvinoExporter().load(exported("fp32").path, Session(threads=1))(arrays(inputs))["logits"]
     with torch.no_grad():
         np.testing.assert_allclose(found, bert(**inputs).logits.numpy(), rtol=0, atol=1e-4)
@@ -163,11 +150,11 @@ def test_the_graph_tells_nothing_of_the_exporting_machine(exported: Exports) -> 
 
 
 @needs_openvino
-def test_fp16_stores_half_the_bytes_and_computes_nearly_the_same(exported: Exports) -> None:
+def test_fp16_stores_half_the_bytes_and_computes_nearly_the_same(exported: Exports, padded: Padded) -> None:
     full, half = exported("fp32"), exported("fp16")
     assert half.facts["reused_fp32_graph"]
     assert half.facts["matmul_weight_bytes"] * 2 == full.facts["matmul_weight_bytes"]
-    inputs = arrays(tokens(4, 9))
+    inputs = arrays(padded(4, 9))
     found, expected = (OpenvinoExporter().load(one.path)(inputs)["logits"] for one in (half, full))
     assert 0 < np.abs(found - expected).max() < 0.02
     assert not [shape for kind, shape in constants(half.path) if kind == "f32" and len(shape) > 1 and max(shape) > 8]
@@ -176,7 +163,7 @@ def test_fp16_stores_half_the_bytes_and_computes_nearly_the_same(exported: Expor
 @needs_openvino
 @needs_nncf
 def test_int8_stores_a_quarter_of_the_bytes_and_agrees(
-    exported: Exports, bert: Any, capfd: pytest.CaptureFixture[str]
+    exported: Exports, bert: Any, capfd: pytest.CaptureFixture[str], padded: Padded
 ) -> None:
     full, small = exported("fp32"), exported("int8")
     assert capfd.readouterr().out == ""  # where results stand
@@ -186,7 +173,7 @@ def test_int8_stores_a_quarter_of_the_bytes_and_agrees(
     eights = [shape for kind, shape in constants(small.path) if kind == "u8" and len(shape) == 2 and min(shape) > 1]
     assert len(eights) in (linear + embeddings, linear + embeddings - 1)  # token types, all zero, may be folded
     assert small.facts["quantization"]["weights"].startswith("8 bits")
-    inputs = tokens(16, 9)
+    inputs = padded(16, 9)
     found = OpenvinoExporter().load(small.path)(arrays(inputs))["logits"]
     with torch.no_grad():
         expected = bert(**inputs).logits.numpy()
@@ -196,39 +183,39 @@ def test_int8_stores_a_quarter_of_the_bytes_and_agrees(
 
 @needs_openvino
 def test_a_smaller_precision_takes_the_fp32_graph_beside_it(
-    exported: Exports, bert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Exports, bert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, padded: Padded
 ) -> None:
     shutil.copytree(exported("fp32").path, tmp_path / "openvino-fp32")
     monkeypatch.setattr(onnx_graph, "write", lambda *_: pytest.fail("traced again"))
-    OpenvinoExporter(precision="fp16").export(bert, tokens(2, 7), tmp_path / "openvino-fp16")
+    OpenvinoExporter(precision="fp16").export(bert, padded(2, 7), tmp_path / "openvino-fp16")
 
 
 @needs_openvino
 @pytest.mark.parametrize("spoiled", ["weights", "facts"])
 def test_it_traces_anew_where_the_fp32_export_is_another(
-    exported: Exports, tiny_bert: Callable[..., Any], bert: Any, tmp_path: Path, spoiled: str
+    exported: Exports, tiny_bert: Callable[..., Any], bert: Any, tmp_path: Path, spoiled: str, padded: Padded
 ) -> None:
     shutil.copytree(exported("fp32").path, tmp_path / "openvino-fp32")
     if spoiled == "facts":
         (tmp_path / "openvino-fp32" / EXPORT_FILE).write_text("{")
     model = bert if spoiled == "facts" else tiny_bert(seed=1)
-    export = OpenvinoExporter(precision="fp16").export(model, tokens(2, 7), tmp_path / "openvino-fp16")
+    export = OpenvinoExporter(precision="fp16").export(model, padded(2, 7), tmp_path / "openvino-fp16")
     assert not export.facts["reused_fp32_graph"]
-    found = OpenvinoExporter().load(export.path)(arrays(tokens(3, 5)))["logits"]
+    found = OpenvinoExporter().load(export.path)(arrays(padded(3, 5)))["logits"]
     with torch.no_grad():
-        np.testing.assert_allclose(found, model(**tokens(3, 5)).logits.numpy(), atol=0.02)
+        np.testing.assert_allclose(found, model(**padded(3, 5)).logits.numpy(), atol=0.02)
     assert {file.name for file in export.path.iterdir()} == {"model.xml", "model.bin", "config.json", EXPORT_FILE}
 
 
 @needs_openvino
-def test_the_same_model_gives_the_same_bytes(exported: Exports, bert: Any, tmp_path: Path) -> None:
-    again = OpenvinoExporter().export(bert, tokens(2, 7), tmp_path / "again")
+def test_the_same_model_gives_the_same_bytes(exported: Exports, bert: Any, tmp_path: Path, padded: Padded) -> None:
+    again = OpenvinoExporter().export(bert, padded(2, 7), tmp_path / "again")
     for name in again.model_files:
         assert (again.path / name).read_bytes() == (exported("fp32").path / name).read_bytes()
 
 
 @needs_openvino
-def test_an_image_classifier_is_exported(tmp_path: Path) -> None:
+def test_an_image_classifier_is_exported(tmp_path: Path, folded: Folded) -> None:
     config = ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=16, patch_size=8
     )
@@ -242,13 +229,15 @@ def test_an_image_classifier_is_exported(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=DECODERS)
-def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+def decoder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, padded: Padded, folded: Folded
+) -> tuple[Any, Any]:
     """A language model and the runner of its export."""
     torch.manual_seed(0)
     model = folded(DECODERS[request.param]())
     path = tmp_path_factory.mktemp(request.param) / "openvino-fp32"
     exporter = OpenvinoExporter()
-    exporter.export(model, tokens(2, 3, VOCABULARY), path)
+    exporter.export(model, padded(2, 3, VOCABULARY), path)
     return model, exporter.load(path, Session(threads=1))
 
 
@@ -289,24 +278,24 @@ def test_a_missing_input_is_named(exported: Exports) -> None:
 
 @needs_openvino
 @pytest.mark.parametrize("threads", [1, 2])
-def test_inputs_that_do_not_fit_are_told_and_leave_no_trace(exported: Exports, threads: int) -> None:
+def test_inputs_that_do_not_fit_are_told_and_leave_no_trace(exported: Exports, threads: int, padded: Padded) -> None:
     """OpenVINO's own synchronous `infer` on one thread raises nothing and gives the result of the call before."""
     runner = OpenvinoExporter().load(exported("fp32").path, Session(threads=threads))
-    first = runner(arrays(tokens(1, 3)))["logits"]
+    first = runner(arrays(padded(1, 3)))["logits"]
     for _ in range(2):
         with pytest.raises(RuntimeFailure, match=r"model\.xml on input_ids \(1, 3\), attention_mask \(1, 4\): \[CPU\]"):
             runner({"input_ids": np.ones((1, 3)), "attention_mask": np.ones((1, 4))})
-    other = runner(arrays(tokens(2, 4)))["logits"]
+    other = runner(arrays(padded(2, 4)))["logits"]
     assert other.shape == (2, 3)
-    np.testing.assert_array_equal(runner(arrays(tokens(1, 3)))["logits"], first)
+    np.testing.assert_array_equal(runner(arrays(padded(1, 3)))["logits"], first)
 
 
 @needs_openvino
-def test_results_stay_what_they_were_when_the_runner_is_called_again(exported: Exports) -> None:
+def test_results_stay_what_they_were_when_the_runner_is_called_again(exported: Exports, padded: Padded) -> None:
     runner = OpenvinoExporter().load(exported("fp32").path)
-    first = runner(arrays(tokens(2, 5)))["logits"]
+    first = runner(arrays(padded(2, 5)))["logits"]
     kept = first.copy()
-    runner(arrays(tokens(2, 6)))
+    runner(arrays(padded(2, 6)))
     np.testing.assert_array_equal(first, kept)
 
 
@@ -344,7 +333,7 @@ def test_a_precision_that_it_cannot_write_is_refused() -> None:
 
 @pytest.mark.parametrize(("gone", "precision"), [("openvino", "fp32"), ("nncf", "int8")])
 def test_a_missing_package_is_named_with_the_command_before_anything_is_traced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bert: Any, gone: str, precision: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bert: Any, gone: str, precision: str, padded: Padded
 ) -> None:
     real = importlib.util.find_spec
     if gone == "nncf" and real("openvino") is None:
@@ -352,7 +341,7 @@ def test_a_missing_package_is_named_with_the_command_before_anything_is_traced(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == gone else real(name))
     monkeypatch.setattr(onnx_graph, "write", lambda *_: pytest.fail("traced"))
     with pytest.raises(DependencyError, match=rf"{gone} is not installed: `pip install 'rankfold\[openvino\]'`"):
-        OpenvinoExporter(precision=precision).export(bert, tokens(2, 7), tmp_path / "export")  # type: ignore[arg-type]
+        OpenvinoExporter(precision=precision).export(bert, padded(2, 7), tmp_path / "export")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 

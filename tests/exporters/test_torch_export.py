@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from compressor.errors import ArtifactError, DependencyError, ExportError, RuntimeFailure
-from compressor.factorize import factorize_, fold_, plan
-from compressor.methods.spectral import Spectral
 from exporters.base import EXPORT_FILE, Exported, Session
 from exporters.torch_export import TorchExporter
 from validators.base import Evaluation, Subject
 from validators.child import ask
 
+Padded = Callable[..., dict[str, Tensor]]
+Folded = Callable[[Any], Any]
 ONE = Session(threads=1)
 
 
@@ -63,34 +63,20 @@ class Tied(nn.Module):
         return self.head(self.table(input_ids) * self.scale)
 
 
-def folded(model: Any) -> Any:
-    """The model with its layers as two factors each."""
-    method = Spectral()
-    fold_(factorize_(model, method, {}, plan(model, method, {}, keep=0.6, multiple_of=1)))
-    return model.eval()
-
-
-def tokens(rows: int, columns: int) -> dict[str, Tensor]:
-    """Random tokens with a different padding in every row."""
-    source = torch.Generator().manual_seed(rows * columns)
-    mask = (torch.arange(columns) < torch.arange(columns, columns - rows, -1).clamp(min=1)[:, None]).long()
-    return {"input_ids": torch.randint(1, 50, (rows, columns), generator=source), "attention_mask": mask}
-
-
 def arrays(inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in inputs.items()}
 
 
 @pytest.fixture(scope="module")
-def bert(tiny_bert: Callable[..., Any]) -> Any:
+def bert(tiny_bert: Callable[..., Any], folded: Folded) -> Any:
     """A folded classifier."""
     return folded(tiny_bert())
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, bert: Any) -> Exported:
+def exported(tmp_path_factory: pytest.TempPathFactory, bert: Any, padded: Padded) -> Exported:
     """The classifier's export, not to be changed."""
-    return TorchExporter().export(bert, tokens(2, 7), tmp_path_factory.mktemp("torch") / "torch-export-fp32")
+    return TorchExporter().export(bert, padded(2, 7), tmp_path_factory.mktemp("torch") / "torch-export-fp32")
 
 
 @pytest.fixture
@@ -101,9 +87,9 @@ def copy(exported: Exported, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("shape", [(1, 3), (1, 16), (5, 9), (3, 12)])
 def test_the_program_computes_what_the_model_computes_at_any_shape(
-    exported: Exported, bert: Any, shape: tuple[int, int]
+    exported: Exported, bert: Any, shape: tuple[int, int], padded: Padded
 ) -> None:
-    inputs = tokens(*shape)
+    inputs = padded(*shape)
     found = TorchExporter().load(exported.path, ONE)(arrays(inputs) | {"labels": np.zeros(3)})["logits"]
     with torch.no_grad():
         np.testing.assert_allclose(found, bert(**inputs).logits.numpy(), rtol=0, atol=1e-5)
@@ -131,18 +117,18 @@ def test_the_file_holds_nothing_pickled_and_nothing_of_the_exporting_machine(exp
     assert str(Path.cwd()) not in graph
 
 
-def test_what_is_tied_is_stored_and_counted_once(tmp_path: Path) -> None:
-    export = TorchExporter().export(Tied(), tokens(2, 7), tmp_path / "tied")
+def test_what_is_tied_is_stored_and_counted_once(tmp_path: Path, padded: Padded) -> None:
+    export = TorchExporter().export(Tied(), padded(2, 7), tmp_path / "tied")
     assert export.facts["matmul_weight_bytes"] == 50 * 8 * 4
     assert export.facts["initializer_bytes"] == 50 * 8 * 4 + 8 * 4
 
 
-def test_a_decoder_gives_the_logits_of_the_whole_text(tmp_path: Path) -> None:
+def test_a_decoder_gives_the_logits_of_the_whole_text(tmp_path: Path, padded: Padded, folded: Folded) -> None:
     sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.4)
     model = folded(LlamaForCausalLM(config))
-    runner = TorchExporter().load(TorchExporter().export(model, tokens(2, 7), tmp_path / "llama").path, ONE)
-    inputs = tokens(1, 11)
+    runner = TorchExporter().load(TorchExporter().export(model, padded(2, 7), tmp_path / "llama").path, ONE)
+    inputs = padded(1, 11)
     with torch.no_grad():
         np.testing.assert_allclose(runner(arrays(inputs))["logits"], model(**inputs).logits.numpy(), rtol=0, atol=1e-4)
 
@@ -231,8 +217,8 @@ def test_cuda_without_cuda_is_refused(exported: Exported) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of torch")
-def test_cuda_runs_the_program(exported: Exported) -> None:
-    inputs = arrays(tokens(3, 5))
+def test_cuda_runs_the_program(exported: Exported, padded: Padded) -> None:
+    inputs = arrays(padded(3, 5))
     runner = TorchExporter().load(exported.path, Session(device="cuda"))
     assert runner.providers == ("CUDA",)
     expected = TorchExporter().load(exported.path, ONE)(inputs)["logits"]
@@ -251,16 +237,20 @@ def test_a_precision_that_it_cannot_write_is_refused() -> None:
         (Branching(), "cannot trace Branching: .*Look for branches on values"),
     ],
 )
-def test_a_model_that_cannot_be_traced_is_told_why(tmp_path: Path, model: nn.Module, message: str) -> None:
+def test_a_model_that_cannot_be_traced_is_told_why(
+    tmp_path: Path, model: nn.Module, message: str, padded: Padded
+) -> None:
     with pytest.raises(ExportError, match=f"(?s){message}"):
-        TorchExporter().export(model, tokens(2, 7), tmp_path / "export")
+        TorchExporter().export(model, padded(2, 7), tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_measuring_child_lets_torch_be_the_runtime(exported: Exported, evaluation_of_nothing: Evaluation) -> None:
+def test_the_measuring_child_lets_torch_be_the_runtime(
+    exported: Exported, evaluation_of_nothing: Evaluation, padded: Padded
+) -> None:
     reference: Any = None
     subject = Subject("torch", "torch-export", exported.path, evaluation_of_nothing, ONE, reference)
-    stages = ask("memory", [subject], arrays(tokens(1, 5)), steady_runs=1)
+    stages = ask("memory", [subject], arrays(padded(1, 5)), steady_runs=1)
     assert stages["peak"] >= stages["floor"] > 100  # MiB: torch itself, which belongs to the floor
 
 

@@ -1,0 +1,212 @@
+"""ExecuTorch: a `.pte` program for phones and embedded CPUs, its layers lowered to XNNPACK; in fp32 or int8."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from compressor import registry
+from compressor.errors import ExportError, RuntimeFailure, first_line
+from exporters import executorch_runtime
+from exporters.base import EXPORT_FILE, Device, Exported, Session
+from exporters.executorch_runtime import PACKAGES, PROGRAM, ExecutorchRunner
+from exporters.folder import new_folder
+from exporters.staged import save_config
+
+if TYPE_CHECKING:
+    import torch
+
+    from exporters.tracing import Tracing
+
+Precision = Literal["fp32", "int8"]
+SCHEMA_VERSION = 1
+ELSEWHERE = "which another runtime (onnx, openvino, torch-export) may well run"
+QUANTIZATION = {
+    "weights": "8 bits, symmetric, per output channel; embeddings too, per row (torchao)",
+    "activations": "8 bits, asymmetric, per token, while running (XNNPACK)",
+}
+
+
+@dataclass(frozen=True)
+class ExecutorchExporter:
+    """An ExecuTorch program for CPUs, one row at a time.
+
+    A model that generates is exported without a cache: tokens in, the logits of all positions out.
+
+    Attributes:
+        precision: "fp32"; "int8": weights of linear layers and embeddings in eight bits, activations quantized while
+            running.
+        max_length: most tokens of a row, or as many as the model has positions for where those are fewer. Memory for
+            that many is set aside when the program is loaded.
+        tolerance: largest difference of a logit that the fp32 program may have from the torch model, or 1e-4 of the
+            largest logit where that is more.
+    """
+
+    precision: Precision = "fp32"
+    max_length: int = 512
+    tolerance: float = 1e-3
+    name: ClassVar[str] = "executorch"
+    packages: ClassVar[Mapping[str, str]] = PACKAGES
+    devices: ClassVar[tuple[Device, ...]] = ("cpu",)
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ExportError(f"The ExecuTorch exporter writes fp32 and int8, not '{self.precision}'.")
+
+    def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
+        """Write `model` as a new folder `path`: `model.pte`, `export.json` and the model's config.
+
+        `example` holds the keyword inputs of `model.forward`, batch >= 2 and length >= 2. Axis 1 of integer inputs is
+        free up to `max_length`; the program takes one row, and the runner here feeds it row by row.
+
+        Raises:
+            DependencyError: executorch is not installed.
+            ExportError: `path` exists, the model cannot be traced or lowered, or the program computes something else.
+            ResourceError: the disk refuses the files.
+        """
+        registry.require(self.packages)
+        from exporters import verify
+
+        with new_folder(path) as scratch, verify.settled(model):
+            inputs = verify.beside(model, example)
+            trials = verify.trials(model, inputs)
+            longest = max(self._longest(model), *map(_length, trials))
+            facts = self._facts(self._write(model, inputs, scratch / PROGRAM, longest), model, scratch)
+            (scratch / EXPORT_FILE).write_text(json.dumps(facts))  # read by load
+            limit = self.tolerance if self.precision == "fp32" else math.inf  # gates say what a precision may cost
+            facts["parity"] = verify.compare(model, self._loaded(scratch), trials, limit)
+            save_config(model, scratch)
+            (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+        return Exported(path, (PROGRAM,), facts)
+
+    def load(self, path: Path, session: Session = Session()) -> ExecutorchRunner:  # noqa: B008 (frozen)
+        """A runner for an exported folder; ExecuTorch's Python module imports torch.
+
+        Raises:
+            ArtifactError: the folder holds no such export.
+            DependencyError: executorch is not installed, or CUDA was asked for.
+            RuntimeFailure: ExecuTorch refuses the program.
+        """
+        return executorch_runtime.load(path, session)
+
+    def _loaded(self, folder: Path) -> ExecutorchRunner:
+        """ExecuTorch lowers operators that it has no kernel for, and says so when the program is loaded."""
+        try:
+            return self.load(folder)
+        except RuntimeFailure as error:
+            raise ExportError(
+                f"ExecuTorch cannot run what it made of the model, for lack of a kernel perhaps, {ELSEWHERE}: {error}"
+            ) from error
+
+    def _longest(self, model: torch.nn.Module) -> int:
+        from exporters.verify import positions
+
+        return min(self.max_length, positions(model))
+
+    def _write(
+        self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], file: Path, longest: int
+    ) -> dict[str, Any]:
+        """Trace, lower and save the model; what the program is like."""
+        import torch
+
+        from exporters import torch_program
+        from exporters.tracing import SEQUENCE, tracing_of
+
+        traced = model if self.precision == "fp32" else _quantized(model)
+        tracing = _one_row(tracing_of(traced, example, cache=False))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of deprecated calls inside torch and ExecuTorch
+            program = torch_program.traced(tracing, {SEQUENCE: torch.export.Dim.AUTO(min=1, max=longest)})
+            buffer, nodes = _lowered(program)
+        file.write_bytes(buffer)
+        return {"inputs": torch_program.inputs(tracing), "max_length": longest, "nodes": nodes}
+
+    def _facts(self, program: Mapping[str, Any], model: torch.nn.Module, folder: Path) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        from compressor.storage import weights_digest
+
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "runtime": self.name,
+            "precision": self.precision,
+            **({"quantization": QUANTIZATION} if self.precision == "int8" else {}),
+            "model_files": [PROGRAM],
+            "file_bytes": {PROGRAM: (folder / PROGRAM).stat().st_size},
+            "versions": {name: version(name) for name in ("torch", "executorch")},
+            "weights_digest": weights_digest(model),
+            **program,
+        }
+
+
+def _length(inputs: Mapping[str, torch.Tensor]) -> int:
+    from exporters.verify import is_sequence
+
+    return max((tensor.shape[1] for tensor in inputs.values() if is_sequence(tensor)), default=1)
+
+
+def _one_row(tracing: Tracing) -> Tracing:
+    """The first row alone: memory is planned for the largest batch, and at the edge that is one."""
+    from exporters.tracing import BATCH
+
+    return replace(
+        tracing,
+        inputs={name: tensor[:1] for name, tensor in tracing.inputs.items()},
+        axes={name: {at: size for at, size in free.items() if size != BATCH} for name, free in tracing.axes.items()},
+    )
+
+
+def _quantized(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy whose linear layers and embeddings hold eight bits; it shares what stays as it is."""
+    import torch
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerAxis
+
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    embeddings = [module for module in twin.modules() if isinstance(module, torch.nn.Embedding)]
+    for embedding in embeddings:
+        embedding.padding_idx = None  # says which row is not trained; with it ExecuTorch looks up floats
+    per_row = PerAxis(0)
+    quantize_(twin, Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=per_row))
+    quantize_(
+        twin, IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=per_row), lambda one, _: one in embeddings
+    )
+    return twin
+
+
+def _lowered(program: torch.export.ExportedProgram) -> tuple[bytes, dict[str, int]]:
+    """The bytes of a `.pte`, and how often it calls each operator or delegate.
+
+    Raises:
+        ExportError: ExecuTorch has no kernel for an operator, or fails otherwise.
+    """
+    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+
+    quantized = XnnpackPartitioner(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True)
+    try:
+        edge = to_edge_transform_and_lower(
+            program,
+            partitioner=[quantized, XnnpackPartitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),  # torchao's operators are not core ATen
+        )
+        calls = [node for node in edge.exported_program().graph.nodes if node.op == "call_function"]
+        lowered = edge.to_executorch(ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True))
+    except Exception as error:
+        raise ExportError(f"ExecuTorch cannot lower the model, {ELSEWHERE}: {first_line(error)}") from error
+    return bytes(lowered.buffer), dict(sorted(Counter(map(_operator, calls)).items()))
+
+
+def _operator(node: torch.fx.Node) -> str:
+    """`aten.embedding.default`, `executorch_call_delegate`."""
+    target = node.target
+    return str(getattr(target, "_name", None) or getattr(target, "__name__", target)).replace("::", ".")
