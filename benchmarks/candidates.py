@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from compressor.layers import CoreLinear, FreeCore
 from compressor.methods.base import Moments
 from compressor.planning import Plan
 from compressor.recipe import Distillation
+from compressor.tasks.base import Outcomes
 
 UNSEEN, HOLDOUT = 3000, 0.1
 RIDGE = 0.01  # of the mean eigenvalue
@@ -68,7 +69,10 @@ CANDIDATES = {
         Candidate("rotated", coordinates="rotated"),
         Candidate("whitened", coordinates="whitened"),
         *(Candidate(f"updates {rank}", method={"updates": rank}) for rank in (8, 32, 64)),
-        *(Candidate("predictions 0.9", of, distillation=Distillation(predictions=0.9)) for of in ("jactus", "svdllm-lora")),
+        *(
+            Candidate("predictions 0.9", of, distillation=Distillation(predictions=0.9))
+            for of in ("jactus", "svdllm-lora")
+        ),
     )
 }
 
@@ -80,7 +84,8 @@ def turn_(layer: CoreLinear, pair: Moments, *, whitened: bool) -> None:
     Whitened, they are multiples of the identity with the same trace (but for the ridge), so that a step of a given size
     in any entry of the core changes the outputs, and the loss, alike.
     """
-    assert pair.input is not None and pair.gradient is not None
+    assert pair.input is not None
+    assert pair.gradient is not None
     left, core, right = layer.left.double(), layer.core().double(), layer.right.double()
     ours, into = _coordinates(right @ pair.input.matrix.double() @ right.mT, whitened)  # z' = ours z, z = into z'
     theirs, onto = _coordinates(left.mT @ pair.gradient.matrix.double() @ left, whitened)
@@ -113,11 +118,23 @@ class Trial(Bench):
 
     def unseen(self) -> Any:
         """Encoded rows of train beyond the suite's limit."""
-        assert not isinstance(self.suite.train, tuple) and self.suite.train.limit
+        assert not isinstance(self.suite.train, tuple)
+        assert self.suite.train.limit
         rows = data.read(located(self.suite.train.model_copy(update={"limit": None})), self.task, self.seed)
         rest = range(self.suite.train.limit, min(len(rows), self.suite.train.limit + UNSEEN))
         rows = rows.shuffle(seed=self.seed).select(rest)
         return self.task.encode(rows, self.processor, self.data.labels, self.suite.max_length, "unseen")
+
+    @cached_property
+    def posed(self) -> Any:
+        """What is measured on."""
+        (split,) = self.data.measured.values()
+        return data.posed(split, self.task, self.processor)
+
+    @cached_property
+    def taught(self) -> Outcomes:
+        """What the dense model says there."""
+        return data.outcomes(self.adapted, self.task, self.posed)
 
     def start(self, arm: Arm, budget: float) -> tuple[Any, Plan | None]:
         """The untrained model, changed."""
@@ -141,9 +158,7 @@ class Trial(Bench):
 
     def quality(self, model: Any) -> dict[str, Any]:
         """Accuracy, and what is less noisy."""
-        (split,) = self.data.measured.values()
-        posed = data.posed(split, self.task, self.processor)
-        found, taught = (data.outcomes(one, self.task, posed) for one in (model, self.adapted))
+        found, taught = data.outcomes(model, self.task, self.posed), self.taught
         logits, teacher = torch.tensor(found.values), torch.tensor(taught.values)
         self.right = found.predictions == found.labels
         return {
@@ -160,7 +175,7 @@ def run(bench: Trial, candidate: Candidate, budget: float) -> Row:
     bench.candidate, arm = candidate, candidate.arm
     rate = RATES[bench.suite.name, candidate.of] * candidate.rate
     found = bench.run(arm, budget, rate) | {"last_epoch_loss": bench.last_epoch}
-    place = bench.models / "right" / f"{bench.suite.name}-{candidate.of}-{budget}-{bench.seed}"
+    place = bench.models / "right" / f"{bench.suite.name}-{candidate.of}-{budget}-{bench.seed}-{bench.suite.epochs:g}"
     place.mkdir(parents=True, exist_ok=True)
     np.save(place / f"{candidate.name}.npy", bench.right)
     default = place / "default.npy"
@@ -174,7 +189,7 @@ def run(bench: Trial, candidate: Candidate, budget: float) -> Row:
 def bench_of(suite: Suite, seed: int, folder: Path) -> Trial:
     """With unseen rows that need no new dense model, where the suite leaves some."""
     limited = not isinstance(suite.train, tuple) and suite.train.limit
-    return Trial(replace(suite, before=False), seed, 0.0 if limited else HOLDOUT, folder, dense_rate=DENSE_RATE)
+    return Trial(replace(suite, before=False), seed, 0.0 if limited else HOLDOUT, folder, DENSE_RATE, probe=not limited)
 
 
 def main() -> int:
@@ -184,6 +199,7 @@ def main() -> int:
     parser.add_argument("--names", nargs="+", default=["default"], help="ARM:CANDIDATE, or a candidate of JACTUS")
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.3])
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--epochs", type=float, help="default: the suite's")
     parser.add_argument("--models", type=Path, default=Path("build/comparison"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/candidates.jsonl"))
     arguments = parser.parse_args()
@@ -192,11 +208,13 @@ def main() -> int:
 
     def work() -> None:
         rows, bench, suite = Rows(arguments.out), None, SUITES[arguments.suite]
+        suite = replace(suite, epochs=arguments.epochs or suite.epochs)
         for budget in arguments.budgets:
             for name in arguments.names:
                 of, _, short = name.rpartition(":")
                 one = CANDIDATES[of or "jactus", short]
                 key = {"suite": suite.name, "arm": one.of, "what": one.name, "budget": budget, "seed": arguments.seed}
+                key |= {"epochs": suite.epochs}
                 if not rows.find(**key):
                     bench = bench or bench_of(suite, arguments.seed, arguments.models)
                     rows.add(key | run(bench, one, budget))
