@@ -35,11 +35,12 @@ from compressor.planning import Plan
 from compressor.recipe import Distillation
 from compressor.tasks.base import Outcomes
 
-UNSEEN, HOLDOUT = 3000, 0.1
+HOLDOUT = 0.1
 RIDGE = 0.01  # of the mean eigenvalue
 RATES = {("banking77", "jactus"): 2e-3, ("banking77", "svdllm-lora"): 1e-3}
 RATES |= {("trec", "jactus"): 1e-3, ("trec", "svdllm-lora"): 2e-3}
-DENSE_RATE = 2e-4
+RATES |= {("cifar10", "jactus"): 1e-4, ("cifar10", "svdllm-lora"): 3e-4}
+DENSE_RATES = {"banking77": 2e-4, "trec": 2e-4, "cifar10": 3e-5}
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class Candidate:
     def arm(self) -> Arm:
         """What is trained."""
         base = ARMS[self.of]
-        return replace(base, name=f"{self.of} {self.name}", method=replace(base.method, **self.method))  # type: ignore[type-var]
+        assert base.method is not None
+        method: Any = replace(base.method, **self.method)  # type: ignore[type-var]
+        return replace(base, name=f"{self.of} {method}", method=method)  # alike named where decomposed alike
 
 
 CANDIDATES = {
@@ -68,6 +71,8 @@ CANDIDATES = {
         *(Candidate("vectors", of, vectors=True) for of in ("jactus", "svdllm-lora")),
         Candidate("rotated", coordinates="rotated"),
         Candidate("whitened", coordinates="whitened"),
+        Candidate("half rate", rate=0.5),
+        Candidate("whitened, half rate", coordinates="whitened", rate=0.5),
         *(Candidate(f"updates {rank}", method={"updates": rank}) for rank in (8, 32, 64)),
         *(
             Candidate("predictions 0.9", of, distillation=Distillation(predictions=0.9))
@@ -109,6 +114,7 @@ class Trial(Bench):
     """A bench whose arms are changed as a candidate says, measured on rows that nobody saw."""
 
     candidate: Candidate = CANDIDATES["jactus", "default"]
+    most: int = 3000  # rows that are measured
     last_epoch: float = 0.0
 
     def __post_init__(self) -> None:
@@ -121,7 +127,7 @@ class Trial(Bench):
         assert not isinstance(self.suite.train, tuple)
         assert self.suite.train.limit
         rows = data.read(located(self.suite.train.model_copy(update={"limit": None})), self.task, self.seed)
-        rest = range(self.suite.train.limit, min(len(rows), self.suite.train.limit + UNSEEN))
+        rest = range(self.suite.train.limit, min(len(rows), self.suite.train.limit + self.most))
         rows = rows.shuffle(seed=self.seed).select(rest)
         return self.task.encode(rows, self.processor, self.data.labels, self.suite.max_length, "unseen")
 
@@ -186,10 +192,10 @@ def run(bench: Trial, candidate: Candidate, budget: float) -> Row:
     return {"learning_rate": rate} | found | record(arm, bench.suite) | {"taught": repr(candidate.distillation)}
 
 
-def bench_of(suite: Suite, seed: int, folder: Path) -> Trial:
+def bench_of(suite: Suite, seed: int, folder: Path, most: int = 3000) -> Trial:
     """With unseen rows that need no new dense model, where the suite leaves some."""
     limited = not isinstance(suite.train, tuple) and suite.train.limit
-    return Trial(replace(suite, before=False), seed, 0.0 if limited else HOLDOUT, folder, DENSE_RATE, probe=not limited)
+    return Trial(replace(suite, before=False), seed, 0.0 if limited else HOLDOUT, folder, DENSE_RATES[suite.name], probe=not limited)
 
 
 def main() -> int:
@@ -200,6 +206,7 @@ def main() -> int:
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.3])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=float, help="default: the suite's")
+    parser.add_argument("--unseen", type=int, default=3000, help="rows measured on, at most")
     parser.add_argument("--models", type=Path, default=Path("build/comparison"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/candidates.jsonl"))
     arguments = parser.parse_args()
@@ -216,7 +223,7 @@ def main() -> int:
                 key = {"suite": suite.name, "arm": one.of, "what": one.name, "budget": budget, "seed": arguments.seed}
                 key |= {"epochs": suite.epochs}
                 if not rows.find(**key):
-                    bench = bench or bench_of(suite, arguments.seed, arguments.models)
+                    bench = bench or bench_of(suite, arguments.seed, arguments.models, arguments.unseen)
                     rows.add(key | run(bench, one, budget))
 
     return exit_code(work)
