@@ -195,7 +195,8 @@ def run(bench: Trial, candidate: Candidate, budget: float) -> Row:
 def bench_of(suite: Suite, seed: int, folder: Path, most: int = 3000) -> Trial:
     """With unseen rows that need no new dense model, where the suite leaves some."""
     limited = not isinstance(suite.train, tuple) and suite.train.limit
-    return Trial(replace(suite, before=False), seed, 0.0 if limited else HOLDOUT, folder, DENSE_RATES[suite.name], probe=not limited)
+    suite, holdout, rate = replace(suite, before=False), 0.0 if limited else HOLDOUT, DENSE_RATES[suite.name]
+    return Trial(suite, seed, holdout, folder, rate, probe=not limited, most=most)
 
 
 def main() -> int:
