@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +51,8 @@ class Candidate:
     of: str = "jactus"  # the arm that it changes
     method: Mapping[str, Any] = field(default_factory=dict)  # fields of its method
     vectors: bool = False  # biases, norms' weights and other parameters with one dimension are trained too
-    coordinates: Literal["canonical", "rotated", "whitened"] = "canonical"  # of the core
+    rotated: bool = False  # bases are turned to the principal axes of the moments, as `axes: moments` does
+    whitened: bool = False  # the core is trained between inputs, and gradients, of one variance
     distillation: Distillation = DISTILLATION
     rate: float = 1.0  # times the arm's
 
@@ -69,10 +70,10 @@ CANDIDATES = {
     for one in (
         *(Candidate("default", of) for of in ("jactus", "svdllm-lora")),
         *(Candidate("vectors", of, vectors=True) for of in ("jactus", "svdllm-lora")),
-        Candidate("rotated", coordinates="rotated"),
-        Candidate("whitened", coordinates="whitened"),
+        *(Candidate("rotated", of, rotated=True) for of in ("jactus", "svdllm-lora")),
+        Candidate("whitened", whitened=True),
         Candidate("half rate", rate=0.5),
-        Candidate("whitened, half rate", coordinates="whitened", rate=0.5),
+        Candidate("whitened, half rate", whitened=True, rate=0.5),
         *(Candidate(f"updates {rank}", method={"updates": rank}) for rank in (8, 32, 64)),
         *(
             Candidate("predictions 0.9", of, distillation=Distillation(predictions=0.9))
@@ -83,27 +84,25 @@ CANDIDATES = {
 
 
 @torch.no_grad()
-def turn_(layer: CoreLinear, pair: Moments, *, whitened: bool) -> None:
-    """Change the coordinates of a core, not the product: there E[z z^T] of its inputs and E[g g^T] are diagonal.
+def whiten_(layer: CoreLinear, pair: Moments) -> None:
+    """Change the coordinates of a core, not the product, so that E[z z^T] of its inputs and E[g g^T] are alike.
 
-    Whitened, they are multiples of the identity with the same trace (but for the ridge), so that a step of a given size
-    in any entry of the core changes the outputs, and the loss, alike.
+    They become multiples of the identity with the traces that they had, but for the ridge: there a step of a given size
+    in any entry of the core changes the outputs, and the loss, as much.
     """
     assert pair.input is not None
     assert pair.gradient is not None
     left, core, right = layer.left.double(), layer.core().double(), layer.right.double()
-    ours, into = _coordinates(right @ pair.input.matrix.double() @ right.mT, whitened)  # z' = ours z, z = into z'
-    theirs, onto = _coordinates(left.mT @ pair.gradient.matrix.double() @ left, whitened)
+    ours, into = _whitening(right @ pair.input.matrix.double() @ right.mT)  # z' = ours z, z = into z'
+    theirs, onto = _whitening(left.mT @ pair.gradient.matrix.double() @ left)
     layer.right.copy_(ours @ right)
     layer.left.copy_(left @ theirs.mT)
     layer.core = FreeCore(onto.mT @ core @ into, free=layer.rank)
 
 
-def _coordinates(moment: torch.Tensor, whitened: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """A change of coordinates (r, r) that makes a moment diagonal, and its inverse."""
+def _whitening(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A change of coordinates (r, r) and its inverse."""
     values, vectors = torch.linalg.eigh((moment + moment.mT) / 2)
-    if not whitened:
-        return vectors.mT, vectors
     damped = values.clamp_min(0) + RIDGE * values.mean()
     scale = (damped / damped.mean()).sqrt()
     return vectors.mT / scale[:, None], vectors * scale
@@ -142,14 +141,16 @@ class Trial(Bench):
         """What the dense model says there."""
         return data.outcomes(self.adapted, self.task, self.posed)
 
+    def decomposed(self, arm: Arm) -> Any:
+        """The subspaces, turned where the candidate says so: they are the same until they are truncated."""
+        return {name: replace(one, turned=self.candidate.rotated) for name, one in super().decomposed(arm).items()}
+
     def start(self, arm: Arm, budget: float) -> tuple[Any, Plan | None]:
         """The untrained model, changed."""
         model, plan = super().start(arm, budget)
-        if self.candidate.coordinates != "canonical":
-            for name, layer in model.named_modules():
-                if isinstance(layer, CoreLinear):
-                    whitened = self.candidate.coordinates == "whitened"
-                    turn_(layer, self.moments(adapted=arm.taught)[name], whitened=whitened)
+        for name, layer in model.named_modules() if self.candidate.whitened else ():
+            if isinstance(layer, CoreLinear):
+                whiten_(layer, self.moments(adapted=arm.taught)[name])
         for parameter in model.parameters() if self.candidate.vectors else ():
             if parameter.ndim == 1:
                 parameter.requires_grad_(True)
@@ -196,7 +197,7 @@ def bench_of(suite: Suite, seed: int, folder: Path, most: int = 3000) -> Trial:
     """With unseen rows that need no new dense model, where the suite leaves some."""
     limited = not isinstance(suite.train, tuple) and suite.train.limit
     suite, holdout, rate = replace(suite, before=False), 0.0 if limited else HOLDOUT, DENSE_RATES[suite.name]
-    return Trial(suite, seed, holdout, folder, rate, probe=not limited, most=most)
+    return Trial(suite, seed, holdout, folder, rate, probe=False, most=most)
 
 
 def main() -> int:

@@ -51,8 +51,8 @@ class Jactus:
     axes: Annotated[
         Literal["weight", "moments"],
         Field(
-            description="coordinates that the core is trained in: the weight's singular directions, or those in which "
-            "the core's inputs, and the gradients of its outputs, are uncorrelated"
+            description="what the core is trained along: the weight's singular directions, or the principal axes of "
+            "both moments"
         ),
     ] = "weight"
 
