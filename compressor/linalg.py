@@ -172,6 +172,19 @@ def canonical(left: Tensor, core: Tensor, right: Tensor) -> tuple[Tensor, Tensor
     return ql @ p, torch.diag(s), qt @ qr.mT
 
 
+def principal(left: Tensor, core: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same product with the singular vectors of left (m, r) and right (r, n) as its orthonormal bases.
+
+    Of bases that `project` gives, for which left^T A left and right B right^T are the identity, they are the principal
+    axes of the moments between them: left'^T A left' and right' B right'^T are diagonal. The core is dense.
+
+    Works in float64 and returns float64.
+    """
+    p, s, turn = torch.linalg.svd(left.double(), full_matrices=False)
+    other, t, qt = torch.linalg.svd(right.double(), full_matrices=False)
+    return p, s[:, None] * (turn @ core.double() @ other) * t, qt
+
+
 def balance(left: Tensor, core: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Two factors of left @ core @ right with equal norms: down (r, n), up (m, r), float64."""
     u, s, v = canonical(left, core, right)

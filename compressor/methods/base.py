@@ -45,12 +45,14 @@ class Subspace:
     right: Tensor  # (k, n) independent rows
     gains: Tensor  # (k,) non-increasing: loss (or energy) removed by each direction
     total: float  # the sum of the gains of all directions there are, those beyond k included
+    turned: bool = False  # how it is truncated: the bases have unit moments, and are turned to their principal axes
 
     def truncate(self, rank: int) -> Subspace:
-        """The first `rank` directions, with orthonormal bases and a diagonal core (in float64)."""
+        """The first `rank` directions, with orthonormal bases, and a diagonal core unless they are turned; float64."""
         from compressor import linalg
 
-        left, core, right = linalg.canonical(self.left[:, :rank], self.core[:rank, :rank], self.right[:rank])
+        axes = linalg.principal if self.turned else linalg.canonical
+        left, core, right = axes(self.left[:, :rank], self.core[:rank, :rank], self.right[:rank])
         return Subspace(left, core, right, self.gains[:rank], self.total)
 
 

@@ -48,6 +48,13 @@ class Jactus:
     updates: Annotated[
         int, Field(ge=0, description="rank of the thin trained updates of both bases; 0 as published")
     ] = 16
+    axes: Annotated[
+        Literal["weight", "moments"],
+        Field(
+            description="what the core is trained along: the weight's singular directions, or the principal axes of "
+            "both moments"
+        ),
+    ] = "weight"
 
     def needs(self) -> frozenset[Moment]:
         """Both, whatever the metric: the union is made of them."""
@@ -70,7 +77,7 @@ class Jactus:
         left, core, right = linalg.project(weight, left_basis[:, :count], right_basis[:, :count], output, input)
         energy = float(linalg.whiten(weight, output, input).square().sum())
         gains, total = scaled(linalg.prefix_gains(core), energy, loss_units=self.metric in ("output", "both"))
-        return Subspace(left, core, right, gains, total)
+        return Subspace(left, core, right, gains, total, turned=self.axes == "moments")
 
     @property
     def _share(self) -> float:

@@ -26,7 +26,7 @@ from compressor.planning import Plan, PlanLayer
 Batch = dict[str, Tensor]
 METHODS = [registry.load("methods", name)() for name in sorted(registry.names("methods"))]
 METHODS += [Cersa(alpha=1.0, beta=0.5, updates=2), Psoft(strict=True), Spectral(train="none", updates=2)]
-METHODS += [Jactus(reading="R2", updates=0), Cersa(alpha=1.0)]
+METHODS += [Jactus(reading="R2", updates=0), Cersa(alpha=1.0), Jactus(axes="moments")]
 HEAD = {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"}
 FIRST, SECOND = "bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.output.dense"
 KEPT = "bert.encoder.layer.1.attention.self.value"

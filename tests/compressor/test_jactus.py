@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -148,3 +149,32 @@ def test_the_published_readings_have_a_union_and_the_default_has_none(
     assert torch.equal(found.left, named.left)
     assert torch.equal(found.core, named.core)
     assert Jactus() == Jactus("R4")
+
+
+@pytest.mark.parametrize("method", [Jactus(), Jactus("R1"), Jactus("R2"), Jactus("R3"), Jactus(union=0.3)], ids=str)
+def test_turned_to_the_moments_axes_a_core_reads_uncorrelated_inputs(moments: Build, method: Jactus) -> None:
+    weight, given = weight_of(24, 20), moments(24, 20)
+    turned = replace(method, axes="moments").subspace(weight, given, 12).truncate(6)
+    plain = method.subspace(weight, given, 12).truncate(6)
+    torch.testing.assert_close(product(turned), product(plain))
+    torch.testing.assert_close(turned.left.mT @ turned.left, torch.eye(6, dtype=torch.float64))
+    torch.testing.assert_close(turned.right @ turned.right.mT, torch.eye(6, dtype=torch.float64))
+    assert given.gradient is not None
+    assert given.input is not None
+    for basis, moment in ((turned.left, given.gradient), (turned.right.mT, given.input)):
+        seen = (basis.mT @ moment.matrix.double() @ basis).numpy()
+        np.testing.assert_allclose(seen, np.diag(np.diag(seen)), atol=1e-9 * np.trace(seen))
+    for basis, moment in ((plain.left, given.gradient), (plain.right.mT, given.input)):
+        seen = (basis.mT @ moment.matrix.double() @ basis).numpy()
+        assert np.abs(seen - np.diag(np.diag(seen))).max() > 1e-3 * np.trace(seen)
+
+
+def test_without_moments_in_the_metric_turned_bases_are_still_orthonormal_and_the_product_the_same(
+    moments: Build,
+) -> None:
+    weight, given = weight_of(9, 7), moments(9, 7)
+    plain, turned = (
+        Jactus(metric="plain", axes=axes).subspace(weight, given, 5).truncate(3) for axes in ("weight", "moments")
+    )
+    torch.testing.assert_close(product(turned), product(plain))
+    torch.testing.assert_close(turned.left.mT @ turned.left, torch.eye(3, dtype=torch.float64))

@@ -241,6 +241,20 @@ def test_the_canonical_form_keeps_the_product_and_sorts_the_core(m: int, n: int)
     assert torch.equal(s, torch.diag(s.diagonal()))
 
 
+@pytest.mark.parametrize("rank", [1, 3, 6])
+def test_principal_axes_of_bases_with_unit_moments_are_those_of_the_metrics(rank: int) -> None:
+    weight, ga, gb = random(9, 6), random(30, 9, seed=1), random(30, 6, seed=2)
+    a, b = SecondMoment(ga.mT @ ga / 30), SecondMoment(gb.mT @ gb / 30)
+    left, s, right = linalg.whitened_svd(weight, a.metric(0), b.metric(0))
+    kept = left[:, :rank], torch.diag(s[:rank]), right[:rank]
+    u, core, v = linalg.principal(*kept)
+    np.testing.assert_allclose(u @ core @ v, kept[0] @ kept[1] @ kept[2], atol=1e-12)
+    for axes, moment in ((u, a), (v.mT, b)):
+        np.testing.assert_allclose(axes.mT @ axes, np.eye(rank), atol=1e-12)
+        seen = (axes.mT @ moment.matrix @ axes).numpy()
+        np.testing.assert_allclose(seen, np.diag(np.diag(seen)), atol=1e-12)
+
+
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 def test_balanced_factors_have_equal_singular_values(m: int, n: int) -> None:
     rank = min(m, n, 4)
