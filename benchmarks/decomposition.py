@@ -50,7 +50,8 @@ Metric = Literal["input", "both"]
 METRICS: tuple[Metric, ...] = ("input", "both")
 SIDES = ("ours", "reference")
 BUDGETS = (0.5, 0.3)  # the first one, and another
-LOSS_BATCH = 2
+LOSS_BATCH, MEASURED = 2, 256
+PEAK_BATCHES = 2  # what is held does not depend on their number
 
 
 class Ours:
@@ -139,8 +140,9 @@ class Job:
 
     @torch.no_grad()
     def label_loss(self, model: Any) -> float:
-        """The label loss on what is measured, averaged over its batches."""
+        """The label loss on the first rows of what is measured, averaged over its batches."""
         (split,) = self.bench.data.measured.values()
+        split = split.select(range(min(MEASURED, len(split))))
         losses = [
             model(**batch).loss.item()
             for batch in data.batches(split, self.bench.task, self.bench.processor, LOSS_BATCH)
@@ -185,7 +187,6 @@ def quality(job: Job, ours: Ours, reference: Reference) -> Row:
         "same_ranks": ours.plan.ranks == reference.plans[BUDGETS[-1]].ranks,
         "error": dict(zip(SIDES, map(statistics.mean, errors), strict=True)),
         "largest_difference": max(abs(one / other - 1) for one, other in zip(*errors, strict=True)),
-        "dense_loss": job.label_loss(job.model),
         "loss": {name: job.label_loss(side.made) for name, side in zip(SIDES, (ours, reference), strict=True)},
     }
 
@@ -193,6 +194,7 @@ def quality(job: Job, ours: Ours, reference: Reference) -> Row:
 def peak(job: Job, side: str) -> Row:
     """MiB that this process holds at most, above what it held before, from calibrating to the first model."""
     chosen = dict(zip(SIDES, job.sides(), strict=True))[side]
+    job.batches = job.batches[:PEAK_BATCHES]
     gc.collect()
     before = psutil.Process().memory_info().rss
     chosen.calibrate()
