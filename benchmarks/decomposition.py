@@ -33,9 +33,10 @@ from typing import Any, Literal
 import psutil
 import straightforward
 import torch
+from arms import DENSE
 from bench import Bench
 from results import Row, Rows, exit_code
-from suites import SUITES
+from suites import SUITES, Suite
 
 from compressor import calibration, data, factorize, models, planning, progress
 from compressor.forms import matrix
@@ -232,6 +233,11 @@ def measure(rows: Rows, job: Job, count: int, memory: Callable[[str], float]) ->
             rows.add({"what": f"{key['suite']} {job.metric} {stage}", "stage": stage} | key | found | facts)
 
 
+def bench_of(suite: Suite, seed: int, folder: Path) -> Bench:
+    """The suite's dense model as `comparison.py` saved it in a folder, trained here where it is not there."""
+    return Bench(suite, seed, 0.0, folder, dense_rate=suite.rates_of(DENSE)[0], probe=False)
+
+
 def main() -> int:
     """Every suite and metric that is asked for; an error on purpose is one sentence and its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -249,7 +255,7 @@ def main() -> int:
 
     def work() -> None:
         for name in arguments.suites:
-            bench = Bench(SUITES[name], arguments.seed, 0.0, arguments.models, probe=False)
+            bench = bench_of(SUITES[name], arguments.seed, arguments.models)
             for metric in arguments.metrics:
                 job = Job(bench, metric)
                 if arguments.peak:
