@@ -16,7 +16,6 @@ COLUMNS = (
     "first budget",
     "a further budget",
     "decompose and plan, 3 budgets",
-    "all, 3 budgets",
     "loss",
     "peak memory",
 )
@@ -26,25 +25,24 @@ def decomposition(rows: Sequence[Row]) -> Iterator[str]:
     """Ours / reference (how many times ours goes into it), a line for each model and metric."""
     yield f"| {' | '.join(COLUMNS)} |"
     yield "|" + "---|" * len(COLUMNS)
-    found: dict[tuple[str, str], dict[str, Row]] = {}
+    found: dict[tuple[str, str, int], dict[str, Row]] = {}
     for row in rows:
-        found.setdefault((row["suite"], row["metric"]), {})[row["stage"]] = row
+        found.setdefault((row["suite"], row["metric"], row["rows"]), {})[row["stage"]] = row
     for stages in found.values():
-        if all(stage in stages for stage in (*STAGES, "quality", "memory")):
+        if all(stage in stages for stage in STAGES):
             yield f"| {' | '.join(_cells(stages))} |"
 
 
 def _cells(stages: Mapping[str, Row]) -> Iterator[str]:
-    first = stages["calibrate"]
-    yield f"{first['model']}, {first['rows']:,} of {first['suite']}"
-    yield METRICS[first["metric"]]
+    row = stages["calibrate"]
+    yield f"{row['model']}, {row['rows']:,} of {row['suite']}"
+    yield METRICS[row["metric"]]
     seconds = {side: [statistics.median(stages[stage][side]) for stage in STAGES] for side in ("ours", "reference")}
     yield from (_seconds(*pair) for pair in zip(*seconds.values(), strict=True))
-    made = {side: [one[1] + 2 * one[2], one[0] + one[1] + 2 * one[2]] for side, one in seconds.items()}
-    yield from (_seconds(*pair) for pair in zip(*made.values(), strict=True))
-    loss, memory = stages["quality"]["loss"], stages["memory"]
-    yield f"{loss['ours']:.4f} / {loss['reference']:.4f}"
-    yield f"{memory['ours']:,.0f} / {memory['reference']:,.0f} MiB"
+    yield _seconds(*(first + 2 * further for _, first, further in seconds.values()))
+    losses, memory = (stages.get(stage) for stage in ("quality", "memory"))
+    yield f"{losses['loss']['ours']:.4f} / {losses['loss']['reference']:.4f}" if losses else "-"
+    yield f"{memory['ours']:,.0f} / {memory['reference']:,.0f} MiB" if memory else "-"
 
 
 def _seconds(ours: float, reference: float) -> str:

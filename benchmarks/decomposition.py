@@ -51,7 +51,7 @@ Metric = Literal["input", "both"]
 METRICS: tuple[Metric, ...] = ("input", "both")
 SIDES = ("ours", "reference")
 BUDGETS = (0.5, 0.3)  # the first one, and another
-LOSS_BATCH, MEASURED = 2, 256
+LOSS_BATCH = 2
 PEAK_BATCHES = 2  # what is held does not depend on their number
 
 
@@ -114,9 +114,11 @@ class Reference:
 class Job:
     """One model and metric."""
 
-    def __init__(self, bench: Bench, metric: Metric) -> None:
+    def __init__(self, bench: Bench, metric: Metric, samples: int | None = None, measured: int = 128) -> None:
         self.bench, self.metric, self.terms = bench, metric, bench.task.terms
-        self.batches = list(bench.batches(bench.data.calibration, bench.suite.calibration.batch_size))
+        drawn, self.measured = bench.data.calibration, measured
+        self.rows = min(samples or len(drawn), len(drawn))
+        self.batches = list(bench.batches(drawn.select(range(self.rows)), bench.suite.calibration.batch_size))
         trained = bool(bench.suite.epochs)
         self.loss = partial(calibration.own_label_loss, terms=self.terms) if trained else calibration.model_loss
 
@@ -143,7 +145,7 @@ class Job:
     def label_loss(self, model: Any) -> float:
         """The label loss on the first rows of what is measured, averaged over its batches."""
         (split,) = self.bench.data.measured.values()
-        split = split.select(range(min(MEASURED, len(split))))
+        split = split.select(range(min(self.measured, len(split))))
         losses = [
             model(**batch).loss.item()
             for batch in data.batches(split, self.bench.task, self.bench.processor, LOSS_BATCH)
@@ -215,9 +217,9 @@ def peak_elsewhere(arguments: argparse.Namespace, suite: str, metric: Metric, si
 def measure(rows: Rows, job: Job, count: int, memory: Callable[[str], float]) -> None:
     """Every stage that has no row yet; the stages before it run once where they are there already."""
     ours, reference = job.sides()
-    key = {"suite": job.bench.suite.name, "model": job.bench.suite.model, "metric": job.metric}
+    key = {"suite": job.bench.suite.name, "model": job.bench.suite.model, "metric": job.metric, "rows": job.rows}
     facts = {"threads": torch.get_num_threads(), "budgets": BUDGETS, "digests": dict(job.bench.data.digests)}
-    facts |= {"rows": len(job.bench.data.calibration), "machine": machine(), "versions": versions()}
+    facts |= {"machine": machine(), "versions": versions()}
     stages: dict[str, Callable[[], Row]] = {
         "calibrate": lambda: timed((ours.calibrate, reference.calibrate), count),
         "first": lambda: timed((ours.first, reference.first), count),
@@ -244,12 +246,14 @@ def main() -> int:
     parser.add_argument("suites", nargs="+", choices=sorted(SUITES))
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=METRICS)
     parser.add_argument("--models", type=Path, default=Path("build/comparison"), help="where comparison.py saved them")
+    parser.add_argument("--samples", type=int, help="calibration rows; default: the suite's")
+    parser.add_argument("--measured", type=int, default=128, help="rows that the losses are of")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/decomposition.jsonl"))
     parser.add_argument("--peak", choices=SIDES, help="print the peak memory of one side and end")
     arguments = parser.parse_args()
-    progress.set_level("quiet" if arguments.peak else "normal")
+    progress.set_level("off" if arguments.peak else "normal")
     models.quiet_libraries()
     torch.set_num_threads(1)
 
@@ -257,7 +261,7 @@ def main() -> int:
         for name in arguments.suites:
             bench = bench_of(SUITES[name], arguments.seed, arguments.models)
             for metric in arguments.metrics:
-                job = Job(bench, metric)
+                job = Job(bench, metric, arguments.samples, arguments.measured)
                 if arguments.peak:
                     print(json.dumps(peak(job, arguments.peak)))
                 else:
