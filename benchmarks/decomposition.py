@@ -20,10 +20,10 @@ import copy
 import gc
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -199,10 +199,30 @@ def peak(job: Job, side: str) -> Row:
     chosen = dict(zip(SIDES, job.sides(), strict=True))[side]
     job.batches = job.batches[:PEAK_BATCHES]
     gc.collect()
-    before = psutil.Process().memory_info().rss
-    chosen.calibrate()
-    chosen.first()
-    return {"mib": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20)}
+    with Watched() as watched:
+        chosen.calibrate()
+        chosen.first()
+    return {"mib": round((watched.most - watched.before) / 2**20)}
+
+
+class Watched:
+    """The resident memory of this process while a block runs; not its own peak, which has the loading in it."""
+
+    def __enter__(self) -> Watched:
+        self.before = self.most = psutil.Process().memory_info().rss
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        while not self.done.wait(0.002):
+            self.most = max(self.most, process.memory_info().rss)
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
 
 
 def peak_elsewhere(arguments: argparse.Namespace, suite: str, metric: Metric, side: str) -> float:

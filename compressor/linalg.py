@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compressor.concave import concave_slopes
+from compressor.damped import Damped as Damped
 from compressor.leading import exact, leading
 
 FLOOR = 1e-12  # smallest eigenvalue of a metric against its largest: a singular one could not be undone
@@ -90,51 +91,6 @@ class Metric:
         """A @ columns, (d, k) -> (d, k)."""
         scaled = self.scale[:, None] * self.whiten(columns)
         return scaled if self.vectors is None else self.vectors @ scaled
-
-
-@dataclass(frozen=True, eq=False)
-class Damped:
-    """The metric A = E[z z^T] + ridge * mean(diag) * I, whose root is the Cholesky factor, made where it is needed.
-
-    Where only `apply` is asked, nothing is factorized at all.
-    """
-
-    moment: SecondMoment
-    ridge: float
-
-    @property
-    def shift(self) -> float:
-        """What is added to the diagonal."""
-        return self.ridge * float(self.moment.matrix.diagonal().double().mean())
-
-    @cached_property
-    def factor(self) -> Tensor | None:
-        """R (d, d) upper triangular, float64; None where rounding made the moment more indefinite than the ridge."""
-        matrix = self.moment.matrix.double()
-        factor, failed = torch.linalg.cholesky_ex(
-            (matrix + matrix.mT) / 2 + self.shift * torch.eye(len(matrix)).to(matrix), upper=True
-        )
-        return None if failed else factor
-
-    @cached_property
-    def spare(self) -> Metric:
-        """What stands in where there is no factor."""
-        return self.moment.spectral(self.ridge)
-
-    def whiten(self, columns: Tensor) -> Tensor:
-        """R @ columns, (d, k) -> (d, k)."""
-        return self.spare.whiten(columns) if self.factor is None else self.factor @ columns
-
-    def unwhiten(self, columns: Tensor) -> Tensor:
-        """R^-1 @ columns, (d, k) -> (d, k)."""
-        if self.factor is None:
-            return self.spare.unwhiten(columns)
-        return torch.linalg.solve_triangular(self.factor, columns, upper=True)
-
-    def apply(self, columns: Tensor) -> Tensor:
-        """A @ columns, (d, k) -> (d, k), multiplied in the moment's own precision: it is not known better."""
-        matrix = self.moment.matrix
-        return (matrix @ columns.to(matrix.dtype)).double() + self.shift * columns
 
 
 def whiten(weight: Tensor, output: Metric | Damped, input: Metric | Damped) -> Tensor:
