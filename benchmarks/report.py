@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import costs
 import plots
 import tables
 from results import Row, exit_code, read
@@ -24,6 +25,7 @@ EXTRAS: tuple[tuple[str, str, Callable[[Sequence[Row]], Iterator[str]]], ...] = 
     ("ablations", "What each knob of JACTUS is worth", tables.ablations),
     ("gpu", "Exports on a GPU", tables.gpu_exports),
     ("gpu", "Training memory on a GPU", tables.gpu_training),
+    ("decomposition", "Calibrating, decomposing and planning beside a straightforward reference", costs.decomposition),
 )
 
 

@@ -16,7 +16,7 @@ from compressor.errors import ArtifactError, DataError, ModelError
 from compressor.forms import Form
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments
-from compressor.recording import Recorder, accumulate
+from compressor.recording import Recorder, accumulate, mirrored
 from compressor.tasks.base import IGNORED as IGNORED
 from compressor.tasks.base import inputs_of, labeled
 
@@ -229,8 +229,7 @@ class _Gather:
         """Averages over rows; raises where there is nothing or something not finite."""
         if not self.samples:
             raise DataError("The calibration data is empty: give it at least one example.")
-        inputs = {name: matrix / self.rows[name] for name, matrix in self.inputs.items()}
-        gradients = {name: matrix / self.rows[name] for name, matrix in self.gradients.items()}
+        inputs, gradients = self._means(self.inputs), self._means(self.gradients)
         broken = [
             name for table in (inputs, gradients) for name, matrix in table.items() if not matrix.isfinite().all()
         ]
@@ -239,3 +238,7 @@ class _Gather:
                 f"Activations or gradients of {', '.join(broken[:5])} are not finite on the calibration data."
             )
         return Statistics(inputs, self.shares, gradients, self.samples)
+
+    def _means(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sums are taken out one by one, so that all of a large model's are not there twice."""
+        return {name: mirrored(sums.pop(name)).div_(self.rows[name]) for name in list(sums)}

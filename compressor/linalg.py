@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from compressor.concave import concave_slopes
+from compressor.damped import Damped as Damped
+from compressor.leading import exact, leading
 
 FLOOR = 1e-12  # smallest eigenvalue of a metric against its largest: a singular one could not be undone
-TINY = torch.finfo(torch.float64).tiny
+TINY, EPSILON = torch.finfo(torch.float64).tiny, torch.finfo(torch.float64).eps
 
 
 class SecondMoment:
@@ -24,23 +26,25 @@ class SecondMoment:
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
+        self._damped: dict[float, Damped] = {}
 
     @cached_property
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (d,) in descending order and eigenvectors (d, d) in columns, float64."""
-        symmetric = self.matrix.double()
-        values, vectors = torch.linalg.eigh((symmetric + symmetric.mT) / 2)
-        return values.flip(0).clamp_min(0), vectors.flip(1)
+        return exact(self.matrix, len(self.matrix))
 
     def forget(self) -> None:
-        """Give the decomposition's memory back; it is made again where it is asked for."""
+        """Give the decompositions' memory back; they are made again where they are asked for."""
         self.__dict__.pop("eigen", None)
+        self._damped.clear()
 
     def top(self, count: int) -> Tensor:
-        """The leading eigenvectors (d, count)."""
-        return self.eigen[1][:, :count]
+        """The leading eigenvectors (d, count); a few of many to the tolerance of `compressor.leading`."""
+        if "eigen" in self.__dict__:
+            return self.eigen[1][:, :count]
+        return leading(self.matrix, count)[1]
 
-    def metric(self, ridge: float, *, power: float = 1.0, diagonal: bool = False) -> Metric:
+    def metric(self, ridge: float, *, power: float = 1.0, diagonal: bool = False) -> Metric | Damped:
         """The metric (E[z z^T] + ridge * mean(diag) * I)^power, or the same of its diagonal.
 
         The ridge is relative; without one a singular moment is kept invertible by a floor at 1e-12 of its largest
@@ -49,6 +53,13 @@ class SecondMoment:
         spread = self.matrix.diagonal().double()
         if not spread.any():
             return Metric.plain(len(spread), spread.device)
+        if ridge and power == 1 and not diagonal:
+            return self._damped.setdefault(ridge, Damped(self, ridge))
+        return self.spectral(ridge, power=power, diagonal=diagonal)
+
+    def spectral(self, ridge: float, *, power: float = 1.0, diagonal: bool = False) -> Metric:
+        """The same with its root from the eigenvectors, which a singular moment has too."""
+        spread = self.matrix.diagonal().double()
         values, vectors = (spread, None) if diagonal else self.eigen
         damped = values + ridge * spread.mean()
         return Metric(damped.clamp_min(FLOOR * float(damped.max())).pow(power / 2), vectors)
@@ -76,13 +87,49 @@ class Metric:
         shrunk = columns / self.scale[:, None]
         return shrunk if self.vectors is None else self.vectors @ shrunk
 
+    def apply(self, columns: Tensor) -> Tensor:
+        """A @ columns, (d, k) -> (d, k)."""
+        scaled = self.scale[:, None] * self.whiten(columns)
+        return scaled if self.vectors is None else self.vectors @ scaled
 
-def whiten(weight: Tensor, output: Metric, input: Metric) -> Tensor:
+
+def whiten(weight: Tensor, output: Metric | Damped, input: Metric | Damped) -> Tensor:
     """R_A W R_B^T (m, n)."""
     return input.whiten(output.whiten(weight.double()).mT).mT
 
 
-def whitened_svd(weight: Tensor, output: Metric, input: Metric) -> tuple[Tensor, Tensor, Tensor]:
+def energy(weight: Tensor, output: Metric | Damped, input: Metric | Damped) -> float:
+    """||R_A W R_B^T||_F^2, without the roots."""
+    wide = weight.double()
+    return float((output.apply(wide) * input.apply(wide.mT).mT).sum())
+
+
+def leading_svd(
+    weight: Tensor, output: Metric | Damped, input: Metric | Damped, limit: int
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The first `limit` directions of `whitened_svd`, and the sum of all squared singular values.
+
+    By the eigenvectors of the Gram matrix of the shorter side, so that the longer side's metric is only multiplied by:
+    with H = R_A W for m < n, H B H^T = P S^2 P^T, and the best approximation of rank r is R_A^-1 P_r P_r^T H. In
+    float64 that leaves squared singular values an error of 1e-16 of the largest.
+    """
+    if weight.shape[0] >= weight.shape[1]:  # of a square weight the input, whose factor other targets share
+        right, s, left, total = _of_wide(weight.double().mT, input, output, limit)
+        return left.mT, s, right.mT, total
+    return _of_wide(weight.double(), output, input, limit)
+
+
+def _of_wide(
+    weight: Tensor, short: Metric | Damped, long: Metric | Damped, limit: int
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    half = short.whiten(weight)  # (m, n)
+    gram = half @ long.apply(half.mT)  # (m, m)
+    values, p = leading(gram, limit)
+    s = values.clamp_min(EPSILON * float(values[0])).clamp_min(TINY).sqrt()  # (k,)
+    return short.unwhiten(p), s, (p.mT @ half) / s[:, None], max(float(gram.trace()), float(values.sum()))
+
+
+def whitened_svd(weight: Tensor, output: Metric | Damped, input: Metric | Damped) -> tuple[Tensor, Tensor, Tensor]:
     """Factors of the best approximations of W in a metric, for every rank at once.
 
     `left[:, :r] @ diag(s[:r]) @ right[:r]` minimizes ||R_A (W - X) R_B^T||_F over all X of rank r, and the squared
@@ -92,12 +139,11 @@ def whitened_svd(weight: Tensor, output: Metric, input: Metric) -> tuple[Tensor,
     Returns:
         left (m, k), s (k,) descending, right (k, n), float64, k = min(m, n).
     """
-    p, s, qt = torch.linalg.svd(whiten(weight, output, input), full_matrices=False)
-    return output.unwhiten(p), s, input.unwhiten(qt.mT).mT
+    return leading_svd(weight, output, input, min(weight.shape))[:3]
 
 
 def project(
-    weight: Tensor, left_basis: Tensor, right_basis: Tensor, output: Metric, input: Metric
+    weight: Tensor, left_basis: Tensor, right_basis: Tensor, output: Metric | Damped, input: Metric | Damped
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The weighted least-squares core of W between two ordered bases, for every prefix at once.
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from compressor.forms import Form, form_of
 
+STRIP = 192  # rows of a sum that one product fills
+
 
 class Recorder:
     """Sees one target: its input when the forward pass reaches it, and its output to differentiate by.
@@ -62,8 +64,15 @@ def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def accumulate(sums: dict[str, Tensor], name: str, rows: Tensor) -> None:
-    """Add rows^T rows of rows (N, d) to the sum (d, d) of that name."""
+    """Add rows^T rows of rows (N, d) to the upper triangle of the sum (d, d) of that name, strip by strip."""
     rows = rows.float()
     if name not in sums:
         sums[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
-    sums[name].addmm_(rows.mT, rows)
+    for start in range(0, rows.shape[1], STRIP):  # of a large sum little more than half of the products
+        strip = slice(start, start + STRIP)
+        sums[name][strip, start:].addmm_(rows[:, strip].mT, rows[:, start:])
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrix (d, d) of an upper triangle."""
+    return upper.triu() + upper.triu(1).mT

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from compressor.linalg import Metric, SecondMoment
+    from compressor.linalg import Damped, Metric, SecondMoment
 
 
 T = TypeVar("T")
@@ -93,11 +93,11 @@ def metrics(
     ridge: float,
     power: float = 1,
     diagonal: bool = False,
-) -> tuple[Metric, Metric]:
+) -> tuple[Metric | Damped, Metric | Damped]:
     """The output metric of E[g g^T] and the input metric of E[x x^T], or the plain one where not asked for."""
     from compressor.linalg import Metric
 
-    def one(moment: SecondMoment | None, wanted: bool, size: int) -> Metric:
+    def one(moment: SecondMoment | None, wanted: bool, size: int) -> Metric | Damped:
         if not wanted or moment is None:
             return Metric.plain(size, weight.device)
         return moment.metric(ridge, power=power, diagonal=diagonal)

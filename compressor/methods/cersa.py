@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from compressor.methods.base import Moment, Moments, Subspace, method
+from compressor.methods.base import Moment, Moments, Subspace, method, metrics
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +36,10 @@ class Cersa:
         """No more directions than reach alpha: r = min{k : sum_{i<=k} s_i^2 >= alpha sum s_i^2}."""
         import torch
 
-        u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
+        from compressor import linalg
+
+        plain = metrics(weight, moments, output=False, input=False, ridge=0)
+        u, s, vt = linalg.whitened_svd(weight, *plain)
         energy = s.square() / (s.square().sum() or 1.0)  # a weight of zeros has none
         rank = min(limit, 1 + int((energy.cumsum(0) < self.alpha - 1e-12).sum()))
         return Subspace(u[:, :rank], torch.diag(s[:rank]), vt[:rank], energy[:rank], 1.0)

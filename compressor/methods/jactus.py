@@ -11,7 +11,9 @@ from compressor.methods.base import Moment, Moments, Subspace, method, metrics, 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from compressor.linalg import Metric, SecondMoment
+    from compressor.linalg import Damped, Metric, SecondMoment
+
+    Weighing = Metric | Damped
 
 Reading = Literal["R1", "R2", "R3", "R4"]
 UNION: dict[Reading, float] = {"R1": 0.1, "R2": 0.1, "R3": 0.1, "R4": 0.0}
@@ -64,6 +66,11 @@ class Jactus:
         """Bases of the reading, then the weighted least-squares core between them."""
         from compressor import linalg
 
+        _both(moments)
+        if self.reading == "R4" and not self._share:  # the whitened directions themselves
+            from compressor.methods.spectral import Spectral
+
+            return Spectral(metric=self.metric, ridge=self.ridge).subspace(weight, moments, limit)
         output, input = metrics(
             weight,
             moments,
@@ -75,7 +82,7 @@ class Jactus:
         left_basis, right_basis = bases(weight.double(), moments, output, input, limit)
         count = min(left_basis.shape[1], right_basis.shape[1])
         left, core, right = linalg.project(weight, left_basis[:, :count], right_basis[:, :count], output, input)
-        energy = float(linalg.whiten(weight, output, input).square().sum())
+        energy = linalg.energy(weight, output, input)
         gains, total = scaled(linalg.prefix_gains(core), energy, loss_units=self.metric in ("output", "both"))
         return Subspace(left, core, right, gains, total, turned=self.axes == "moments")
 
@@ -90,21 +97,19 @@ class Jactus:
         return FreeCore(subspace.core, free=len(subspace.core))
 
     def _union(
-        self, weight: Tensor, moments: Moments, output: Metric, input: Metric, limit: int
+        self, weight: Tensor, moments: Moments, output: Weighing, input: Weighing, limit: int
     ) -> tuple[Tensor, Tensor]:
         """R1 and R4: interleaved so that every prefix has its share of task directions."""
         from compressor import linalg
 
         plain = metrics(weight, moments, output=False, input=False, ridge=0)
-        left, _, right = linalg.whitened_svd(weight, *(plain if self.reading == "R1" else (output, input)))
-        gradient, inputs = _task_directions(moments, limit)
-        return (
-            linalg.interleave(left[:, :limit], gradient, self._share),
-            linalg.interleave(right[:limit].mT, inputs, self._share),
-        )
+        chosen = plain if self.reading == "R1" else (output, input)
+        left, _, right, _ = linalg.leading_svd(weight, *chosen, limit)
+        gradient, inputs = _task_directions(moments, int(limit * self._share) + 1)
+        return linalg.interleave(left, gradient, self._share), linalg.interleave(right.mT, inputs, self._share)
 
     def _truncated(
-        self, weight: Tensor, moments: Moments, output: Metric, input: Metric, limit: int
+        self, weight: Tensor, moments: Moments, output: Weighing, input: Weighing, limit: int
     ) -> tuple[Tensor, Tensor]:
         """R2: the best rank-r approximations in the metric inside the union of k_w weight and k_t task directions."""
         import torch
@@ -113,15 +118,15 @@ class Jactus:
 
         from_task = round(self._share * limit)
         u, _, vt = torch.linalg.svd(weight, full_matrices=False)
-        gradient, inputs = _task_directions(moments, limit)
-        left_union = linalg.orthonormalize(torch.cat([u[:, : limit - from_task], gradient[:, :from_task]], dim=1))
-        right_union = linalg.orthonormalize(torch.cat([vt.mT[:, : limit - from_task], inputs[:, :from_task]], dim=1))
+        gradient, inputs = _task_directions(moments, from_task)
+        left_union = linalg.orthonormalize(torch.cat([u[:, : limit - from_task], gradient], dim=1))
+        right_union = linalg.orthonormalize(torch.cat([vt.mT[:, : limit - from_task], inputs], dim=1))
         left, core, right = linalg.project(weight, left_union, right_union, output, input)
         p, _, qt = torch.linalg.svd(core, full_matrices=False)
         return left @ p, right.mT @ qt.mT
 
     def _mixed(
-        self, weight: Tensor, moments: Moments, output: Metric, input: Metric, limit: int
+        self, weight: Tensor, moments: Moments, output: Weighing, input: Weighing, limit: int
     ) -> tuple[Tensor, Tensor]:
         """R3: eigenvectors of mixed Gram matrices."""
         import torch

@@ -56,10 +56,10 @@ class Spectral:
             power=self.power,
             diagonal=self.diagonal,
         )
-        left, s, right = linalg.whitened_svd(weight, output, input)
+        left, s, right, energy = linalg.leading_svd(weight, output, input, limit)
         loss_units = self.metric in ("output", "both") and self.power == 1
-        gains, total = scaled(s.square(), float(s.square().sum()), loss_units=loss_units)
-        return Subspace(left[:, :limit], torch.diag(s[:limit]), right[:limit], gains[:limit], total)
+        gains, total = scaled(s.square(), energy, loss_units=loss_units)
+        return Subspace(left, torch.diag(s), right, gains, total)
 
     def core(self, subspace: Subspace) -> nn.Module:
         """A free core, or a frozen one."""

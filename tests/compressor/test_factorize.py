@@ -143,18 +143,30 @@ def test_decompositions_that_are_there_are_not_made_again(
 # ---- plan ----
 
 
-def test_every_moment_is_decomposed_once_and_then_forgotten(
+def test_a_moment_is_factorized_at_most_once_and_then_forgotten(
     tiny_bert: Callable[[], Any], batches: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = calibrate(tiny_bert(), batches, frozenset(Moment))
     moments = {id(moment): moment for pair in found.values() for moment in (pair.input, pair.gradient)}
     shared = sum(len({pair.input, pair.gradient}) for pair in found.values()) - len(moments)
-    made, eigh = [], torch.linalg.eigh
-    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: made.append(matrix) or eigh(matrix))
+    made: dict[str, list[int]] = {"eigh": [], "cholesky_ex": []}
+    for name, sizes in made.items():
+        monkeypatch.setattr(torch.linalg, name, noted(getattr(torch.linalg, name), sizes))
     decompose(tiny_bert(), Jactus(), found)
     assert shared == 4  # of both layers, k and v read what q reads
-    assert len(made) == len(moments)
-    assert not any("eigen" in vars(moment) for moment in moments.values())
+    assert made["eigh"] == [32] * 12  # one Gram matrix for each target, never the longer side's
+    assert made["cholesky_ex"] == [32] * 2 * 4  # the inputs of q, k and v, of o and of fc1; the gradients of fc2
+    assert not any("eigen" in vars(moment) or moment._damped for moment in moments.values())
+
+
+def noted(function: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
+    """The function, which notes the size of the matrices that it is given."""
+
+    def call(matrix: torch.Tensor, **options: Any) -> Any:
+        sizes.append(len(matrix))
+        return function(matrix, **options)
+
+    return call
 
 
 @methods

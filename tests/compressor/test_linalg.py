@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compressor import linalg
-from compressor.linalg import Metric, SecondMoment
+from compressor.linalg import Damped, Metric, SecondMoment
 
 Moment = Callable[..., Tensor]
 SHAPES = [(9, 6), (6, 9), (7, 7), (5, 1), (1, 5)]
@@ -26,9 +27,9 @@ def basis(d: int, k: int, seed: int) -> Tensor:
     return torch.from_numpy(np.linalg.qr(np.random.default_rng(seed).normal(size=(d, k)))[0])
 
 
-def root(metric: Metric) -> np.ndarray:
+def root(metric: Metric | Damped, size: int) -> np.ndarray:
     """R (d, d) of a metric, read off its action on the identity."""
-    return metric.whiten(torch.eye(len(metric.scale), dtype=torch.float64)).numpy()
+    return metric.whiten(torch.eye(size, dtype=torch.float64)).numpy()
 
 
 def weighted_error(error: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
@@ -78,7 +79,7 @@ def test_a_moment_is_decomposed_once_however_often_it_is_asked(
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_a_metric_is_the_damped_moment_to_its_power(second_moment: Moment, power: float, diagonal: bool) -> None:
     matrix = second_moment(6, 3)
-    r = root(SecondMoment(matrix).metric(0.1, power=power, diagonal=diagonal))
+    r = root(SecondMoment(matrix).metric(0.1, power=power, diagonal=diagonal), 6)
     kept = np.diag(np.diag(matrix)) if diagonal else matrix.numpy()
     damped = kept + 0.1 * np.diag(matrix).mean() * np.eye(6)
     np.testing.assert_allclose(r.T @ r, scipy.linalg.fractional_matrix_power(damped, power), rtol=1e-8, atol=1e-12)
@@ -91,8 +92,60 @@ def test_unwhitening_undoes_whitening(second_moment: Moment, diagonal: bool) -> 
     torch.testing.assert_close(metric.unwhiten(metric.whiten(columns)), columns)
 
 
+@pytest.mark.parametrize("options", [{}, {"power": 0.5}, {"diagonal": True}], ids=str)
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_applying_a_metric_is_its_root_twice(second_moment: Moment, options: dict[str, Any], ridge: float) -> None:
+    metric, columns = SecondMoment(second_moment(7, 1)).metric(ridge, **options), random(7, 3)
+    r = root(metric, 7)
+    np.testing.assert_allclose(metric.apply(columns), r.T @ r @ columns.numpy(), rtol=1e-10)
+
+
+def test_a_metric_that_is_only_applied_is_not_factorized(
+    second_moment: Moment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cholesky = Mock(wraps=torch.linalg.cholesky_ex)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", cholesky)
+    short, long = (SecondMoment(second_moment(size, size)).metric(0.01) for size in (6, 20))
+    linalg.leading_svd(random(6, 20), short, long, 4)
+    linalg.leading_svd(random(20, 6), long, short, 4)
+    assert [len(call.args[0]) for call in cholesky.call_args_list] == [6]  # once, though two weights have it
+
+
+def test_a_moment_that_rounding_made_indefinite_beyond_its_ridge_has_a_root_nonetheless(second_moment: Moment) -> None:
+    values = np.array([1.0, 0.5, 0.1, -1e-7])
+    q = basis(4, 4, 0).numpy()
+    moment = SecondMoment(torch.from_numpy((q * values) @ q.T))
+    metric = moment.metric(1e-9)
+    assert isinstance(metric, Damped)
+    assert metric.factor is None
+    columns = random(4, 3)
+    torch.testing.assert_close(metric.unwhiten(metric.whiten(columns)), columns)
+    r = root(metric, 4)
+    np.testing.assert_allclose(r.T @ r, (q * values.clip(0)) @ q.T, atol=1e-8)
+    weight = random(6, 4)
+    left, s, right = linalg.whitened_svd(weight, Metric.plain(6), metric)
+    torch.testing.assert_close(left @ torch.diag(s) @ right, weight, rtol=1e-6, atol=1e-6)
+
+
+def test_a_forgotten_moment_is_factorized_again(second_moment: Moment) -> None:
+    moment = SecondMoment(second_moment(6, 0))
+    before = moment.metric(0.01)
+    assert moment.metric(0.01) is before
+    moment.forget()
+    assert moment.metric(0.01) is not before
+    np.testing.assert_array_equal(root(moment.metric(0.01), 6), root(before, 6))
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_the_energy_is_the_squared_norm_of_the_whitened_weight(second_moment: Moment, m: int, n: int) -> None:
+    a, b = SecondMoment(second_moment(m, 1)).metric(0.01), SecondMoment(second_moment(n, 2)).metric(0.01)
+    whole = linalg.whiten(random(m, n), a, b).square().sum().item()
+    assert linalg.energy(random(m, n), a, b) == pytest.approx(whole, rel=1e-10)
+    assert linalg.leading_svd(random(m, n), a, b, 1)[3] == pytest.approx(whole, rel=1e-10)
+
+
 def test_a_moment_of_zeros_gives_the_plain_metric() -> None:
-    np.testing.assert_array_equal(root(SecondMoment(torch.zeros(4, 4)).metric(0.01)), np.eye(4))
+    np.testing.assert_array_equal(root(SecondMoment(torch.zeros(4, 4)).metric(0.01), 4), np.eye(4))
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
@@ -117,6 +170,22 @@ def test_the_truncation_error_is_the_tail_of_the_squared_singular_values(second_
         error = (weight - left[:, :rank] @ torch.diag(s[:rank]) @ right[:rank]).numpy()
         found = weighted_error(error, second_moment(m, 1).numpy(), second_moment(n, 2).numpy())
         assert found == pytest.approx(s[rank:].square().sum().item(), rel=1e-8, abs=1e-12)
+
+
+@pytest.mark.parametrize(("m", "n"), [(96, 40), (40, 96), (64, 64)])
+def test_float32_moments_of_outliers_give_the_error_of_a_float64_svd(m: int, n: int) -> None:
+    """Two inputs a thousand times the others, as language models have them; against NumPy's SVD of Cholesky roots."""
+    x = random(600, n, seed=1) * torch.where(torch.arange(n) < 2, 1e3, 1.0)
+    g, weight = random(500, m, seed=2), random(m, n)
+    means = [(rows.float().T @ rows.float() / len(rows)) for rows in (g, x)]
+    exact = [one.double() + 0.01 * one.double().diagonal().mean() * torch.eye(len(one)) for one in means]
+    whitened = cholesky(exact[0]).T @ weight.numpy() @ cholesky(exact[1])
+    best = np.linalg.svd(whitened)[1] ** 2
+    left, s, right, total = linalg.leading_svd(weight, *(SecondMoment(one).metric(0.01) for one in means), 30)
+    assert total == pytest.approx(best.sum(), rel=1e-6)
+    for rank in (1, 3, 10, 30):
+        rest = (weight - left[:, :rank] @ torch.diag(s[:rank]) @ right[:rank]).numpy()
+        assert weighted_error(rest, exact[0].numpy(), exact[1].numpy()) == pytest.approx(best[rank:].sum(), rel=1e-5)
 
 
 def cholesky(matrix: Tensor) -> np.ndarray:
