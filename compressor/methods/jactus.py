@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -70,7 +71,8 @@ class Jactus:
         if self.reading == "R4" and not self._share:  # the whitened directions themselves
             from compressor.methods.spectral import Spectral
 
-            return Spectral(metric=self.metric, ridge=self.ridge).subspace(weight, moments, limit)
+            found = Spectral(metric=self.metric, ridge=self.ridge).subspace(weight, moments, limit)
+            return replace(found, turned=self._turned)
         output, input = metrics(
             weight,
             moments,
@@ -84,11 +86,15 @@ class Jactus:
         left, core, right = linalg.project(weight, left_basis[:, :count], right_basis[:, :count], output, input)
         energy = linalg.energy(weight, output, input)
         gains, total = scaled(linalg.prefix_gains(core), energy, loss_units=self.metric in ("output", "both"))
-        return Subspace(left, core, right, gains, total, turned=self.axes == "moments")
+        return Subspace(left, core, right, gains, total, turned=self._turned)
 
     @property
     def _share(self) -> float:
         return self.union if self.union is not None else UNION[self.reading]
+
+    @property
+    def _turned(self) -> bool:
+        return self.axes == "moments"
 
     def core(self, subspace: Subspace) -> nn.Module:
         """A dense core, all of it trained."""
