@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import plots
+import rival_table
 import tables
 from results import Row, exit_code, read
 
@@ -24,6 +25,7 @@ EXTRAS: tuple[tuple[str, str, Callable[[Sequence[Row]], Iterator[str]]], ...] = 
     ("ablations", "What each knob of JACTUS is worth", tables.ablations),
     ("gpu", "Exports on a GPU", tables.gpu_exports),
     ("gpu", "Training memory on a GPU", tables.gpu_training),
+    ("rivals", "Against Olive and optimum", rival_table.table),
 )
 
 
