@@ -28,7 +28,7 @@ from exporters.onnx import OnnxExporter
 from validators.base import Evaluation, Subject
 from validators.measure import measure
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int8-fused"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
 

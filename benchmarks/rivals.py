@@ -39,7 +39,7 @@ from validators.memory import Memory
 from validators.size import Size, file_bytes
 
 DENSE, BASE = "dense", "ours dense fp32"
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int8-fused")
 CALIBRATION, RESAMPLES, CONFIDENCE, SEED = 128, 2000, 0.95, 0
 
 

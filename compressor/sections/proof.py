@@ -32,7 +32,7 @@ class ExportSection(Section):
     )
     precision: str = Field(
         default="fp32",
-        description="onnx writes fp32, fp16, int8, int8-static, int4 and fp32-fused; "
+        description="onnx writes fp32, fp16, int8, int8-static, int4, fp32-fused and int8-fused; "
         "other runtimes say what they write",
     )
 
@@ -63,7 +63,8 @@ class ValidateSection(Section):
     )
     device: Literal["cpu", "cuda"] = Field(
         default="cpu",
-        description="where the exports run; int8, int8-static, fp32-fused, ort and openvino on the cpu only",
+        description="where the exports run; int8, int8-static, fp32-fused, int8-fused, ort and openvino on "
+        "the cpu only",
     )
     threads: int = Field(default=0, ge=0, description="0: as many as this process may use")
     batch_size: int = Field(default=1, ge=1, description="of the latency and memory measurements")
