@@ -1,8 +1,9 @@
 """Dynamic int8 of the fused graph: ONNX Runtime's own operators around int8 products.
 
-Quantizing hides from ONNX Runtime what it fuses of a portable graph: attention, and norms with their skip connection,
-are then run node by node, which takes longer than the products of a short text. Here they are fused first. `Attention`,
-which reads one weight for query, key and value of a dense layer, has no int8 form for the attention bias that the
+When it loads a portable int8 graph, ONNX Runtime still fuses norms with their skip connection, but not attention: its
+reshapes, transposes and masks run node by node, a large share of a short text's time. Here they are fused first.
+
+`Attention`, which reads one weight for query, key and value of a dense layer, has no int8 form for the attention bias that the
 fusions leave on it; it is taken apart into that product and `MultiHeadAttention`, so that every product is int8.
 """
 
