@@ -4,7 +4,7 @@ When it loads a portable int8 graph, ONNX Runtime still fuses norms with their s
 reshapes, transposes and masks run node by node, a large share of a short text's time. Here they are fused first.
 
 `Attention`, which reads one weight for query, key and value of a dense layer, has no int8 form for the attention bias
-that the fusions leave on it; it is taken apart into that product and `MultiHeadAttention`, so that all products are int8.
+that the fusions leave on it; it is taken apart into that product and `MultiHeadAttention`: all products are int8.
 """
 
 from __future__ import annotations
