@@ -8,12 +8,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCE := compressor exporters validators tests recipes benchmarks
 
-.PHONY: setup demo test interop check fmt bench bench-report bench-gpu clean
+.PHONY: setup demo test interop check fmt bench bench-report bench-gpu bench-rivals clean
 
 # of the benchmarks: text (the default of `make bench`), vision, lm, or suites by name; arms and seeds, or the suite's own
 SUITE ?=
 ARMS  ?=
 SEEDS ?=
+# folders that `make bench` saved models in, for `make bench-rivals`
+MODELS ?=
 
 setup: $(VENV)/.ready
 
@@ -55,6 +57,11 @@ $(VENV)/.bench: $(VENV)/.ready
 
 bench-report: setup
 	$(BIN)/python benchmarks/report.py
+
+# our int8 files against those of olive and optimum, each in an environment of its own (network): make bench-rivals \
+# MODELS="build/comparison/trec-dense-1.0-1 build/comparison/trec-jactus-0.5-1"
+bench-rivals: setup
+	TORCH="$(TORCH)" HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/rivals.py $(MODELS)
 
 # on a machine with an NVIDIA GPU, with the python and torch that are there: make bench-gpu PYTHON=python
 bench-gpu:

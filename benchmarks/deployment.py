@@ -28,7 +28,7 @@ from exporters.onnx import OnnxExporter
 from validators.base import Evaluation, Subject
 from validators.measure import measure
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int8-fused"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
 
@@ -41,9 +41,16 @@ def load(folder: Path, suite: Suite) -> Any:
 
 
 def subjects(
-    folder: Path, suite: Suite, session: Session, precisions: Sequence[Precision] = PRECISIONS
+    folder: Path,
+    suite: Suite,
+    session: Session,
+    precisions: Sequence[Precision] = PRECISIONS,
+    root: Path | None = None,
 ) -> list[Subject]:
-    """The exports of one saved model, made where they are not there yet, with the test set that they run on."""
+    """The exports of one saved model, with the test set that they run on.
+
+    They lie in `root`, or beside the model, and are made where they are not there yet.
+    """
     task, processor, model = suite.task, suite.processor(str(folder)), load(folder, suite)
     rows = data.read(located(suite.evaluation), task)
     labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
@@ -53,7 +60,7 @@ def subjects(
     reference = data.outcomes(model, task, posed)
     found = []
     for precision in precisions:
-        path = folder / f"onnx-{precision}"
+        path = (root or folder) / f"onnx-{precision}"
         if not path.exists():
             OnnxExporter(precision=precision).export(model, task.example(processor), path)
         name = f"{folder.name}-{precision}"

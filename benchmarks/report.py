@@ -14,6 +14,7 @@ from pathlib import Path
 
 import costs
 import plots
+import rival_table
 import tables
 from results import Row, exit_code, read
 
@@ -26,6 +27,7 @@ EXTRAS: tuple[tuple[str, str, Callable[[Sequence[Row]], Iterator[str]]], ...] = 
     ("gpu", "Exports on a GPU", tables.gpu_exports),
     ("gpu", "Training memory on a GPU", tables.gpu_training),
     ("decomposition", "Calibrating, decomposing and planning beside a straightforward reference", costs.decomposition),
+    ("rivals", "Against Olive and optimum", rival_table.table),
 )
 
 

@@ -43,7 +43,8 @@ def quantize(source: Path, target: Path, *, embeddings: bool, reduce_range: bool
                 reduce_range=reduce_range,
                 weight_type=QuantType.QInt8,
                 use_external_data_format=True,
-                extra_options={"MatMulConstBOnly": True},
+                # types of what ONNX Runtime's own operators give are not inferred: of a fused graph all are float
+                extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
             )
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
             raise ExportError(f"ONNX Runtime's quantizer fails on this graph: {error}. Export fp32 instead.") from error

@@ -43,6 +43,7 @@ class Precision:
         calibrated: whether it needs batches of the task's data.
         exact: whether it computes the very numbers of the fp32 graph, and is held to the same tolerance.
         beside: precisions that are always exported beside it.
+        layer: makes it of a single layer, where there is nothing to fuse; None: as `stage` does.
     """
 
     stage: Stage | None = None
@@ -51,6 +52,7 @@ class Precision:
     calibrated: bool = False
     exact: bool = False
     beside: tuple[str, ...] = ()
+    layer: Stage | None = None
 
 
 def _fp16(source: Path, target: Path, _: Knobs, __: Sequence[Arrays]) -> None:
@@ -61,6 +63,12 @@ def _fp16(source: Path, target: Path, _: Knobs, __: Sequence[Arrays]) -> None:
 
 def _int8(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays]) -> None:
     from exporters.onnx_int8 import quantize
+
+    quantize(source, target, embeddings=knobs.embeddings, reduce_range=knobs.reduce_range)
+
+
+def _int8_fused(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays]) -> None:
+    from exporters.onnx_int8_fused import quantize
 
     quantize(source, target, embeddings=knobs.embeddings, reduce_range=knobs.reduce_range)
 
@@ -90,4 +98,5 @@ PRECISIONS: Mapping[str, Precision] = {
     "int8-static": Precision(_int8_static, ("embeddings", "reduce_range"), ("cpu",), calibrated=True),
     "int4": Precision(_int4, ("embeddings", "block")),
     "fp32-fused": Precision(_fused, devices=("cpu",), exact=True, beside=("fp32",)),
+    "int8-fused": Precision(_int8_fused, ("embeddings", "reduce_range"), ("cpu",), layer=_int8),
 }

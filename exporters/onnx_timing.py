@@ -71,7 +71,8 @@ class OnnxTimer:
         onnx.save(graph(site, rank, self.opset), source / GRAPH)
         if precision.stage is None or precision.exact:  # one layer holds nothing to fuse
             return onnx_runtime.load(source, self.session)
-        precision.stage(source / GRAPH, folder / GRAPH, self.knobs, [{"x": _sample(site)}])
+        stage = precision.layer or precision.stage
+        stage(source / GRAPH, folder / GRAPH, self.knobs, [{"x": _sample(site)}])
         return onnx_runtime.load(folder, self.session)
 
 

@@ -90,7 +90,7 @@ def test_all_faults_are_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
         ("plan: {layout: pivoted}\nexport: [{precision: int4}]\n", "int4 does not go with the pivoted layout, which"),
         (
             "export: [{precision: int3}]\n",
-            "export.0.precision: The ONNX exporter writes fp32, fp16, int8, int8-static, int4 and fp32-fused",
+            "export.0.precision: The ONNX exporter writes fp32, fp16, int8, int8-static, int4, fp32-fused and ",
         ),
         ("plan: {path: plan.json}\n", "plan.path: 'plan.json' does not exist. Looked for"),
     ],
@@ -333,7 +333,18 @@ def test_lessons_can_be_switched_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ("", ["onnx-fp32", "onnx-fp16", "onnx-int8", "onnx-int8-static", "onnx-int4", "onnx-fp32-fused"]),
+        (
+            "",
+            [
+                "onnx-fp32",
+                "onnx-fp16",
+                "onnx-int8",
+                "onnx-int8-static",
+                "onnx-int4",
+                "onnx-fp32-fused",
+                "onnx-int8-fused",
+            ],
+        ),
         ("validate: {device: cuda}\n", ["onnx-fp32", "onnx-fp16", "onnx-int4"]),
         ("plan: {layout: pivoted}\n", ["onnx-fp32", "onnx-fp16", "onnx-fp32-fused"]),
     ],

@@ -1,0 +1,134 @@
+"""int8-fused: every product is int8, the rest is ONNX Runtime's own operators, and the numbers are those of int8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTForImageClassification
+
+from compressor.errors import ExportError
+from compressor.factorize import factorize_, fold_, plan
+from compressor.methods.spectral import Spectral
+from exporters import onnx_int8_fused, onnx_runtime
+from exporters.base import Session
+from exporters.onnx import OnnxExporter
+
+
+def vit() -> Any:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return ViTForImageClassification(ViTConfig(image_size=32, patch_size=16, num_labels=3, **sizes))
+
+
+def tokens() -> dict[str, Tensor]:
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    return {
+        "input_ids": torch.randint(1, 50, (2, 5), generator=torch.Generator().manual_seed(0)),
+        "attention_mask": mask,
+    }
+
+
+def images() -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Callable[..., Any]) -> Callable[..., Any]:
+    """(family, factorized) -> the model, its inputs and the folder of its int8-fused export."""
+    build = {"bert": (tiny_bert, tokens), "vit": (vit, images)}
+    done: dict[tuple[str, bool], tuple[Any, dict[str, Tensor], Path]] = {}
+
+    def make(family: str, factorized: bool) -> tuple[Any, dict[str, Tensor], Path]:
+        if (family, factorized) not in done:
+            torch.manual_seed(0)
+            model, inputs, method = build[family][0]().eval(), build[family][1](), Spectral()
+            if factorized:
+                ranks = plan(model, method, {}, keep=0.6, multiple_of=1)
+                model = fold_(factorize_(model, method, {}, ranks)).eval()
+            path = tmp_path_factory.mktemp(family) / "onnx-int8-fused"
+            OnnxExporter("int8-fused").export(model, inputs, path)
+            done[family, factorized] = model, inputs, path
+        return done[family, factorized]
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+@pytest.mark.parametrize("factorized", [False, True])
+def test_every_product_is_int8_and_attention_and_norms_are_fused(
+    made: Callable[..., Any], family: str, factorized: bool
+) -> None:
+    graph = onnx.load(made(family, factorized)[2] / "model.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert (kinds.count("MultiHeadAttention"), kinds.count("Attention")) == (2, 0)
+    assert kinds.count("SkipLayerNormalization") == 4
+    assert not {"MatMul", "Gemm"} & set(kinds)
+    weights = [tensor for tensor in graph.initializer if len(tensor.dims) == 2]
+    assert {tensor.data_type for tensor in weights} & {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+@pytest.mark.parametrize("factorized", [False, True])
+def test_the_numbers_are_nearly_those_of_torch_for_padded_rows_too(
+    made: Callable[..., Any], family: str, factorized: bool
+) -> None:
+    model, inputs, path = made(family, factorized)
+    with torch.no_grad():
+        expected = model(**inputs).logits.numpy()
+    found = onnx_runtime.load(path, Session(threads=1))({name: one.numpy() for name, one in inputs.items()})["logits"]
+    assert np.abs(found - expected).max() < 0.2 * np.ptp(expected)
+
+
+def test_an_attention_taken_apart_computes_the_same(tmp_path: Path) -> None:
+    source = np.random.default_rng(0)
+    arrays = {name: source.normal(size=shape).astype(np.float32) for name, shape in (("w", (8, 24)), ("b", (24,)))}
+    float32 = onnx.TensorProto.FLOAT
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Attention", ["x", "w", "b"], ["y"], "at", domain="com.microsoft", num_heads=2)],
+        "g",
+        [value("x", float32, [1, 3, 8])],
+        [value("y", float32, [1, 3, 8])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    imports = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=imports, ir_version=10), tmp_path / "whole.onnx")
+    model = onnx_ir.load(tmp_path / "whole.onnx")
+    onnx_int8_fused.take_apart(next(iter(model.graph)))
+    onnx_ir.save(model, tmp_path / "model.onnx")
+    x = source.normal(size=(1, 3, 8)).astype(np.float32)
+    query, key, mixed = np.split(x[0] @ arrays["w"] + arrays["b"], 3, axis=1)  # each (T, 8)
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        scores = np.exp(query[:, head] @ key[:, head].T / 2)
+        heads.append(scores / scores.sum(1, keepdims=True) @ mixed[:, head])
+    found = onnx_runtime.load(tmp_path, Session(threads=1))({"x": x})["y"]
+    np.testing.assert_allclose(found[0], np.concatenate(heads, axis=1), atol=1e-5)
+
+
+def test_an_attention_with_a_mask_of_its_own_is_refused() -> None:
+    x, weight, bias, mask = (onnx_ir.Value(name=name) for name in "xwbm")
+    node = onnx_ir.node("Attention", [x, weight, bias, mask], domain="com.microsoft", name="first")
+    with pytest.raises(ExportError, match=r"cannot take apart first .*it has a mask.*Export int8"):
+        onnx_int8_fused.take_apart(node)
+
+
+def test_a_model_without_anything_to_fuse_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+
+        def forward(self, features: Tensor) -> Tensor:
+            return torch.tanh(self.layer(features))
+
+    with pytest.raises(ExportError, match="nothing to fuse"):
+        OnnxExporter("int8-fused").export(Plain(), {"features": torch.randn(2, 8)}, tmp_path / "plain")
+    assert not list(tmp_path.iterdir())
