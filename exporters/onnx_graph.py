@@ -23,6 +23,7 @@ from exporters.tracing import PAST_LENGTH, SEQUENCE, TOTAL, Tracing, require_fre
 from exporters.verify import Inputs, is_sequence, positions
 
 PREFIX = "model."  # what a tracing puts before every weight's name
+ROWS = 256  # of a matrix that are digested at once
 KNOWN_WARNINGS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "# The axis name: .* will not be used, since it shares the same shape constraints",
@@ -152,4 +153,8 @@ def _matrices(model: nn.Module) -> Mapping[str, Tensor]:
 
 
 def _key(tensor: Tensor) -> tuple[tuple[int, ...], bytes]:
-    return tuple(tensor.shape), hashlib.sha256(_bytes(tensor)).digest()
+    """Shape and digest of a matrix, some rows at a time, since those of a turned one have to be copied."""
+    digest = hashlib.sha256()
+    for rows in tensor.split(ROWS):
+        digest.update(_bytes(rows))
+    return tuple(tensor.shape), digest.digest()
