@@ -77,7 +77,6 @@ def traced(
             folder.mkdir(exist_ok=True)
             trace(inputs, folder)
         references = verify.references(model, trials)
-    gc.collect()  # a traced program holds itself, and with it the weights
     config = getattr(model, "config", None)
     taken = sibling if reused and sibling is not None else folder
     return Traced(taken, references, config, digest | {"reused_fp32_graph": reused})
@@ -108,9 +107,11 @@ def made(
     """
     from exporters import verify
 
+    gc.collect()  # traced programs and models hold themselves, and with that their weights
     before = verify.held(start.references, load(start.folder), tolerance)
     if stage is None:
         return {"parity": before, **start.facts}
+    gc.collect()  # so do sessions
     stage(start.folder, folder)
     if start.folder.parent == folder:
         shutil.rmtree(start.folder)
