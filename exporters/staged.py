@@ -1,6 +1,7 @@
 """An export in stages: what needs the model, then what a precision makes of its fp32 graph, held against torch.
 
-Between the two the model may leave memory: its graph lies on disk, and the logits that exports are held against are kept.
+Between the two the model may leave memory: its graph lies on disk, and the logits that exports are held against are
+kept.
 """
 
 from __future__ import annotations
