@@ -224,7 +224,7 @@ def decoding(rows: Sequence[Row]) -> Iterator[str]:
     """Each export of a language model beside dense fp32, which is the first: text said and read, size, quality."""
     first = rows[0]
     yield f"Medians of {first['runs']} runs in turns with dense fp32, on {first['machine']['cpu']}; a prompt of"
-    yield f"{first['prompt']} tokens, {first['new_tokens']} said after it. Perplexity is on WikiText-2; `x` is against dense fp32."
+    yield f"{first['prompt']} tokens, {first['new_tokens']} said after it. Perplexity on WikiText-2, `x` against dense."
     yield ""
     yield from _head(
         ("export", "threads", "tokens/s", "x", "prompt (ms)", "x", "file", "peak memory (MiB)", "perplexity")
