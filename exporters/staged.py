@@ -6,10 +6,12 @@ kept.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,16 +110,24 @@ def made(
     """
     from exporters import verify
 
-    gc.collect()  # traced programs and models hold themselves, and with that their weights
+    _give_back()  # the model's weights
     before = verify.held(start.references, load(start.folder), tolerance)
     if stage is None:
         return {"parity": before, **start.facts}
-    gc.collect()  # so do sessions
+    _give_back()  # the session's
     stage(start.folder, folder)
     if start.folder.parent == folder:
         shutil.rmtree(start.folder)
     after = verify.held(start.references, load(folder), limit)
     return {"parity": after, "parity_fp32": before, **start.facts}
+
+
+def _give_back() -> None:
+    """Free what holds itself, as traced programs and sessions do; and what glibc keeps for later, to the system."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # musl has none
+    if trim is not None:
+        trim(0)
 
 
 def fits(sibling: Path, files: Sequence[str], facts: Mapping[str, Any], inputs: Sequence[str]) -> bool:
