@@ -62,7 +62,7 @@ def _loaded(path: Path) -> onnx.ModelProto:
             place.value = str(path.parent.resolve() / place.value)  # onnx_ir, by which the quantizer reads it, maps it
         else:
             load_external_data_for_tensor(tensor, str(path.parent))
-            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.ClearField("data_location")
             del tensor.external_data[:]
     return model
 
