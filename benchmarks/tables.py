@@ -220,6 +220,24 @@ def gpu_training(rows: Sequence[Row]) -> Iterator[str]:
         yield _row([*cells, f"{counted / 1e6:,.0f} MB", f"{row['step_ms']:.1f} ms"])
 
 
+def decoding(rows: Sequence[Row]) -> Iterator[str]:
+    """Each export of a language model beside dense fp32, which is the first: text said and read, size, quality."""
+    first = rows[0]
+    yield f"Medians of {first['runs']} runs in turns with dense fp32, on {first['machine']['cpu']}; a prompt of"
+    yield f"{first['prompt']} tokens, {first['new_tokens']} said after it. Perplexity on WikiText-2, `x` against dense."
+    yield ""
+    yield from _head(
+        ("export", "threads", "tokens/s", "x", "prompt (ms)", "x", "file", "peak memory (MiB)", "perplexity")
+    )
+    whole = {row["threads"]: row["file_bytes"] for row in reversed(rows)}  # of the first export of each
+    for row in rows:
+        ours, dense = row["candidate"], row["dense"]
+        cells = [row["export"], str(row["threads"]), f"{ours['tokens_per_second']:.1f}", f"{row['speedup']:.2f}"]
+        cells += [f"{ours['prefill_ms']:.0f}", f"{dense['prefill_ms'] / ours['prefill_ms']:.2f}"]
+        cells += [f"{row['file_bytes'] / whole[row['threads']]:.3f}x", f"{row['peak_mib']:,.0f}"]
+        yield _row([*cells, f"{row['perplexity']:.1f}"])
+
+
 def ablations(rows: Sequence[Row]) -> Iterator[str]:
     """What each knob is worth: truncated and after training, and what the kept bases hold of the task's directions."""
     yield from _head(

@@ -6,6 +6,7 @@ import importlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,9 +158,12 @@ def _export(
     shutil.rmtree(scratch, ignore_errors=True)
     with progress.stage(title):
         target.parent.mkdir(exist_ok=True)
-        model = storage.load(source, artifact.manifest["task"], factory=factory)
-        samples = [_samples(artifact, task, processor)] if getattr(exporter, "calibrated", False) else []
-        exporter.export(model, task.example(processor), scratch, *samples)
+        load = partial(storage.load, source, artifact.manifest["task"], factory=factory)
+        example = task.example(processor)
+        if getattr(exporter, "calibrated", False):  # in neither call a name keeps the model, so the exporter can let go
+            exporter.export(load(), example, scratch, _samples(artifact, task, processor))
+        else:
+            exporter.export(load(), example, scratch)
         processor.save_pretrained(scratch)
         scratch.replace(target)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from compressor.factorize import restructure_
 from compressor.factory import RECORD, Factory, Function
 from compressor.models import auto_class
 from compressor.tasks.base import Task
+
+PART = 64_000_000  # bytes of a file that are mapped into memory at once
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -63,21 +65,37 @@ def load_tensors_(model: nn.Module, path: Path, *, strict: bool = True) -> nn.Mo
         ArtifactError: the file is missing or damaged, or its tensors are not the model's.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
+    missing, unexpected = set(model.state_dict()), []
     try:
-        tensors = load_file(path)
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
+        for part in _parts(path):
+            unexpected += model.load_state_dict(part, strict=False).unexpected_keys
+            missing -= part.keys()
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ArtifactError(
             f"{path} cannot be read: {first_line(error)}. It is missing, truncated or damaged."
         ) from error
-    lost = [name for name in missing if strict and name not in _tied_names(model)]
+    lost = [name for name in model.state_dict() if strict and name in missing - _tied_names(model)]
     if unexpected or lost:
         raise ArtifactError(
             f"{path} does not fit the model: it lacks {lost[:5]} and has {list(unexpected)[:5]} too many."
         )
     return model
+
+
+def _parts(path: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """A file's tensors, some at a time: each part is mapped anew, so that what was copied is let go."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+    while names:
+        part: dict[str, torch.Tensor] = {}
+        with safe_open(path, framework="pt") as file:
+            while names and sum(tensor.nbytes for tensor in part.values()) < PART:
+                name = names.pop(0)
+                part[name] = file.get_tensor(name)
+        yield part
 
 
 def _tied_names(model: nn.Module) -> set[str]:

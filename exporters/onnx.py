@@ -91,17 +91,11 @@ class OnnxExporter:
                 int8-static without samples.
             ResourceError: the disk refuses the files.
         """
-        from compressor.storage import weights_digest
-        from exporters.verify import beside, settled
-
-        with new_folder(path) as scratch, settled(model):
-            digest = weights_digest(model)
-            sibling = path.parent / "onnx-fp32"
-            known = {"weights_digest": digest, "precision": "fp32", "opset": self.opset}
-            reused = self._staged and staged.fits(sibling, (GRAPH,), known, list(example))
-            facts = self._written(model, beside(model, example), scratch, sibling if reused else None, samples)
-            facts |= {"weights_digest": digest, "reused_fp32_graph": reused}
-            self._save_config(model, scratch, facts)
+        with new_folder(path) as scratch:
+            start = self._start(model, example, path, scratch)
+            del model  # where the caller does not keep it, its weights leave memory before the checks and quantizers
+            facts = self._finished(start, scratch, samples)
+            self._save_config(start.config, scratch, facts)
             (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         return Exported(path, tuple(facts["model_files"]), facts)
 
@@ -126,28 +120,32 @@ class OnnxExporter:
         """Whether it is made of an fp32 graph, rather than that graph itself."""
         return self.precision != "fp32"
 
-    def _written(
-        self,
-        model: torch.nn.Module,
-        example: Mapping[str, torch.Tensor],
-        folder: Path,
-        traced: Path | None,
-        samples: Sequence[Arrays],
-    ) -> dict[str, Any]:
-        """Put the graph into `folder`; returns its facts, and how far it is from the model."""
+    def _start(
+        self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path, scratch: Path
+    ) -> staged.Traced:
+        """The fp32 graph in `scratch`, or in a folder there where another is made of it; or that of a sibling."""
         from exporters import onnx_graph
 
-        stage, exact = PRECISIONS[self.precision].stage, PRECISIONS[self.precision].exact
-        figures = staged.made(
+        return staged.traced(
             model,
             example,
+            scratch / "fp32" if self._staged else scratch,
+            trace=lambda inputs, place: onnx_graph.write(model, inputs, self.opset, place / GRAPH),
+            sibling=path.parent / "onnx-fp32" if self._staged else None,
+            files=(GRAPH,),
+            known={"precision": "fp32", "opset": self.opset},
+        )
+
+    def _finished(self, start: staged.Traced, folder: Path, samples: Sequence[Arrays]) -> dict[str, Any]:
+        """Put the graph into `folder`; returns its facts, and how far it is from the model."""
+        stage, exact = PRECISIONS[self.precision].stage, PRECISIONS[self.precision].exact
+        figures = staged.made(
+            start,
             folder,
-            trace=lambda place: onnx_graph.write(model, example, self.opset, place / GRAPH),
             stage=stage and (lambda source, place: stage(source / GRAPH, place / GRAPH, self, samples)),
             load=self.load,
             tolerance=self.tolerance,
             limit=self.tolerance if exact else math.inf,
-            traced=traced,
         )
         return self._facts(folder) | figures
 
@@ -168,12 +166,12 @@ class OnnxExporter:
             **onnx_file.read(folder / GRAPH),
         }
 
-    def _save_config(self, model: torch.nn.Module, folder: Path, facts: Mapping[str, Any]) -> None:
+    def _save_config(self, config: Any, folder: Path, facts: Mapping[str, Any]) -> None:
         """Where optimum's and transformers' loaders look for it; a decoder's also as GenAI's do."""
         from exporters import genai
 
-        if staged.save_config(model, folder):
-            genai.write(model.config, facts["inputs"], folder)
+        if staged.save_config(config, folder):
+            genai.write(config, facts["inputs"], folder)
 
 
 def versions() -> dict[str, str]:

@@ -23,6 +23,7 @@ from exporters.tracing import PAST_LENGTH, SEQUENCE, TOTAL, Tracing, require_fre
 from exporters.verify import Inputs, is_sequence, positions
 
 PREFIX = "model."  # what a tracing puts before every weight's name
+ROWS = 256  # of a matrix that are digested at once
 KNOWN_WARNINGS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "# The axis name: .* will not be used, since it shares the same shape constraints",
@@ -37,11 +38,13 @@ def write(model: nn.Module, example: Inputs, opset: int, path: Path) -> None:
     """
     _check(model, example)
     tracing = tracing_of(model, example)
-    graph = _trace(model, tracing, opset)
+    graph, weights = _trace(model, tracing, opset)
     _check_axes(graph, tracing)
     _name_weights(graph, model)
     ClearMetadataAndDocStringPass()(graph)  # stack traces name paths of the exporting machine
     onnx_file.save(graph, path)
+    for value in (*weights, *graph.graph.initializers.values()):
+        value.const_value = None  # the rewrite rules of onnxscript keep the last graph that they have seen
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -65,7 +68,8 @@ def _check(model: nn.Module, example: Inputs) -> None:
         )
 
 
-def _trace(model: nn.Module, tracing: Tracing, opset: int) -> onnx_ir.Model:
+def _trace(model: nn.Module, tracing: Tracing, opset: int) -> tuple[onnx_ir.Model, list[onnx_ir.Value]]:
+    """The graph, and what it had for weights before it was optimized."""
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -77,13 +81,16 @@ def _trace(model: nn.Module, tracing: Tracing, opset: int) -> onnx_ir.Model:
                 output_names=tracing.outputs,
                 opset_version=opset,
                 verbose=False,
+                optimize=False,
             )
+            assert program is not None  # dynamo=True without a file returns the program
+            weights = list(program.model.graph.initializers.values())
+            program.optimize()
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(
             f"torch.onnx cannot export {type(model).__name__} at opset {opset}: {_reason(error)}"
         ) from error
-    assert program is not None  # dynamo=True without a file returns the program
-    return program.model
+    return program.model, weights
 
 
 def _dynamic_shapes(tracing: Tracing, longest: int) -> tuple[Any, ...]:
@@ -152,4 +159,8 @@ def _matrices(model: nn.Module) -> Mapping[str, Tensor]:
 
 
 def _key(tensor: Tensor) -> tuple[tuple[int, ...], bytes]:
-    return tuple(tensor.shape), hashlib.sha256(_bytes(tensor)).digest()
+    """Shape and digest of a matrix, some rows at a time, since those of a turned one have to be copied."""
+    digest = hashlib.sha256()
+    for rows in torch.split(tensor, ROWS):
+        digest.update(_bytes(rows))
+    return tuple(tensor.shape), digest.digest()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from compressor.errors import ExportError
@@ -35,7 +36,7 @@ def quantize(source: Path, target: Path, *, embeddings: bool, block: int) -> Non
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         prepared = Path(scratch) / "prepared.onnx"
         prepare(source, prepared)
-        model = onnx.load(prepared)
+        model = _loaded(prepared)
         ONNXModel(model).replace_gemm_with_matmul()
         try:
             with quiet(), np.errstate(divide="ignore", invalid="ignore"):  # rows of zeros have no scale
@@ -43,6 +44,27 @@ def quantize(source: Path, target: Path, *, embeddings: bool, block: int) -> Non
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ExportError(f"ONNX Runtime's int4 quantizer fails on this graph: {error}. Export int8.") from error
         onnx_file.save(onnx_ir.from_proto(quantized), target)
+
+
+def _loaded(path: Path) -> onnx.ModelProto:
+    """The graph with its weights but for the factors of products that lie in another file: those are mapped one by one.
+
+    A protobuf message keeps the memory of what is taken out of it, so that all of the floats would stay to the end.
+    """
+    model = onnx.load(path, load_external_data=False)
+    factors = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
+    others = {name for node in model.graph.node for name in node.input if node.op_type != "MatMul"}
+    for tensor in model.graph.initializer:
+        if not uses_external_data(tensor):
+            continue
+        if tensor.name in factors - others:
+            (place,) = (entry for entry in tensor.external_data if entry.key == "location")
+            place.value = str(path.parent.resolve() / place.value)  # onnx_ir, by which the quantizer reads it, maps it
+        else:
+            load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.ClearField("data_location")
+            del tensor.external_data[:]
+    return model
 
 
 def _quantized(model: onnx.ModelProto, embeddings: bool, block: int) -> onnx.ModelProto:

@@ -65,17 +65,11 @@ class OpenvinoExporter:
             ResourceError: the disk refuses the files.
         """
         registry.require({**self.packages, **(NNCF if self.precision == "int8" else {})})
-        from compressor.storage import weights_digest
-        from exporters.verify import beside, settled
-
-        with new_folder(path) as scratch, settled(model):
-            digest = weights_digest(model)
-            sibling = path.parent / FULL
-            known = {"weights_digest": digest, "precision": "fp32"}
-            reused = self.precision != "fp32" and staged.fits(sibling, (GRAPH, WEIGHTS), known, list(example))
-            figures = self._write(model, beside(model, example), scratch, sibling if reused else None)
-            facts = self._facts(scratch) | figures | {"weights_digest": digest, "reused_fp32_graph": reused}
-            staged.save_config(model, scratch)
+        with new_folder(path) as scratch:
+            start = self._start(model, example, path, scratch)
+            del model  # where the caller does not keep it, its weights leave memory before the checks
+            facts = self._finished(start, scratch)
+            staged.save_config(start.config, scratch)
             (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         return Exported(path, tuple(facts["model_files"]), facts)
 
@@ -89,20 +83,26 @@ class OpenvinoExporter:
         """
         return openvino_runtime.load(path, session)
 
-    def _write(
-        self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], folder: Path, full: Path | None
-    ) -> dict[str, Any]:
-        """Put the graph into `folder`; returns how far it is from the model."""
-        return staged.made(
+    def _start(
+        self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path, scratch: Path
+    ) -> staged.Traced:
+        """The fp32 graph in `scratch`, or in a folder there where another is made of it; or that of a sibling."""
+        full = self.precision == "fp32"
+        return staged.traced(
             model,
             example,
-            folder,
-            trace=lambda place: self._convert(model, example, place),
-            stage=None if self.precision == "fp32" else self._shrink,
-            load=self.load,
-            tolerance=self.tolerance,
-            traced=full,
+            scratch if full else scratch / "fp32",
+            trace=lambda inputs, place: self._convert(model, inputs, place),
+            sibling=None if full else path.parent / FULL,
+            files=(GRAPH, WEIGHTS),
+            known={"precision": "fp32"},
         )
+
+    def _finished(self, start: staged.Traced, folder: Path) -> dict[str, Any]:
+        """Put the graph into `folder`; returns its facts, and how far it is from the model."""
+        stage = None if self.precision == "fp32" else self._shrink
+        figures = staged.made(start, folder, stage=stage, load=self.load, tolerance=self.tolerance)
+        return self._facts(folder) | figures
 
     def _convert(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], folder: Path) -> None:
         """The fp32 IR in `folder`."""

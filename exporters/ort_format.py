@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from compressor.errors import DependencyError, ExportError
 from exporters import onnx_runtime, staged
@@ -15,9 +15,6 @@ from exporters.base import Arrays, Device, Session
 from exporters.onnx import SCHEMA_VERSION, OnnxExporter, versions
 from exporters.onnx_precisions import PRECISIONS
 from exporters.onnx_runtime import GRAPH, MAPPED, ORT_GRAPH, OnnxRunner
-
-if TYPE_CHECKING:
-    import torch
 
 Precision = Literal["fp32", "fp16", "int8", "int8-static", "int4"]
 Level = Literal["basic", "extended"]
@@ -57,9 +54,9 @@ class OrtExporter(OnnxExporter):
         """The graph is that of the ONNX export in the same precision, in fp32 too."""
         return True
 
-    def _save_config(self, model: torch.nn.Module, folder: Path, facts: Mapping[str, Any]) -> None:
+    def _save_config(self, config: Any, folder: Path, facts: Mapping[str, Any]) -> None:
         """GenAI's loader takes ONNX alone."""
-        staged.save_config(model, folder)
+        staged.save_config(config, folder)
 
     def load(self, path: Path, session: Session = Session()) -> OnnxRunner:  # noqa: B008 (frozen)
         """A runner for an exported folder, without importing torch; its weights stay in the file, which is mapped.
@@ -75,28 +72,16 @@ class OrtExporter(OnnxExporter):
             )
         return onnx_runtime.load(path, session)
 
-    def _written(
-        self,
-        model: torch.nn.Module,
-        example: Mapping[str, torch.Tensor],
-        folder: Path,
-        traced: Path | None,
-        samples: Sequence[Arrays],
-    ) -> dict[str, Any]:
+    def _finished(self, start: staged.Traced, folder: Path, samples: Sequence[Arrays]) -> dict[str, Any]:
         """Put the graph into `folder`; returns its facts."""
-        from exporters import onnx_graph
-
         told: dict[str, Any] = {}
         figures = staged.made(
-            model,
-            example,
+            start,
             folder,
-            trace=lambda place: onnx_graph.write(model, example, self.opset, place / GRAPH),
             stage=lambda source, place: told.update(self._convert(source, place, samples)),
             load=self.load,
             tolerance=self.tolerance,
             limit=self.tolerance if self.precision == "fp32" else math.inf,
-            traced=traced,
         )
         return self._about(folder) | told | figures
 

@@ -1,11 +1,19 @@
-"""An export in stages: the fp32 graph, held against torch, and what a smaller precision makes of it."""
+"""An export in stages: what needs the model, then what a precision makes of its fp32 graph, held against torch.
+
+Between the two the model may leave memory: its graph lies on disk, and the logits that exports are held against are
+kept.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import math
-import tempfile
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,52 +22,112 @@ from exporters.base import EXPORT_FILE, Runner
 if TYPE_CHECKING:
     import torch
 
+    from exporters.verify import Reference
+
 Write = Callable[[Path], None]
 
 
-def made(
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """What is left of a model once its fp32 graph is written.
+
+    Attributes:
+        folder: where the fp32 graph lies.
+        references: what the model computes.
+        config: of a Hugging Face model; else None.
+        facts: `weights_digest` and `reused_fp32_graph`, for `export.json`.
+    """
+
+    folder: Path
+    references: tuple[Reference, ...]
+    config: Any
+    facts: Mapping[str, Any]
+
+
+def traced(
     model: torch.nn.Module,
     example: Mapping[str, torch.Tensor],
     folder: Path,
     *,
-    trace: Write,
+    trace: Callable[[Mapping[str, torch.Tensor], Path], None],
+    sibling: Path | None,
+    files: Sequence[str],
+    known: Mapping[str, Any],
+) -> Traced:
+    """All that needs the model: its fp32 graph and what it computes.
+
+    Args:
+        model: what is traced; its modules' modes are as before when this returns, and nothing here keeps it.
+        example: its inputs.
+        folder: where a graph that is not there yet is written.
+        trace: writes the fp32 graph of inputs that lie beside the model into a folder.
+        sibling: an export whose graph is taken where it is one of the same weights; None to trace anyway.
+        files: what such an export consists of.
+        known: what its `export.json` must say, beside the digest of the weights.
+
+    Raises:
+        ExportError: the model fails, or cannot be traced.
+    """
+    from compressor.storage import weights_digest
+    from exporters import verify
+
+    with verify.settled(model):
+        digest = {"weights_digest": weights_digest(model)}
+        reused = sibling is not None and fits(sibling, files, {**known, **digest}, list(example))
+        inputs = verify.beside(model, example)
+        trials = verify.trials(model, inputs)
+        if not reused:
+            folder.mkdir(exist_ok=True)
+            trace(inputs, folder)
+        references = verify.references(model, trials)
+    config = getattr(model, "config", None)
+    taken = sibling if reused and sibling is not None else folder
+    return Traced(taken, references, config, digest | {"reused_fp32_graph": reused})
+
+
+def made(
+    start: Traced,
+    folder: Path,
+    *,
     stage: Callable[[Path, Path], None] | None,
     load: Callable[[Path], Runner],
     tolerance: float,
     limit: float = math.inf,
-    traced: Path | None = None,
 ) -> dict[str, Any]:
     """Put a graph into `folder`; returns how far it is from the model.
 
     Args:
-        model: what is traced and held against.
-        example: its inputs, on its device.
-        folder: where the graph goes.
-        trace: writes the fp32 graph into a folder.
+        start: the fp32 graph, and what it is held against; its folder within `folder` is removed.
+        folder: where the graph goes; of fp32 itself, where it lies already.
         stage: from a folder with the fp32 graph, the smaller one in another; None for fp32 itself.
         load: a runner for a folder.
         tolerance: largest difference of the fp32 graph.
         limit: largest difference of what the stage makes; how much a precision may cost is for the parity and accuracy
             gates to say, so that must only run and stay finite.
-        traced: a folder that has the fp32 graph already.
 
     Raises:
         ExportError: a stage fails, or a graph computes something else than the model.
     """
     from exporters import verify
 
-    inputs = verify.trials(model, example)
+    _give_back()  # the model's weights
+    before = verify.held(start.references, load(start.folder), tolerance)
     if stage is None:
-        trace(folder)
-        return {"parity": verify.compare(model, load(folder), inputs, tolerance)}
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        source = traced or Path(temporary)
-        if traced is None:
-            trace(source)
-        before = verify.compare(model, load(source), inputs, tolerance)
-        stage(source, folder)
-    after = verify.compare(model, load(folder), inputs, limit)
-    return {"parity": after, "parity_fp32": before}
+        return {"parity": before, **start.facts}
+    _give_back()  # the session's
+    stage(start.folder, folder)
+    if start.folder.parent == folder:
+        shutil.rmtree(start.folder)
+    after = verify.held(start.references, load(folder), limit)
+    return {"parity": after, "parity_fp32": before, **start.facts}
+
+
+def _give_back() -> None:
+    """Free what holds itself, as traced programs and sessions do; and what glibc keeps for later, to the system."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # musl has none
+    if trim is not None:
+        trim(0)
 
 
 def fits(sibling: Path, files: Sequence[str], facts: Mapping[str, Any], inputs: Sequence[str]) -> bool:
@@ -74,9 +142,9 @@ def fits(sibling: Path, files: Sequence[str], facts: Mapping[str, Any], inputs: 
     return names == list(inputs) and all(told.get(key) == value for key, value in facts.items())
 
 
-def save_config(model: torch.nn.Module, folder: Path) -> bool:
-    """The config beside the graph, where optimum's and transformers' loaders look for it; whether there is one."""
-    save = getattr(getattr(model, "config", None), "save_pretrained", None)
+def save_config(config: Any, folder: Path) -> bool:
+    """A model's config beside the graph, where optimum's and transformers' loaders look for it; whether it has one."""
+    save = getattr(config, "save_pretrained", None)
     if callable(save):
         save(folder)
     return callable(save)

@@ -72,7 +72,7 @@ class TorchExporter:
             facts = self._facts(_write(model, inputs, scratch / PROGRAM), model, scratch)
             (scratch / EXPORT_FILE).write_text(json.dumps(facts))  # read by load
             facts["parity"] = verify.compare(model, self.load(scratch), verify.trials(model, inputs), self.tolerance)
-            save_config(model, scratch)
+            save_config(getattr(model, "config", None), scratch)
             (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         return Exported(path, (PROGRAM,), facts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,32 @@ def _padding(mask: Tensor) -> Tensor:
     return (torch.arange(columns, device=mask.device) < kept[:, None]).to(mask.dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """One of the inputs, and the logits that the torch model gives for it."""
+
+    inputs: Mapping[str, np.ndarray]
+    logits: np.ndarray
+
+
+def references(model: nn.Module, inputs: Sequence[Inputs]) -> tuple[Reference, ...]:
+    """What the model computes, for exports to be held against when it is no longer in memory.
+
+    Raises:
+        ExportError: the model fails at one of the shapes.
+    """
+    return tuple(
+        Reference({name: tensor.cpu().numpy() for name, tensor in trial.items()}, _expected(model, trial))
+        for trial in inputs
+    )
+
+
 def compare(model: nn.Module, runner: Runner, inputs: Sequence[Inputs], limit: float) -> list[dict[str, Any]]:
+    """`held` for a model that is still in memory."""
+    return held(references(model, inputs), runner, limit)
+
+
+def held(expected: Sequence[Reference], runner: Runner, limit: float) -> list[dict[str, Any]]:
     """Per input: its shape, the largest absolute difference of the logits, and the largest logit to set it against.
 
     The limit rises to RELATIVE of the largest logit where that is more: language models' logits are tens, and float32
@@ -113,7 +139,7 @@ def compare(model: nn.Module, runner: Runner, inputs: Sequence[Inputs], limit: f
     Raises:
         ExportError: the export fails at a shape, gives numbers that are not finite, or differs by more than `limit`.
     """
-    figures = [_figures(model, runner, trial) for trial in inputs]
+    figures = [_figures(one, runner) for one in expected]
     worst = max(figures, key=lambda figure: figure["max_difference"] / max(limit, RELATIVE * figure["largest_logit"]))
     limit = max(limit, RELATIVE * worst["largest_logit"])
     if worst["max_difference"] > limit:
@@ -126,11 +152,11 @@ def compare(model: nn.Module, runner: Runner, inputs: Sequence[Inputs], limit: f
     return figures
 
 
-def _figures(model: nn.Module, runner: Runner, trial: Inputs) -> dict[str, Any]:
-    expected = _expected(model, trial)
-    shape = list(next(iter(trial.values())).shape)
+def _figures(reference: Reference, runner: Runner) -> dict[str, Any]:
+    expected = reference.logits
+    shape = list(next(iter(reference.inputs.values())).shape)
     try:
-        found = runner({name: tensor.cpu().numpy() for name, tensor in trial.items()})["logits"]
+        found = runner(reference.inputs)["logits"]
     except RuntimeFailure as error:
         raise ExportError(
             f"The export does not run at the shape {shape}, probably because an axis was fixed to the example's "
@@ -140,17 +166,17 @@ def _figures(model: nn.Module, runner: Runner, trial: Inputs) -> dict[str, Any]:
         raise ExportError(f"At the shape {shape} the export gives logits {found.shape}, the model {expected.shape}.")
     if not np.isfinite(found).all():
         raise ExportError(f"At the shape {shape} the export gives logits that are not finite.")
-    real = _real(trial, found)
+    real = _real(reference.inputs, found)
     difference, largest = float(np.abs(found - expected)[real].max()), float(np.abs(expected)[real].max())
     return {"shape": shape, "max_difference": difference, "largest_logit": largest}
 
 
-def _real(trial: Inputs, logits: np.ndarray) -> np.ndarray:
+def _real(trial: Mapping[str, np.ndarray], logits: np.ndarray) -> np.ndarray:
     """Which rows of logits are no padding's: those (B, T) of a token each, or all."""
     mask = trial.get("attention_mask")
     if mask is None or logits.ndim != 3 or logits.shape[:2] != mask.shape:
         return np.ones(logits.shape[:-1], bool)
-    return mask.cpu().numpy().astype(bool)
+    return mask.astype(bool)
 
 
 def _expected(model: nn.Module, trial: Inputs) -> np.ndarray:
