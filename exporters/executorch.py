@@ -82,7 +82,7 @@ class ExecutorchExporter:
             (scratch / EXPORT_FILE).write_text(json.dumps(facts))  # read by load
             limit = self.tolerance if self.precision == "fp32" else math.inf  # gates say what a precision may cost
             facts["parity"] = verify.compare(model, self._loaded(scratch), trials, limit)
-            save_config(model, scratch)
+            save_config(getattr(model, "config", None), scratch)
             (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         return Exported(path, (PROGRAM,), facts)
 
