@@ -35,7 +35,7 @@ from exporters.base import Session
 from exporters.onnx import OnnxExporter
 from validators.perplexity import perplexity
 
-Precision = Literal["fp32", "int8", "int4"]
+Precision = Literal["fp32", "int8", "int8-weights", "int4"]
 PROMPT, NEW_TOKENS = 128, 65  # tokens that are read; tokens that are said, the first of them by reading
 
 
@@ -56,7 +56,7 @@ class Kind:
         return OnnxExporter(precision=self.precision, embeddings=self.embeddings)
 
 
-KINDS = (Kind("fp32"), Kind("int8"), Kind("int8", False), Kind("int4"), Kind("int4", False))
+KINDS = (Kind("fp32"), Kind("int8"), Kind("int8", False), Kind("int8-weights"), Kind("int4"), Kind("int4", False))
 
 
 def exported(model: Path, kind: Kind, suite: Suite, work: Path) -> Path:

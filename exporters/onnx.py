@@ -22,22 +22,25 @@ if TYPE_CHECKING:
     from exporters.onnx_timing import OnnxTimer
 
 SCHEMA_VERSION = 1
-Precision = Literal["fp32", "fp16", "int8", "int8-static", "int4", "fp32-fused", "int8-fused"]  # rows of PRECISIONS
+Precision = Literal[  # rows of PRECISIONS
+    "fp32", "fp16", "int8", "int8-static", "int8-weights", "int4", "fp32-fused", "int8-fused"
+]
 
 
 @dataclass(frozen=True)
 class OnnxExporter:
-    """ONNX for ONNX Runtime, in fp32, fp16, dynamic or static int8, or int4, or fp32 or int8 with fused operators.
+    """ONNX for ONNX Runtime, in fp32 or fp16, in int8 of several kinds, in int4, or with fused operators.
 
     Attributes:
         precision: "fp32"; "fp16": weights and arithmetic; "int8": weights quantized ahead of time per channel,
-            activations while running; "int8-static": activations by scales measured on the task's data; "int4": weights
-            alone; "fp32-fused" and "int8-fused": fp32 and int8 in ONNX Runtime's own fused operators.
+            activations while running; "int8-static": activations by scales measured on the task's data; "int8-weights"
+            and "int4": weights alone, in blocks; "fp32-fused" and "int8-fused": fp32 and int8 in ONNX Runtime's own
+            fused operators.
         opset: version of the ONNX operators.
-        embeddings: int8, int8-fused, int8-static and int4: quantize embedding tables too.
+        embeddings: all in int8 or int4: quantize embedding tables too.
         reduce_range: int8, int8-fused and int8-static: seven-bit weights, which give the same results with and without
             VNNI.
-        block: int4: weights to a scale, a power of two from 16.
+        block: int8-weights and int4: weights to a scale, a power of two from 16.
         tolerance: largest difference of a logit that the fp32 graph, fused or not, may have from the torch model, or
             1e-4 of the largest logit where that is more.
     """

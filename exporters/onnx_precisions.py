@@ -25,7 +25,7 @@ class Knobs(Protocol):
 
     @property
     def block(self) -> int:
-        """Int4 weights to a scale."""
+        """Weights to a scale, of int8-weights and int4."""
         ...
 
 
@@ -79,8 +79,14 @@ def _int8_static(source: Path, target: Path, knobs: Knobs, samples: Sequence[Arr
     quantize(source, target, samples=samples, embeddings=knobs.embeddings, reduce_range=knobs.reduce_range)
 
 
+def _int8_weights(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays]) -> None:
+    from exporters.onnx_blocks import quantize
+
+    quantize(source, target, embeddings=knobs.embeddings, block=knobs.block, bits=8)
+
+
 def _int4(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays]) -> None:
-    from exporters.onnx_int4 import quantize
+    from exporters.onnx_blocks import quantize
 
     quantize(source, target, embeddings=knobs.embeddings, block=knobs.block)
 
@@ -96,6 +102,7 @@ PRECISIONS: Mapping[str, Precision] = {
     "fp16": Precision(_fp16),
     "int8": Precision(_int8, ("embeddings", "reduce_range"), ("cpu",)),
     "int8-static": Precision(_int8_static, ("embeddings", "reduce_range"), ("cpu",), calibrated=True),
+    "int8-weights": Precision(_int8_weights, ("embeddings", "block"), ("cpu",)),
     "int4": Precision(_int4, ("embeddings", "block")),
     "fp32-fused": Precision(_fused, devices=("cpu",), exact=True, beside=("fp32",)),
     "int8-fused": Precision(_int8_fused, ("embeddings", "reduce_range"), ("cpu",), layer=_int8),

@@ -16,13 +16,13 @@ from exporters.onnx import SCHEMA_VERSION, OnnxExporter, versions
 from exporters.onnx_precisions import PRECISIONS
 from exporters.onnx_runtime import GRAPH, MAPPED, ORT_GRAPH, OnnxRunner
 
-Precision = Literal["fp32", "fp16", "int8", "int8-static", "int4"]
+Precision = Literal["fp32", "fp16", "int8", "int8-static", "int8-weights", "int4"]
 Level = Literal["basic", "extended"]
 
 
 @dataclass(frozen=True)
 class OrtExporter(OnnxExporter):
-    """ONNX Runtime's own format for mobile and edge builds, in fp32, fp16, dynamic or static int8, or int4.
+    """ONNX Runtime's own format for mobile and edge builds, in fp32 or fp16, in int8 of several kinds, or int4.
 
     Attributes:
         level: what is done to the graph ahead of time, for it is not optimized again when it is loaded. "extended":

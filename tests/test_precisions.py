@@ -61,7 +61,8 @@ def test_calibration_on_other_data_is_refused_and_leaves_nothing(copied: Path, t
 
 def test_a_precision_that_no_exporter_writes_is_refused_before_the_run_is_read(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match="writes fp32, fp16, int8, int8-static, int4, fp32-fused and int8-fused, not 'int3'"
+        InputError,
+        match="int8-static, int8-weights, int4, fp32-fused and int8-fused, not 'int3'",
     ):
         pipeline.export(tmp_path / "nothing", precision="int3")
 

@@ -338,7 +338,8 @@ def test_the_registry_knows_the_exporter() -> None:
     assert registry.load("exporters", "onnx") is OnnxExporter
     assert OnnxExporter.name == "onnx"
     with pytest.raises(
-        ExportError, match="writes fp32, fp16, int8, int8-static, int4, fp32-fused and int8-fused, not 'int3'"
+        ExportError,
+        match="int8-static, int8-weights, int4, fp32-fused and int8-fused, not 'int3'",
     ):
         OnnxExporter(precision="int3")  # type: ignore[arg-type]
 

@@ -32,6 +32,7 @@ COST = {
     "fp16": 0.01,
     "int8": 0.2,
     "int8-static": 0.3,
+    "int8-weights": 0.02,
     "int4": 0.6,
 }  # largest difference, as a share of the logits' range
 
@@ -188,9 +189,12 @@ def test_static_int8_leaves_no_weight_in_fp32(exported: Callable[[str, str], Exp
     assert not [node.name for node in graph.node if node.op_type == "DynamicQuantizeLinear"]
 
 
+@pytest.mark.parametrize("precision", ["int8-weights", "int4"])
 @pytest.mark.parametrize("kind", ["text", "decoder"])
-def test_int4_leaves_no_product_and_no_table_in_fp32(exported: Callable[[str, str], Exported], kind: str) -> None:
-    graph = stored(exported(kind, "int4").path)
+def test_blocks_leave_no_product_and_no_table_in_fp32(
+    exported: Callable[[str, str], Exported], kind: str, precision: str
+) -> None:
+    graph = stored(exported(kind, precision).path)
     weights = {tensor.name: tensor for tensor in graph.initializer}
     products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and set(node.input) & set(weights)]
     tables = [node for node in graph.node if node.op_type == "Gather" and node.input[0] in weights]
@@ -199,7 +203,7 @@ def test_int4_leaves_no_product_and_no_table_in_fp32(exported: Callable[[str, st
     assert Counter(node.op_type for node in graph.node)["GatherBlockQuantized"] >= 1
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int4"])
+@pytest.mark.parametrize("precision", ["fp16", "int8-weights", "int4"])
 def test_a_decoder_with_its_cache_says_what_it_says_without(
     exported: Callable[[str, str], Exported], precision: str
 ) -> None:
@@ -227,12 +231,50 @@ def test_int4_rounds_to_sixteen_levels_of_each_block_and_pads_the_last(tmp_path:
     assert export.facts["matmul_weight_bytes"] == 24 * (2 * 16 + 2 * 4 + 1)  # two blocks of 16 bytes, scales, zeros
 
 
-def levels(block: np.ndarray) -> np.ndarray:
-    """Each row (of one block) on sixteen equal steps from its least to its greatest value, zero among them."""
+def test_int8_weights_lose_less_than_int8_where_inputs_have_outliers(tmp_path: Path) -> None:
+    layer = nn.Linear(512, 24)
+    features = torch.randn(3, 512)
+    features[:, 0] *= 1000  # with one scale for the tensor, all other values are rounded to steps of 8 or so
+    with torch.no_grad():
+        layer.weight[:, 0] = 0
+    expected = layer(features).detach().numpy()
+    error = {}
+    for precision in ("int8", "int8-weights"):
+        exporter = OnnxExporter(precision=precision)  # type: ignore[arg-type]
+        export = exporter.export(Plain(layer), {"features": features}, tmp_path / precision)
+        error[precision] = np.abs(run(export.path, {"features": features.numpy()}) - expected).max()
+    assert export.facts["matmul_weight_bytes"] == 24 * 16 * (32 + 4 + 1)  # blocks of 32 bytes, scales, zeros
+    assert error["int8-weights"] < 0.5 * error["int8"]
+
+
+def test_a_table_of_bytes_has_a_scale_for_each_block_of_a_row(tmp_path: Path) -> None:
+    class Lookup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(10, 40)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.table(input_ids)
+
+    model, ids = Lookup(), {"input_ids": torch.arange(10).reshape(2, 5)}
+    with torch.no_grad():
+        model.table.weight[3] = 0  # a row without a scale
+        model.table.weight[4, 32:] *= 1000
+    export = OnnxExporter(precision="int8-weights").export(model, ids, tmp_path / "export")
+    table = model.table.weight.detach().numpy()
+    rounded = np.concatenate([levels(table[:, :32], 255), levels(table[:, 32:], 255)], axis=1)
+    found = run(export.path, {name: value.numpy() for name, value in ids.items()}).reshape(10, 40)
+    np.testing.assert_allclose(found, rounded, rtol=1e-5, atol=1e-6)
+    assert export.facts["initializer_bytes"] == 10 * (40 + 2 * 4 + 2)
+
+
+def levels(block: np.ndarray, steps: int = 15) -> np.ndarray:
+    """Each row (of one block) on equal steps from its least to its greatest value, zero among them."""
     low, high = np.minimum(block.min(1, keepdims=True), 0), np.maximum(block.max(1, keepdims=True), 0)
-    scale = (high - low) / 15
+    scale = (high - low) / steps
+    scale[scale == 0] = 1
     zero = np.round(-low / scale)
-    return (np.clip(np.round(block / scale + zero), 0, 15) - zero) * scale
+    return (np.clip(np.round(block / scale + zero), 0, steps) - zero) * scale
 
 
 def test_a_layer_that_is_used_twice_is_stored_once_in_int4(tmp_path: Path) -> None:
@@ -296,7 +338,7 @@ def test_a_block_that_int4_has_not_is_told(tmp_path: Path) -> None:
             return self.table(input_ids).sum(1)
 
     ids = {"input_ids": torch.randint(10, (2, 3))}
-    with pytest.raises(ExportError, match="int4 quantizer fails on this graph: Invalid block size"):
+    with pytest.raises(ExportError, match="int4 quantizer of blocks fails on this graph: Invalid block size"):
         OnnxExporter(precision="int4", block=24).export(Table(), ids, tmp_path / "export")
 
 
@@ -316,6 +358,7 @@ def test_the_table_and_the_type_name_the_same_precisions() -> None:
     assert [name for name, exporter in found.items() if exporter.calibrated] == ["int8-static"]
     assert [name for name, exporter in found.items() if "cuda" in exporter.devices] == ["fp32", "fp16", "int4"]
     with pytest.raises(
-        InputError, match="writes fp32, fp16, int8, int8-static, int4, fp32-fused and int8-fused, not 'int3'"
+        InputError,
+        match="int8-static, int8-weights, int4, fp32-fused and int8-fused, not 'int3'",
     ):
         registry.exporter("onnx", "int3")

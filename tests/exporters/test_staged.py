@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from exporters import onnx_file, onnx_graph, onnx_int4, verify
+from exporters import onnx_blocks, onnx_file, onnx_graph, verify
 from exporters.base import Runner
 from exporters.onnx import OnnxExporter
 from exporters.onnx_runtime import GRAPH
@@ -87,7 +87,7 @@ def test_int4_of_weights_that_lie_beside_the_graph_is_the_same_file(
     fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embeddings: bool
 ) -> None:
     inside, beside = tmp_path / "inside.onnx", tmp_path / "beside.onnx"
-    onnx_int4.quantize(fp32 / GRAPH, inside, embeddings=embeddings, block=16)
+    onnx_blocks.quantize(fp32 / GRAPH, inside, embeddings=embeddings, block=16)
     save, large = onnx_file.save, onnx_file.LARGE
 
     def scattered(model: object, path: Path) -> None:
@@ -95,7 +95,7 @@ def test_int4_of_weights_that_lie_beside_the_graph_is_the_same_file(
         save(model, path)  # type: ignore[arg-type]
 
     monkeypatch.setattr(onnx_file, "save", scattered)
-    onnx_int4.quantize(fp32 / GRAPH, beside, embeddings=embeddings, block=16)
+    onnx_blocks.quantize(fp32 / GRAPH, beside, embeddings=embeddings, block=16)
     assert beside.read_bytes() == inside.read_bytes()
 
 

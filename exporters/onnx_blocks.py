@@ -1,0 +1,156 @@
+"""Weight-only quantization: an fp32 ONNX graph whose weights are stored in four or eight bits, in blocks.
+
+Each block, 32 weights by default, has a scale and a zero point. Products become MatMulNBits and embedding tables
+GatherBlockQuantized, contrib operators of ONNX Runtime. With four bits these make floats of the weights while they
+compute; with eight bits a product rounds its inputs to eight bits too, block by block, which ONNX Runtime's faster
+kernels want: next to nothing is lost, where one scale for a whole tensor loses outliers, as language models have them.
+A size that is no multiple of the block is padded in its last block.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx_ir
+from onnx import helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnxruntime.quantization.onnx_model import ONNXModel
+
+from compressor.errors import ExportError
+from exporters import onnx_file
+from exporters.onnx_prepare import prepare, quiet
+
+Bits = Literal[4, 8]
+ACCURACY: Mapping[Bits, int | None] = {4: None, 8: 4}  # of MatMulNBits; 4: inputs in eight bits, by the block
+ENDS = ("_bytes", "_scales", "_zero_points")  # of the names of what a table of bytes consists of
+AXES = (("MatMul", 0), ("Gather", 1))  # blocks run along the inputs of a product and along a row of a table
+
+
+def quantize(source: Path, target: Path, *, embeddings: bool, block: int, bits: Bits = 4) -> None:
+    """Write the fp32 graph `source` with weights of a few bits as `target`.
+
+    Args:
+        embeddings: store the tables that Gather reads from so too.
+        block: weights to a scale; a power of two from 16.
+        bits: of a weight.
+
+    Raises:
+        ExportError: the quantizer fails.
+    """
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        prepared = Path(scratch) / "prepared.onnx"
+        prepare(source, prepared)
+        model = _loaded(prepared)
+        ONNXModel(model).replace_gemm_with_matmul()
+        try:
+            with quiet(), np.errstate(divide="ignore", invalid="ignore"):  # rows of zeros have no scale
+                quantized = _quantized(model, embeddings, block, bits)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ExportError(
+                f"ONNX Runtime's int{bits} quantizer of blocks fails on this graph: {error}. Export int8."
+            ) from error
+        onnx_file.save(onnx_ir.from_proto(quantized), target)
+
+
+def _loaded(path: Path) -> onnx.ModelProto:
+    """The graph with its weights but for the factors of products that lie in another file: those are mapped one by one.
+
+    A protobuf message keeps the memory of what is taken out of it, so that all of the floats would stay to the end.
+    """
+    model = onnx.load(path, load_external_data=False)
+    factors = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
+    others = {name for node in model.graph.node for name in node.input if node.op_type != "MatMul"}
+    for tensor in model.graph.initializer:
+        if not uses_external_data(tensor):
+            continue
+        if tensor.name in factors - others:
+            (place,) = (entry for entry in tensor.external_data if entry.key == "location")
+            place.value = str(path.parent.resolve() / place.value)  # onnx_ir, by which the quantizer reads it, maps it
+        else:
+            load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.ClearField("data_location")
+            del tensor.external_data[:]
+    return model
+
+
+def _quantized(model: onnx.ModelProto, embeddings: bool, block: int, bits: Bits) -> onnx.ModelProto:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # importing it turns logging on
+
+    tables = _tables(model.graph)
+    if embeddings and bits == 8:
+        _quantize_tables(model.graph, tables, block)
+    quantizer: Any = MatMulNBitsQuantizer(
+        model,
+        bits=bits,
+        block_size=block,
+        accuracy_level=ACCURACY[bits],
+        op_types_to_quantize=("MatMul", "Gather") if embeddings and bits == 4 else ("MatMul",),
+        quant_axes=AXES,
+        nodes_to_exclude=[node.name for node in _gathers(model.graph) if node.input[0] not in tables],
+    )
+    quantizer.process()
+    found: onnx.ModelProto = quantizer.model.model
+    _store_once(found.graph)
+    return found
+
+
+def _tables(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Matrices of floats by their names: what a Gather may read rows of."""
+    return {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2
+    }
+
+
+def _gathers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Nodes that look rows up, in tables or in whatever else is constant, which the quantizer would take too."""
+    return [node for node in graph.node if node.op_type == "Gather"]
+
+
+def _quantize_tables(graph: onnx.GraphProto, tables: Mapping[str, onnx.TensorProto], block: int) -> None:
+    """Tables of eight bits, which ONNX Runtime reads but its quantizer does not write."""
+    readers = [node for node in _gathers(graph) if node.input[0] in tables and not _axis(node)]
+    for name in dict.fromkeys(node.input[0] for node in readers):
+        parts = in_bytes(numpy_helper.to_array(tables[name]), block)
+        stored = zip((f"{name}{end}" for end in ENDS), parts, strict=True)
+        graph.initializer.extend(numpy_helper.from_array(array, stored_name) for stored_name, array in stored)
+    for node in readers:
+        data, scales, zeros = (f"{node.input[0]}{end}" for end in ENDS)
+        inputs = [data, node.input[1], scales, zeros]
+        how: Any = {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": 8}
+        read = helper.make_node("GatherBlockQuantized", inputs, node.output, node.name, domain="com.microsoft", **how)
+        node.CopyFrom(read)
+
+
+def _axis(gather: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in gather.attribute if attribute.name == "axis"), 0)
+
+
+def in_bytes(table: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A table (n, k) as bytes (n, k), scales (n, b) and zero points (n, b) of its rows' blocks: scale * (byte - zero).
+
+    Zero is stored as it is.
+    """
+    count, width = table.shape
+    blocks = np.pad(table, ((0, 0), (0, -width % block))).reshape(count, -1, block)  # (n, b, block)
+    low, high = blocks.min(-1, initial=0), blocks.max(-1, initial=0)  # (n, b)
+    scales = ((high - low) / 255).astype(np.float32)
+    scales[scales == 0] = 1
+    zeros = np.rint(-low / scales)  # (n, b)
+    stored = np.clip(np.rint(blocks / scales[..., None]) + zeros[..., None], 0, 255)  # (n, b, block)
+    return stored.astype(np.uint8).reshape(count, -1)[:, :width], scales, zeros.astype(np.uint8)
+
+
+def _store_once(graph: onnx.GraphProto) -> None:
+    """A weight that several nodes share is quantized for each of them, always to the same numbers."""
+    kept = {tensor.name: tensor for tensor in graph.initializer}
+    used = {name for node in graph.node for name in node.input}
+    weights = [tensor for name, tensor in kept.items() if name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(weights)
