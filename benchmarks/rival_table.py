@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 from results import Row
 
 DENSE = "ours dense fp32"
+WIDTH = 138
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
@@ -20,7 +22,9 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
             yield from ("", f"**{suite}**, seed {seed}: {_described([*latencies.values()])}", "")
             yield from _compared(measured, dict(sorted(latencies.items())))
         failures = {name: row["failure"] for name, row in exports.items() if "failure" in row}
-        yield from ("", *(f"- {name}: no file that runs. `{said}`" for name, said in failures.items()))
+        yield ""
+        for name, said in failures.items():
+            yield from textwrap.wrap(f"- {name}: no file that runs. {said}", WIDTH, subsequent_indent="  ")
 
 
 def _compared(measured: Mapping[str, Row], latencies: Mapping[int, Row]) -> Iterator[str]:
