@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -116,11 +116,7 @@ def _others() -> Iterator[Diagnosis]:
             remedy = f"To export for {name}: {' and '.join(dict.fromkeys(lacking.values()))}"
             yield Diagnosis(name, "note", f"not installed: {', '.join(lacking)}", remedy)
         elif packages:
-            yield Diagnosis(name, "ok", ", ".join(f"{one} {_version(one)}" for one in _outer(packages)))
-
-
-def _outer(packages: Iterable[str]) -> Iterable[str]:
-    return dict.fromkeys(package.partition(".")[0] for package in packages)
+            yield Diagnosis(name, "ok", ", ".join(f"{one} {_version(one)}" for one in registry.outer(packages)))
 
 
 def _conflicts() -> Iterator[Diagnosis]:

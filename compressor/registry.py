@@ -107,8 +107,12 @@ def missing(packages: Mapping[str, str]) -> dict[str, str]:
 
     Of a module inside a package the package is looked for, and named.
     """
-    outer = {name.partition(".")[0]: command for name, command in packages.items()}
-    return {name: command for name, command in outer.items() if importlib.util.find_spec(name) is None}
+    return {name: command for name, command in outer(packages).items() if importlib.util.find_spec(name) is None}
+
+
+def outer(packages: Mapping[str, str]) -> dict[str, str]:
+    """The same by the packages that the modules lie in."""
+    return {name.partition(".")[0]: command for name, command in packages.items()}
 
 
 def imported(packages: Mapping[str, str]) -> list[Any]:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from exporters.tracing import Tracing
 
 Precision = Literal["fp32", "int8"]
-SCHEMA_VERSION = 1
 ELSEWHERE = "which another runtime (onnx, openvino, torch-export) may well run"
 QUANTIZATION = {
     "weights": "8 bits, symmetric, per output channel; embeddings too, per row (torchao)",
@@ -72,13 +71,16 @@ class ExecutorchExporter:
             ResourceError: the disk refuses the files.
         """
         registry.require(self.packages)
-        from exporters import verify
+        from exporters import torch_program, verify
 
         with new_folder(path) as scratch, verify.settled(model):
             inputs = verify.beside(model, example)
             trials = verify.trials(model, inputs)
             longest = max(self._longest(model), *map(_length, trials))
-            facts = self._facts(self._write(model, inputs, scratch / PROGRAM, longest), model, scratch)
+            program = self._write(model, inputs, scratch / PROGRAM, longest)
+            facts = torch_program.facts(self, model, scratch / PROGRAM, ["torch", "executorch"]) | program
+            if self.precision == "int8":
+                facts["quantization"] = QUANTIZATION
             (scratch / EXPORT_FILE).write_text(json.dumps(facts))  # read by load
             limit = self.tolerance if self.precision == "fp32" else math.inf  # gates say what a precision may cost
             facts["parity"] = verify.compare(model, self._loaded(scratch), trials, limit)
@@ -127,23 +129,6 @@ class ExecutorchExporter:
             buffer, nodes = _lowered(program)
         file.write_bytes(buffer)
         return {"inputs": torch_program.inputs(tracing), "max_length": longest, "nodes": nodes}
-
-    def _facts(self, program: Mapping[str, Any], model: torch.nn.Module, folder: Path) -> dict[str, Any]:
-        from importlib.metadata import version
-
-        from compressor.storage import weights_digest
-
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "runtime": self.name,
-            "precision": self.precision,
-            **({"quantization": QUANTIZATION} if self.precision == "int8" else {}),
-            "model_files": [PROGRAM],
-            "file_bytes": {PROGRAM: (folder / PROGRAM).stat().st_size},
-            "versions": {name: version(name) for name in ("torch", "executorch")},
-            "weights_digest": weights_digest(model),
-            **program,
-        }
 
 
 def _length(inputs: Mapping[str, torch.Tensor]) -> int:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import torch
 
 PROGRAM = "model.pt2"
-SCHEMA_VERSION = 1
 LISTS = re.compile(r"[^/]+/data/(weights|constants)/model_(weights|constants)_config\.json")  # how tensors are stored
 PLAIN = re.compile(
     r"[^/]+/(data/weights/weight_\d+|data/constants/tensor_\d+|models/model\.json|archive_(format|version)|byteorder"
@@ -65,11 +64,12 @@ class TorchExporter:
             ExportError: `path` exists, the model cannot be traced, or the program computes something else.
             ResourceError: the disk refuses the files.
         """
-        from exporters import verify
+        from exporters import torch_program, verify
 
         with new_folder(path) as scratch, verify.settled(model):
             inputs = verify.beside(model, example)
-            facts = self._facts(_write(model, inputs, scratch / PROGRAM), model, scratch)
+            program = _write(model, inputs, scratch / PROGRAM)
+            facts = torch_program.facts(self, model, scratch / PROGRAM, ["torch"]) | program
             (scratch / EXPORT_FILE).write_text(json.dumps(facts))  # read by load
             facts["parity"] = verify.compare(model, self.load(scratch), verify.trials(model, inputs), self.tolerance)
             save_config(getattr(model, "config", None), scratch)
@@ -108,22 +108,6 @@ class TorchExporter:
         if session.device == "cuda":
             program = move_to_device_pass(program, "cuda")
         return TorchRunner(file, program.module(), Feed(file, dtypes), session.device)
-
-    def _facts(self, program: Mapping[str, Any], model: torch.nn.Module, folder: Path) -> dict[str, Any]:
-        from importlib.metadata import version
-
-        from compressor.storage import weights_digest
-
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "runtime": self.name,
-            "precision": self.precision,
-            "model_files": [PROGRAM],
-            "file_bytes": {PROGRAM: (folder / PROGRAM).stat().st_size},
-            "versions": {"torch": version("torch")},
-            "weights_digest": weights_digest(model),
-            **program,
-        }
 
 
 @dataclass(frozen=True, eq=False)

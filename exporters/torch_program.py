@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from compressor.errors import ExportError, first_line
+from compressor.storage import weights_digest
+from exporters.base import Exporter
 from exporters.tracing import Tracing, require_free
+
+SCHEMA_VERSION = 1
 
 
 def traced(tracing: Tracing, sizes: Mapping[str, Any]) -> torch.export.ExportedProgram:
@@ -31,6 +37,19 @@ def traced(tracing: Tracing, sizes: Mapping[str, Any]) -> torch.export.ExportedP
         ) from error
     _check_axes(program, tracing)
     return program
+
+
+def facts(exporter: Exporter, model: torch.nn.Module, file: Path, packages: Sequence[str]) -> dict[str, Any]:
+    """What `export.json` says of every program: its exporter, its file, the versions of `packages`, its weights."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "runtime": exporter.name,
+        "precision": exporter.precision,
+        "model_files": [file.name],
+        "file_bytes": {file.name: file.stat().st_size},
+        "versions": {name: version(name) for name in packages},
+        "weights_digest": weights_digest(model),
+    }
 
 
 def inputs(tracing: Tracing) -> list[dict[str, Any]]:
