@@ -167,13 +167,14 @@ COMMONSENSE: Rates = {
 def _text(name: str, epochs: float, limit: int | None = None) -> Suite:
     train, test = Source(path=name, limit=limit), Source(path=name, split="test")
     full = {"train": Source(path=name)} if limit else {}
-    return Suite(name, "minilm-l6", "text-classification", train, test, epochs, TEXT, full=full)
+    return Suite(name, "minilm-l6", "text-classification", train, test, epochs, TEXT, budgets=TEXT_BUDGETS, full=full)
 
 
 def _questions(name: str, split: str, limit: int | None = None) -> Source:
     return Source(path=name, split=split, text="question", label="answer", limit=limit)
 
 
+TEXT_BUDGETS = (0.8, 0.5, 0.3, 0.15)
 LEARNED = ("arc_easy", "arc_challenge", "openbookqa")
 
 SUITES = {
