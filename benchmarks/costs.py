@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from results import Row
+from tables import head, line
 
 METRICS = {"input": "SVD-LLM", "both": "GFWSVD"}  # whose metric it is
 STAGES = ("calibrate", "first", "next")
@@ -23,14 +24,13 @@ COLUMNS = (
 
 def decomposition(rows: Sequence[Row]) -> Iterator[str]:
     """Ours / reference (how many times ours goes into it), a line for each model and metric."""
-    yield f"| {' | '.join(COLUMNS)} |"
-    yield "|" + "---|" * len(COLUMNS)
+    yield from head(COLUMNS)
     found: dict[tuple[str, str, int], dict[str, Row]] = {}
     for row in rows:
         found.setdefault((row["suite"], row["metric"], row["rows"]), {})[row["stage"]] = row
     for stages in found.values():
         if all(stage in stages for stage in STAGES):
-            yield f"| {' | '.join(_cells(stages))} |"
+            yield line(_cells(stages))
 
 
 def _cells(stages: Mapping[str, Row]) -> Iterator[str]:

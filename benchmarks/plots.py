@@ -77,7 +77,7 @@ def _arms(axes: Axes, found: Sequence[Summary], horizontal: Callable[[Summary], 
     """One line for each arm, its budgets in order."""
     known = [*ARMS, *sorted({one.arm for one in found} - {*ARMS})]
     drawn = [arm for arm in known if any(one.arm == arm and horizontal(one) for one in found)]
-    colors = _colors(drawn)
+    colors = colors_of(drawn)
     for place, arm in enumerate(drawn):
         points = [one for one in found if one.arm == arm and horizontal(one)]
         axes.errorbar(
@@ -93,7 +93,7 @@ def _arms(axes: Axes, found: Sequence[Summary], horizontal: Callable[[Summary], 
         )
 
 
-def _colors(arms: Sequence[str]) -> dict[str, Any]:
+def colors_of(arms: Sequence[str]) -> dict[str, Any]:
     """A hue for each method, in as many shades as it has arms here; adapters over the dense model have one too."""
     import matplotlib as mpl
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import costs
+import overview
 import plots
 import rival_table
 import tables
@@ -48,13 +49,25 @@ def page(text: str, generated: str) -> str:
 def generated(results: Path, images: Path, link: str) -> str:
     """Every section that there are rows for; `link` is how the page names the folder of its images."""
     rows = read(results / "comparison.jsonl")
-    parts = [
+    parts = [*at_a_glance(rows, images, link)]
+    parts += [
         line for suite in tables.suites_of(rows) for line in section(suite, tables.summaries(rows, suite), images, link)
     ]
     for name, heading, table in EXTRAS:
         found = read(results / f"{name}.jsonl")
         parts += ["", f"### {heading}", "", *table(found)] if found else []
     return "\n".join(parts) or "\nNothing has been run yet."
+
+
+def at_a_glance(rows: Sequence[Row], images: Path, link: str) -> Iterator[str]:
+    """All suites of classification in one table, where arms have rows of several."""
+    if overview.standings(rows):
+        yield from ("", "### At a glance", "")
+        yield "Accuracy in points above or below full fine-tuning of the same seed, averaged over the seeds of both."
+        yield from ("", *overview.table(rows))
+        file = overview.draw(rows, images / "bench-overview.png")
+        if file:
+            yield from ("", f"![accuracy against the share of weights kept, the mean over suites]({link}/{file.name})")
 
 
 def section(suite: str, found: Sequence[tables.Summary], images: Path, link: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,11 +98,11 @@ def compared(found: Sequence[Summary]) -> Iterator[str]:
     name, best = found[0].quality, _best(found)
     trains = any(one.values("final_loss") for one in found)
     costs = ("as truncated", "trained", "last loss", "training memory", "minutes") if trains else ()
-    yield from _head(("arm", "kept", f"{name} (seeds)", *costs))
+    yield from head(("arm", "kept", f"{name} (seeds)", *costs))
     for one in found:
         score = f"{spread(one.values(name))} ({len(one.rows)})"
         cells = [one.label, one.kept, f"**{score}**" if one in best else score]
-        yield _row(cells + (_costs(one) if trains else []))
+        yield line(cells + (_costs(one) if trains else []))
 
 
 def _costs(one: Summary) -> list[str]:
@@ -119,10 +119,10 @@ def _costs(one: Summary) -> list[str]:
 def by_set(found: Sequence[Summary]) -> Iterator[str]:
     """Where a suite measures several sets: the quality on each, and their mean."""
     names = list(found[0].rows[0]["sets"])
-    yield from _head(("arm", "kept", *names, "mean"))
+    yield from head(("arm", "kept", *names, "mean"))
     for one in found:
         cells = [one.label, one.kept]
-        yield _row([*cells, *(spread(one.values("sets", name)) for name in names), spread(one.values(one.quality))])
+        yield line([*cells, *(spread(one.values("sets", name)) for name in names), spread(one.values(one.quality))])
 
 
 def has_sets(found: Sequence[Summary]) -> bool:
@@ -157,18 +157,20 @@ def _mean(values: Sequence[float], form: str) -> str:
     return form.format(statistics.mean(values)) if values else "-"
 
 
-def _head(names: Sequence[str]) -> Iterator[str]:
-    yield _row(names)
+def head(names: Sequence[str]) -> Iterator[str]:
+    """The first two lines of a table."""
+    yield line(names)
     yield "|" + "---|" * len(names)
 
 
-def _row(cells: Sequence[str]) -> str:
+def line(cells: Iterable[str]) -> str:
+    """A further one."""
     return f"| {' | '.join(cells)} |"
 
 
 def deployment(rows: Sequence[Row]) -> Iterator[str]:
     """Each export against dense fp32 of the same run."""
-    yield from _head(
+    yield from head(
         ("export", "accuracy (dense fp32)", "parity with torch", "file", "matrices", "peak memory", "latency p50")
     )
     for row in sorted(rows, key=lambda row: row["export"]):
@@ -179,7 +181,7 @@ def deployment(rows: Sequence[Row]) -> Iterator[str]:
         details = found["size"]["details"]
         cells += [f"{details['candidate_matmul_weight_bytes'] / details['dense_matmul_weight_bytes']:.3f}x"]
         cells += [_ratio(found[name]) for name in ("peak_memory", "latency_p50")]
-        yield _row(cells)
+        yield line(cells)
 
 
 def _ratio(finding: Row) -> str:
@@ -192,15 +194,15 @@ def _ratio(finding: Row) -> str:
 
 def gpu_exports(rows: Sequence[Row]) -> Iterator[str]:
     """Each export on its GPU, dense fp32 first, which the others are held against; memory in MiB, time in ms."""
-    yield from _head(("suite", "export", "device", "accuracy", "peak memory (MiB)", "latency p50 (ms)"))
+    yield from head(("suite", "export", "device", "accuracy", "peak memory (MiB)", "latency p50 (ms)"))
     told: set[tuple[str, str]] = set()
     for row in (row for row in rows if row["what"] == "export"):
         findings, place = row["findings"], row["gpu"] or row["device"]
         if (row["suite"], place) not in told:
             told.add((row["suite"], place))
-            yield _row([row["suite"], "dense fp32", place, *_measured(findings, "dense")])
+            yield line([row["suite"], "dense fp32", place, *_measured(findings, "dense")])
         name = row["export"].removeprefix(f"{row['suite']}-")
-        yield _row([row["suite"], name, place, *_measured(findings, "candidate")])
+        yield line([row["suite"], name, place, *_measured(findings, "candidate")])
 
 
 def _measured(findings: Row, side: str) -> list[str]:
@@ -211,13 +213,13 @@ def _measured(findings: Row, side: str) -> list[str]:
 
 def gpu_training(rows: Sequence[Row]) -> Iterator[str]:
     """What three steps of training allocated on the GPU, and what is counted."""
-    yield from _head(("suite", "arm", "kept", "device", "batch", "trained", "allocated", "counted", "a step"))
+    yield from head(("suite", "arm", "kept", "device", "batch", "trained", "allocated", "counted", "a step"))
     for row in (row for row in rows if row["what"] == "training"):
         counted = row["counted_bytes"]["peak"] + row["counted_bytes"].get("teacher", 0)
         allocated = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f} MB"
         cells = [row["suite"], label_of(row["arm"]), f"{row['budget']:.0%}", row["gpu"] or row["device"]]
         cells += [" x ".join(map(str, row["batch"])), f"{row['trainable']:,}", allocated]
-        yield _row([*cells, f"{counted / 1e6:,.0f} MB", f"{row['step_ms']:.1f} ms"])
+        yield line([*cells, f"{counted / 1e6:,.0f} MB", f"{row['step_ms']:.1f} ms"])
 
 
 def decoding(rows: Sequence[Row]) -> Iterator[str]:
@@ -226,7 +228,7 @@ def decoding(rows: Sequence[Row]) -> Iterator[str]:
     yield f"Medians of {first['runs']} runs in turns with dense fp32, on {first['machine']['cpu']}; a prompt of"
     yield f"{first['prompt']} tokens, {first['new_tokens']} said after it. Perplexity on WikiText-2, `x` against dense."
     yield ""
-    yield from _head(
+    yield from head(
         ("export", "threads", "tokens/s", "x", "prompt (ms)", "x", "file", "peak memory (MiB)", "perplexity")
     )
     whole = {row["threads"]: row["file_bytes"] for row in reversed(rows)}  # of the first export of each
@@ -235,12 +237,12 @@ def decoding(rows: Sequence[Row]) -> Iterator[str]:
         cells = [row["export"], str(row["threads"]), f"{ours['tokens_per_second']:.1f}", f"{row['speedup']:.2f}"]
         cells += [f"{ours['prefill_ms']:.0f}", f"{dense['prefill_ms'] / ours['prefill_ms']:.2f}"]
         cells += [f"{row['file_bytes'] / whole[row['threads']]:.3f}x", f"{row['peak_mib']:,.0f}"]
-        yield _row([*cells, f"{row['perplexity']:.1f}"])
+        yield line([*cells, f"{row['perplexity']:.1f}"])
 
 
 def ablations(rows: Sequence[Row]) -> Iterator[str]:
     """What each knob is worth: truncated and after training, and what the kept bases hold of the task's directions."""
-    yield from _head(
+    yield from head(
         ("knob", "value", "as truncated", "after training (seeds)", "gradient directions held (chance)", "input's")
     )
     found: dict[tuple[str, str], list[Row]] = {}
@@ -250,7 +252,7 @@ def ablations(rows: Sequence[Row]) -> Iterator[str]:
         one = Summary(axis, alike[0]["budget"], alike)
         cells = [axis, value or "-", spread(one.values("before_training"))]
         cells += [f"{spread(one.values(one.quality))} ({len(alike)})"]
-        yield _row([*cells, *(_held(one, side) for side in ("gradient", "input"))])
+        yield line([*cells, *(_held(one, side) for side in ("gradient", "input"))])
 
 
 def _held(one: Summary, side: str) -> str:

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import overview
 import plots
 import pytest
 import report
@@ -120,3 +121,46 @@ def test_a_row_that_a_kill_cut_short_is_left_out_and_the_next_one_is_whole(tmp_p
     assert rows.find(suite="a") == [{"suite": "a", "seed": 0}]
     rows.add({"suite": "b"})
     assert results.read(path) == [{"suite": "a", "seed": 0}, {"suite": "b"}]
+
+
+TWO = [
+    row("dense", 1.0, 0, 0.90),
+    row("dense", 1.0, 1, 0.80),
+    row("jactus", 0.5, 0, 0.91),
+    row("jactus", 0.5, 1, 0.80),
+    row("jactus", 0.5, 2, 0.10),  # full fine-tuning has no such seed
+    row("dense", 1.0, 0, 0.70, suite="sst2"),
+    row("jactus", 0.5, 0, 0.68, suite="sst2"),
+    row("svdllm-lora", 0.5, 0, 0.66, suite="sst2"),
+    row("svdllm-lora", 0.5, 0, 0.89),
+    row("cersa", 0.5, 0, 0.5),
+]
+
+
+def test_the_overview_holds_each_seed_against_full_fine_tuning_of_that_seed() -> None:
+    first, _, *lines = map(cells, overview.table(TWO))
+    assert first[2:] == ["trec", "sst2", "mean"]
+    found = {line[0]: line[1:] for line in lines}
+    assert found["JACTUS (R4)"] == ["50%", "+0.50", "-2.00", "**-0.75**"]
+    assert found["SVD-LLM, LoRA 16 on both factors"] == ["50%", "-1.00", "-4.00", "**-2.50**"]
+    assert len(found) == 2  # CERSA has rows of one suite alone
+
+
+def test_an_arm_without_rows_of_a_suite_has_no_mean() -> None:
+    rows = [*TWO, row("dense", 1.0, 0, 0.9, suite="snips"), row("jactus", 0.5, 0, 0.9, suite="snips")]
+    _, _, *lines = map(cells, overview.table(rows))
+    means = {line[0]: line[-1] for line in lines}
+    assert means == {"JACTUS (R4)": "**-0.50**", "SVD-LLM, LoRA 16 on both factors": "-"}
+
+
+def test_the_overview_is_drawn_where_two_compressed_arms_have_the_same_suites(tmp_path: Path) -> None:
+    found = overview.draw(TWO, tmp_path / "one.png")
+    assert found is not None
+    assert found.read_bytes().startswith(b"\x89PNG")
+    alone = [one for one in TWO if one["arm"] != "svdllm-lora"]
+    assert overview.draw(alone, tmp_path / "none.png") is None
+
+
+def test_the_overview_leaves_out_what_was_not_trained() -> None:
+    rows = [one | {"epochs": 0} if one["suite"] == "sst2" else one for one in TWO]
+    assert overview.standings(rows) == []
