@@ -8,9 +8,9 @@ from typing import Any
 
 import decode_probe
 import decoding
+import export_tables
 import numpy as np
 import pytest
-import tables
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -57,7 +57,7 @@ def test_a_row_has_both_sides_from_processes_without_torch_and_the_table_tells_i
     assert found["speedup"] == found["candidate"]["tokens_per_second"] / found["dense"]["tokens_per_second"]
     assert 0 < found["floor_mib"] < found["peak_mib"]
     assert set(found["digests"]) == {"model.onnx"}
-    *_, line = tables.decoding([found, found | {"export": "half", "file_bytes": found["file_bytes"] / 2}])
+    *_, line = export_tables.decoding([found, found | {"export": "half", "file_bytes": found["file_bytes"] / 2}])
     assert line.startswith("| half | 1 |")
     assert "| 0.500x |" in line
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import export_tables
 import gpu
 import pytest
 import suites
-import tables
 from results import read
 
 from compressor.errors import DependencyError
@@ -70,8 +70,8 @@ def test_the_same_code_runs_on_the_cpu_and_measures_nothing_twice(
     assert all(row["peak_bytes"] is None and row["counted_bytes"]["peak"] > 0 for row in by_arm.values())
     assert "teacher" in by_arm["jactus"]["counted_bytes"]
     assert by_arm["dense-lora"]["trainable"] < by_arm["dense"]["trainable"]
-    assert sum(1 for _ in tables.gpu_exports(rows)) == 2 + 4  # dense fp32 too, which the others are held against
-    assert sum(1 for _ in tables.gpu_training(rows)) == 2 + 4
+    assert sum(1 for _ in export_tables.gpu_exports(rows)) == 2 + 4  # dense fp32 too, which the others are held against
+    assert sum(1 for _ in export_tables.gpu_training(rows)) == 2 + 4
 
 
 @pytest.mark.gpu

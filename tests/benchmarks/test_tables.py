@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import export_tables
 import overview
 import plots
 import pytest
@@ -86,7 +87,7 @@ def test_the_recorded_rows_can_still_be_read() -> None:
     assert {"trec", "banking77", "cifar10", "arc_easy", "wikitext2"} <= set(tables.suites_of(rows))
     for suite in tables.suites_of(rows):
         assert len([*tables.compared(tables.summaries(rows, suite))]) > 2
-    assert len([*tables.deployment(results.read(folder / "deployment.jsonl"))]) == 2 + 30
+    assert len([*export_tables.deployment(results.read(folder / "deployment.jsonl"))]) == 2 + 30
 
 
 def test_the_page_is_written_between_its_markers_from_the_rows_alone(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""Markdown tables of what exports cost: files, memory, time; `tables.py` has those of the trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from results import Row
+from tables import head, label_of, line
+
+
+def deployment(rows: Sequence[Row]) -> Iterator[str]:
+    """Each export against dense fp32 of the same run."""
+    yield from head(
+        ("export", "accuracy (dense fp32)", "parity with torch", "file", "matrices", "peak memory", "latency p50")
+    )
+    for row in sorted(rows, key=lambda row: row["export"]):
+        found = row["findings"]
+        score = found["accuracy"]
+        cells = [row["export"], f"{score['candidate']:.4f} ({score['dense']:.4f})"]
+        cells += [f"{found['parity']['candidate']:.4f}", _ratio(found["size"])]
+        details = found["size"]["details"]
+        cells += [f"{details['candidate_matmul_weight_bytes'] / details['dense_matmul_weight_bytes']:.3f}x"]
+        cells += [_ratio(found[name]) for name in ("peak_memory", "latency_p50")]
+        yield line(cells)
+
+
+def _ratio(finding: Row) -> str:
+    ratio = f"{finding['candidate'] / finding['dense']:.3f}x"
+    if finding["interval"] is None:
+        return ratio
+    low, high = (bound / finding["dense"] for bound in finding["interval"])
+    return f"{ratio} ({low:.2f} to {high:.2f})"
+
+
+def gpu_exports(rows: Sequence[Row]) -> Iterator[str]:
+    """Each export on its GPU, dense fp32 first, which the others are held against; memory in MiB, time in ms."""
+    yield from head(("suite", "export", "device", "accuracy", "peak memory (MiB)", "latency p50 (ms)"))
+    told: set[tuple[str, str]] = set()
+    for row in (row for row in rows if row["what"] == "export"):
+        findings, place = row["findings"], row["gpu"] or row["device"]
+        if (row["suite"], place) not in told:
+            told.add((row["suite"], place))
+            yield line([row["suite"], "dense fp32", place, *_measured(findings, "dense")])
+        name = row["export"].removeprefix(f"{row['suite']}-")
+        yield line([row["suite"], name, place, *_measured(findings, "candidate")])
+
+
+def _measured(findings: Row, side: str) -> list[str]:
+    """Accuracy, peak memory and latency of a side."""
+    forms = {"accuracy": "{:.4f}", "peak_memory": "{:,.0f}", "latency_p50": "{:.2f}"}
+    return [form.format(findings[name][side]) if name in findings else "-" for name, form in forms.items()]
+
+
+def gpu_training(rows: Sequence[Row]) -> Iterator[str]:
+    """What three steps of training allocated on the GPU, and what is counted."""
+    yield from head(("suite", "arm", "kept", "device", "batch", "trained", "allocated", "counted", "a step"))
+    for row in (row for row in rows if row["what"] == "training"):
+        counted = row["counted_bytes"]["peak"] + row["counted_bytes"].get("teacher", 0)
+        allocated = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f} MB"
+        cells = [row["suite"], label_of(row["arm"]), f"{row['budget']:.0%}", row["gpu"] or row["device"]]
+        cells += [" x ".join(map(str, row["batch"])), f"{row['trainable']:,}", allocated]
+        yield line([*cells, f"{counted / 1e6:,.0f} MB", f"{row['step_ms']:.1f} ms"])
+
+
+def decoding(rows: Sequence[Row]) -> Iterator[str]:
+    """Each export of a language model beside dense fp32, which is the first: text said and read, size, quality."""
+    first = rows[0]
+    yield f"Medians of {first['runs']} runs in turns with dense fp32, on {first['machine']['cpu']}; a prompt of"
+    yield f"{first['prompt']} tokens, {first['new_tokens']} said after it. Perplexity on WikiText-2, `x` against dense."
+    yield ""
+    yield from head(
+        ("export", "threads", "tokens/s", "x", "prompt (ms)", "x", "file", "peak memory (MiB)", "perplexity")
+    )
+    whole = {row["threads"]: row["file_bytes"] for row in reversed(rows)}  # of the first export of each
+    for row in rows:
+        ours, dense = row["candidate"], row["dense"]
+        cells = [row["export"], str(row["threads"]), f"{ours['tokens_per_second']:.1f}", f"{row['speedup']:.2f}"]
+        cells += [f"{ours['prefill_ms']:.0f}", f"{dense['prefill_ms'] / ours['prefill_ms']:.2f}"]
+        cells += [f"{row['file_bytes'] / whole[row['threads']]:.3f}x", f"{row['peak_mib']:,.0f}"]
+        yield line([*cells, f"{row['perplexity']:.1f}"])
