@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from compressor import progress
 from compressor.errors import BudgetError
 from compressor.market import Market
-from compressor.planning import Plan, Quantity, of_market
+from compressor.planning import Plan, Resource, of_market
 
 TOLERANCE = 0.05  # of the asked ratio: within it, no further round is measured
 ROUNDS = 4
@@ -53,7 +53,7 @@ class Fitting:
     """
 
     market: Market
-    quantity: Quantity
+    quantity: Resource
     asked: float
     dense: Dense
     where: str

@@ -20,7 +20,7 @@ from compressor.market import cost as cost
 from compressor.market import flat as flat
 
 Strategy = Literal["gain", "energy", "uniform", "measured", "replay"]
-Quantity = Literal["parameters", "latency", "memory"]  # what a budget is a share of
+Resource = Literal["parameters", "latency", "memory"]  # what a budget is a share of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Plan:
     multiple_of: int
     layers: tuple[PlanLayer, ...]
     schema_version: int = field(default=1)
-    quantity: Quantity = "parameters"
+    quantity: Resource = "parameters"
     predicted: float | None = None  # of latency and memory: the ratio to dense fp32 that the layers' sum foretells
     measured: float | None = None  # and the one that was measured, untrained
 
