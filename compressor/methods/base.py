@@ -94,12 +94,18 @@ def metrics(
     power: float = 1,
     diagonal: bool = False,
 ) -> tuple[Metric | Damped, Metric | Damped]:
-    """The output metric of E[g g^T] and the input metric of E[x x^T], or the plain one where not asked for."""
+    """The output metric of E[g g^T] and the input metric of E[x x^T], or the plain one where not asked for.
+
+    Raises:
+        ValueError: one that is asked for was not gathered.
+    """
     from compressor.linalg import Metric
 
     def one(moment: SecondMoment | None, wanted: bool, size: int) -> Metric | Damped:
-        if not wanted or moment is None:
+        if not wanted:
             return Metric.plain(size, weight.device)
+        if moment is None:
+            raise ValueError("a metric's moment was not gathered: calibrate with method.needs()")
         return moment.metric(ridge, power=power, diagonal=diagonal)
 
     rows, columns = weight.shape

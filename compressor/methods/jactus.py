@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compressor.linalg import Damped, Metric, SecondMoment
+    from compressor.methods.spectral import Spectral
 
     Weighing = Metric | Damped
 
@@ -60,19 +61,16 @@ class Jactus:
     ] = "weight"
 
     def needs(self) -> frozenset[Moment]:
-        """Both, whatever the metric: the union is made of them."""
-        return frozenset(Moment)
+        """Both, which a union is made of, whatever the metric; without one those of the metric."""
+        return self._whitened.needs() if self._alone else frozenset(Moment)
 
     def subspace(self, weight: Tensor, moments: Moments, limit: int) -> Subspace:
         """Bases of the reading, then the weighted least-squares core between them."""
         from compressor import linalg
 
+        if self._alone:
+            return replace(self._whitened.subspace(weight, moments, limit), turned=self._turned)
         _both(moments)
-        if self.reading == "R4" and not self._share:  # the whitened directions themselves
-            from compressor.methods.spectral import Spectral
-
-            found = Spectral(metric=self.metric, ridge=self.ridge).subspace(weight, moments, limit)
-            return replace(found, turned=self._turned)
         output, input = metrics(
             weight,
             moments,
@@ -91,6 +89,17 @@ class Jactus:
     @property
     def _share(self) -> float:
         return self.union if self.union is not None else UNION[self.reading]
+
+    @property
+    def _alone(self) -> bool:
+        """Whether the weight's whitened directions are the basis, without others beside them."""
+        return self.reading == "R4" and not self._share
+
+    @property
+    def _whitened(self) -> Spectral:
+        from compressor.methods.spectral import Spectral
+
+        return Spectral(metric=self.metric, ridge=self.ridge)
 
     @property
     def _turned(self) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compressor.linalg import SecondMoment
-from compressor.methods.base import Moments, Subspace
+from compressor.methods.base import Moment, Moments, Subspace
 from compressor.methods.jactus import Jactus
 
 Build = Callable[..., Moments]
@@ -135,9 +135,16 @@ def test_r3_goes_from_the_weighted_weight_to_the_task_alone(moments: Build, unio
         np.testing.assert_allclose(basis @ basis.T, leading @ leading.T, atol=1e-5)
 
 
-def test_jactus_without_moments_says_what_to_do() -> None:
+@pytest.mark.parametrize("method", [Jactus(), Jactus("R1"), Jactus("R3"), Jactus(metric="input"), Jactus(union=0.5)])
+def test_jactus_without_moments_says_what_to_do(method: Jactus) -> None:
     with pytest.raises(ValueError, match="calibrate"):
-        Jactus().subspace(weight_of(5, 4), Moments(), 2)
+        method.subspace(weight_of(5, 4), Moments(), 2)
+
+
+@pytest.mark.parametrize(("metric", "needed"), [("plain", set()), ("input", {Moment.INPUT}), ("both", {*Moment})])
+def test_only_a_union_asks_for_moments_that_its_metric_does_not_use(metric: Any, needed: set[Moment]) -> None:
+    assert Jactus(metric=metric).needs() == needed
+    assert Jactus(metric=metric, union=0.1).needs() == Jactus("R1", metric=metric).needs() == {*Moment}
 
 
 @pytest.mark.parametrize(("reading", "share"), [("R1", 0.1), ("R2", 0.1), ("R3", 0.1), ("R4", 0.0)])
