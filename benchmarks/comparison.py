@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,8 @@ def compare(arguments: argparse.Namespace) -> None:
     """Select, then final, for each suite."""
     rows = Rows(arguments.out)
     for suite in chosen(arguments.suites, full=arguments.full):
+        if arguments.budgets:
+            suite = replace(suite, budgets=tuple(arguments.budgets))
         arms = arms_of(suite, arguments.arms, pretrained=arguments.start == "pretrained")
         select(rows, suite, arms, arguments.models)
         for seed in arguments.seeds or suite.seeds:
@@ -121,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--arms", nargs="+", choices=list(ARMS), metavar="ARM", help="default: the suite's")
     found.add_argument("--start", choices=("taught", "pretrained"), default="taught", help="of compressed arms")
     found.add_argument("--seeds", nargs="+", type=int, help="default: the suite's")
+    found.add_argument("--budgets", nargs="+", type=float, help="of compressed arms; default: the suite's")
     found.add_argument("--full", action="store_true", help="all data, for a GPU")
     found.add_argument("--models", type=Path, default=Path("build/comparison"))
     found.add_argument("--keep", nargs="*", choices=list(ARMS), metavar="ARM", default=list(KEPT))
