@@ -18,6 +18,7 @@ from compressor.terminal import Verb, show, working
 
 if TYPE_CHECKING:
     from compressor.recipe import Recipe
+    from validators.bench import Bench
     from validators.changes import Comparison
     from validators.report import Report
 
@@ -165,11 +166,8 @@ def report(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
 def compare(
     before: Annotated[Path, typer.Argument(metavar="BEFORE", help="The last release: a run folder or report.json.")],
     after: Annotated[Path, typer.Argument(metavar="AFTER", help="What is held against it: the same.")],
-    gates: Annotated[
-        list[str] | None,
-        typer.Option("--gate", metavar="QUANTITY=PERCENT", help="How much worse it may be: latency_p50=10."),
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Append the comparison to this file.")] = None,
+    gates: terminal.Gates = None,
+    markdown: terminal.Markdown = None,
     allow_different_data: Annotated[
         bool, typer.Option("--allow-different-data", help="Compare although the evaluation data differs.")
     ] = False,
@@ -180,6 +178,41 @@ def compare(
 
     percents = compare.percentages(gates or ())
     found = compare.compare(*compare.read(before, after), percents, allow_different_data=allow_different_data)
+    _judge(found, as_json, markdown)
+
+
+@app.command(cls=Verb)
+def bench(
+    exports: Annotated[
+        list[Path],
+        typer.Argument(metavar="EXPORT", help="Export folders or ONNX files, anybody's; the first is held against."),
+    ],
+    device: Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where they run.")] = "cpu",
+    threads: Annotated[int, typer.Option("--threads", min=0, help="0: as many as this process may use.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of made-up inputs.")] = 1,
+    sequence_length: Annotated[int, typer.Option("--sequence-length", min=1, help="Their tokens.")] = 64,
+    inputs: Annotated[Path | None, typer.Option("--inputs", metavar="NPZ", help="Real inputs by name instead.")] = None,
+    runs: Annotated[int, typer.Option("--runs", min=10, help="Timed rounds.")] = 200,
+    gates: terminal.Gates = None,
+    markdown: terminal.Markdown = None,
+    as_json: terminal.Json = False,
+) -> None:
+    """Hold exports against the first: size, memory, latency; no recipe, no data. Exit code 1 when a gate fails."""
+    from exporters.base import Session
+    from validators import compare
+    from validators.bench import bench
+
+    percents = compare.percentages(gates or ())
+    with working():
+        found = bench(
+            exports,
+            Session(device, threads),
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            runs=runs,
+            inputs_file=inputs,
+            percents=percents,
+        )
     _judge(found, as_json, markdown)
 
 
@@ -343,7 +376,7 @@ def _read(path: Path, settings: list[str] | None) -> Recipe:
     return recipe.read(path, settings or ())
 
 
-def _judge(result: Report | Comparison, as_json: bool, markdown: Path | None = None) -> None:
+def _judge(result: Report | Comparison | Bench, as_json: bool, markdown: Path | None = None) -> None:
     from compressor import summary
 
     show(result.to_dict(), lambda: str(result), as_json)

@@ -51,6 +51,11 @@ FactoryName = Annotated[
     str | None,
     typer.Option("--factory", metavar="MODULE:FUNCTION", help="Run your own code that the recipe's model.path named."),
 ]
+Gates = Annotated[
+    list[str] | None,
+    typer.Option("--gate", metavar="QUANTITY=PERCENT", help="How much worse it may be: latency_p50=10."),
+]
+Markdown = Annotated[Path | None, typer.Option("--markdown", help="Append the result to this file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

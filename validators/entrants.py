@@ -1,0 +1,178 @@
+"""Any export as a subject, without a recipe: folders that rankfold wrote, and ONNX files that others did."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor import registry
+from compressor.errors import InputError, first_line
+from compressor.tasks.base import Outcomes
+from exporters.base import EXPORT_FILE, Arrays, Session
+from exporters.feed import PAST, POSITIONS
+from exporters.onnx_runtime import GRAPH
+from validators.base import Evaluation, Subject
+
+TOKENS = 100  # that inputs are drawn from where no config says how many a model knows
+NOTHING = Outcomes(np.empty((0, 1)), np.empty(0, int), np.empty(0, int))
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One export; `facts` is its `export.json`."""
+
+    name: str
+    folder: Path
+    facts: Mapping[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model knows, as the config beside it says."""
+        file = self.folder / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return int(config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or TOKENS)
+
+    def subject(self, inputs: Arrays, session: Session) -> Subject:
+        """What checks measure; they ask for no outcome, so any task will do."""
+        evaluation = Evaluation(registry.task("text-classification"), (inputs,))
+        return Subject(self.name, self.facts["runtime"], self.folder, evaluation, session, NOTHING)
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """What each is called: its path below the folder that they have in common."""
+    whole = [path.absolute() for path in paths]
+    common = Path(os.path.commonpath([path.parent for path in whole]))
+    return [str(path.relative_to(common)) for path in whole]
+
+
+def entrant(name: str, path: Path, scratch: Path) -> Entrant:
+    """The export in a folder, or an ONNX file of anybody's, which is laid into `scratch` as an export.
+
+    Raises:
+        InputError: there is no such path, no export and no single ONNX file in it, or the file cannot be read.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist: name a folder with an export, or an ONNX file.")
+    folder = path if path.is_dir() else path.parent
+    facts = _told(folder)
+    if facts and (path.is_dir() or path.name in facts["model_files"]):
+        return Entrant(name, folder, facts)
+    return _foreign(name, _graph(path), scratch)
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    file = folder / EXPORT_FILE
+    if not file.is_file():
+        return {}
+    try:
+        facts = dict(json.loads(file.read_text(encoding="utf-8")))
+        registry.load("exporters", facts["runtime"])
+        return facts | {"model_files": list(facts["model_files"]), "inputs": list(facts["inputs"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} cannot be read ({error!r}): export again, or name the ONNX file itself.") from error
+
+
+def _graph(path: Path) -> Path:
+    """The ONNX file that a path means."""
+    if path.is_file():
+        if path.suffix != ".onnx":
+            raise InputError(f"{path} is no ONNX file: name one that ends in .onnx, or a folder with {EXPORT_FILE}.")
+        return path
+    files = sorted(path.glob("*.onnx"))
+    if len(files) != 1:
+        there = f"it holds {', '.join(file.name for file in files)}: name one of them" if files else "it holds none"
+        raise InputError(f"{path} has no {EXPORT_FILE}, so it must hold one ONNX file; {there}.")
+    return files[0]
+
+
+def _foreign(name: str, file: Path, scratch: Path) -> Entrant:
+    """Somebody's graph and the files of its weights in a new folder under the names that an export has."""
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    from exporters import onnx_file
+
+    try:
+        tensors = onnx.load(file, load_external_data=False).graph.initializer
+        facts = onnx_file.read(file)
+    except Exception as error:  # protobuf raises kinds of its own; each becomes a sentence
+        raise InputError(f"{file} cannot be read as ONNX: {first_line(error)}") from error
+    data = sorted({ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)})
+    folder = scratch / str(len(list(scratch.iterdir())))
+    folder.mkdir()
+    for source, place in ((file, GRAPH), *((file.parent / other, other) for other in data)):
+        _lay(source, folder / place)
+    if (file.parent / "config.json").is_file():
+        _lay(file.parent / "config.json", folder / "config.json")
+    facts |= {"runtime": "onnx", "precision": "", "model_files": [GRAPH, *data]}
+    (folder / EXPORT_FILE).write_text(json.dumps(facts))
+    return Entrant(name, folder, facts)
+
+
+def _lay(source: Path, place: Path) -> None:
+    """The same file under another name; copied where it lies on another disk.
+
+    Raises:
+        InputError: weights are not where the graph says.
+    """
+    if not source.is_file():
+        raise InputError(f"{source} does not exist, although the graph beside it names it for its weights.")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), place)
+    except OSError:
+        shutil.copy2(source, place)
+
+
+def inputs(entrants: Sequence[Entrant], rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Made-up inputs of one shape for all exports: tokens that all of them know, full masks, normal numbers.
+
+    Free axes are `rows` where they come first, else `length`; caches are left out, so that runners start with none.
+    """
+    tokens = min(entrant.tokens for entrant in entrants)
+    generator = np.random.default_rng(seed)
+    values = {value["name"]: value for entrant in reversed(entrants) for value in entrant.facts["inputs"]}
+    cached = any(name.startswith(PAST) for name in values)
+    return {
+        name: _made(name, value, (rows, length), tokens, generator)
+        for name, value in sorted(values.items())
+        if not name.startswith(PAST) and not (cached and name == POSITIONS)
+    }
+
+
+def _made(
+    name: str, value: Mapping[str, Any], free: tuple[int, int], tokens: int, generator: np.random.Generator
+) -> np.ndarray:
+    axes = enumerate(value["axes"])
+    shape = [axis if isinstance(axis, int) and axis > 0 else free[min(place, 1)] for place, axis in axes]
+    dtype = np.dtype(value["dtype"])
+    if dtype.kind == "f":
+        return generator.standard_normal(shape).astype(dtype)
+    if dtype.kind == "b" or "mask" in name:
+        return np.ones(shape, dtype)
+    if name == POSITIONS:
+        return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape).copy()
+    return generator.integers(0, 1 if "type" in name else tokens, shape).astype(dtype)
+
+
+def given(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file.
+
+    Raises:
+        InputError: it cannot be read, or holds objects, which would run code when they are read.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            found = dict(archive)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} cannot be read as an .npz file of arrays: {first_line(error)}") from error
+    if not found or any(not array.ndim for array in found.values()):
+        raise InputError(f"{file} must hold the exports' inputs by name, each with the rows as its first axis.")
+    return found
