@@ -22,7 +22,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from compressor.errors import ExportError
-from exporters import onnx_file
+from exporters import onnx_file, onnx_tied
 from exporters.onnx_prepare import prepare, quiet
 
 Bits = Literal[4, 8]
@@ -54,7 +54,9 @@ def quantize(source: Path, target: Path, *, embeddings: bool, block: int, bits: 
             raise ExportError(
                 f"ONNX Runtime's int{bits} quantizer of blocks fails on this graph: {error}. Export int8."
             ) from error
-        onnx_file.save(onnx_ir.from_proto(quantized), target)
+        graph = onnx_ir.from_proto(quantized)
+        onnx_tied.share_blocks_(graph, onnx_tied.ties(prepared), bits=bits, block=block)
+        onnx_file.save(graph, target)
 
 
 def _loaded(path: Path) -> onnx.ModelProto:

@@ -19,14 +19,15 @@ import onnx_ir
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from compressor.errors import ExportError
-from exporters import onnx_file
+from exporters import onnx_file, onnx_tied
 from exporters.onnx_prepare import prepare
 
 
 def quantize(source: Path, target: Path, *, embeddings: bool, reduce_range: bool) -> None:
     """Write the fp32 graph `source` as int8 graph `target`; every matrix product with a constant becomes MatMulInteger.
 
-    `embeddings` quantizes the tables that Gather reads from too, one scale per table.
+    `embeddings` quantizes the tables that Gather reads from too, one scale per table; one that a head shares is stored
+    once, with the product's scales, one per row.
 
     Raises:
         ExportError: the quantizer fails.
@@ -48,4 +49,6 @@ def quantize(source: Path, target: Path, *, embeddings: bool, reduce_range: bool
             )
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
             raise ExportError(f"ONNX Runtime's quantizer fails on this graph: {error}. Export fp32 instead.") from error
-        onnx_file.save(onnx_ir.load(quantized), target)
+        graph = onnx_ir.load(quantized)
+        onnx_tied.share_channels_(graph, onnx_tied.ties(prepared))
+        onnx_file.save(graph, target)

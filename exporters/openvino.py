@@ -1,42 +1,49 @@
-"""OpenVINO: its intermediate representation (IR) in fp32, with weights in fp16, or with weights in int8 by NNCF."""
+"""OpenVINO: its intermediate representation (IR) in fp32, with weights in fp16, or in int8 by NNCF."""
 
 from __future__ import annotations
 
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from compressor import registry
 from compressor.errors import ExportError
-from exporters import openvino_runtime, staged
-from exporters.base import EXPORT_FILE, Device, Exported, Session
+from exporters import openvino_int8, openvino_runtime, staged
+from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session
 from exporters.folder import new_folder
-from exporters.openvino_runtime import GRAPH, INSTALL, PACKAGES, WEIGHTS, OpenvinoRunner
+from exporters.openvino_runtime import GRAPH, PACKAGES, WEIGHTS, OpenvinoRunner
 
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int8-static"]
 SCHEMA_VERSION = 1
 FULL = "openvino-fp32"  # the sibling that the smaller precisions are made of
-NNCF = {"nncf": INSTALL}  # needed to export int8, not to run it
-QUANTIZATION = {
-    "weights": "8 bits, asymmetric, per output channel, embeddings too (nncf.compress_weights)",
-    "activations": "none ahead of time; OpenVINO quantizes them in groups while running where the CPU is faster so",
+STATIC = "int8-static"
+QUANTIZATION = {  # of the precisions that NNCF makes
+    "int8": {
+        "weights": "8 bits, asymmetric, per output channel, embeddings too (nncf.compress_weights)",
+        "activations": "none ahead of time; OpenVINO quantizes them in groups while running where the CPU is faster so",
+    },
+    STATIC: {
+        "weights": "8 bits, symmetric, per output channel, embeddings too (nncf.quantize)",
+        "activations": "8 bits, by ranges measured on the task's data, smoothed into the weights before",
+    },
 }
 
 
 @dataclass(frozen=True)
 class OpenvinoExporter:
-    """OpenVINO IR for CPUs, in fp32, with fp16 weights or with int8 weights.
+    """OpenVINO IR for CPUs, in fp32, with fp16 weights, with int8 weights, or with int8 activations too.
 
     Attributes:
         precision: "fp32"; "fp16": weights stored in half precision; "int8": weights stored in eight bits by NNCF.
-            What is not a weight is computed in fp32 in all three.
+            What is not a weight is computed in fp32 in these three. "int8-static": activations in eight bits too, by
+            ranges that NNCF measures on the task's data.
         opset: version of the ONNX operators that the model passes through on its way to the IR.
         tolerance: largest difference of a logit that the fp32 graph may have from the torch model, or 1e-4 of the
             largest logit where that is more.
@@ -51,24 +58,40 @@ class OpenvinoExporter:
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
-            raise ExportError(f"The OpenVINO exporter writes fp32, fp16 and int8, not '{self.precision}'.")
+            *most, last = get_args(Precision)
+            raise ExportError(f"The OpenVINO exporter writes {', '.join(most)} and {last}, not '{self.precision}'.")
 
-    def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
+    @property
+    def calibrated(self) -> bool:
+        """Whether `export` needs samples."""
+        return self.precision == STATIC
+
+    def export(
+        self,
+        model: torch.nn.Module,
+        example: Mapping[str, torch.Tensor],
+        path: Path,
+        samples: Sequence[Arrays] = (),
+    ) -> Exported:
         """Write `model` as a new folder `path`: `model.xml`, `model.bin`, `export.json` and the model's config.
 
         Axes, names and the cache of a decoder are those of the ONNX export, through which the graph goes. fp16 and
-        int8 take the graph of an fp32 export of the same weights in the sibling folder `openvino-fp32`.
+        both int8 take the graph of an fp32 export of the same weights in the sibling folder `openvino-fp32`.
+        `samples`, batches of the task's inputs, are what int8-static measures the range of activations on.
 
         Raises:
             DependencyError: openvino, or nncf for int8, is not installed.
-            ExportError: `path` exists, the graph cannot be written, or it computes something else than the model.
+            ExportError: `path` exists, the graph cannot be written, or it computes something else than the model; or
+                int8-static without samples, or of a decoder.
             ResourceError: the disk refuses the files.
         """
-        registry.require({**self.packages, **(NNCF if self.precision == "int8" else {})})
+        registry.require({**self.packages, **(openvino_int8.PACKAGES if self.precision in QUANTIZATION else {})})
+        if self.calibrated and not samples:
+            raise ExportError("int8-static measures its ranges on data: give `export` at least one batch as `samples`.")
         with new_folder(path) as scratch:
             start = self._start(model, example, path, scratch)
             del model  # where the caller does not keep it, its weights leave memory before the checks
-            facts = self._finished(start, scratch)
+            facts = self._finished(start, scratch, samples)
             staged.save_config(start.config, scratch)
             (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         return Exported(path, tuple(facts["model_files"]), facts)
@@ -98,9 +121,9 @@ class OpenvinoExporter:
             known={"precision": "fp32"},
         )
 
-    def _finished(self, start: staged.Traced, folder: Path) -> dict[str, Any]:
+    def _finished(self, start: staged.Traced, folder: Path, samples: Sequence[Arrays]) -> dict[str, Any]:
         """Put the graph into `folder`; returns its facts, and how far it is from the model."""
-        stage = None if self.precision == "fp32" else self._shrink
+        stage = None if self.precision == "fp32" else lambda source, place: self._shrink(source, place, samples)
         figures = staged.made(start, folder, stage=stage, load=self.load, tolerance=self.tolerance)
         return self._facts(folder) | figures
 
@@ -115,12 +138,14 @@ class OpenvinoExporter:
             # not openvino.convert_model, which is made to report its use
             openvino.save_model(_named(openvino.Core().read_model(traced)), folder / GRAPH, compress_to_fp16=False)
 
-    def _shrink(self, source: Path, folder: Path) -> None:
+    def _shrink(self, source: Path, folder: Path, samples: Sequence[Arrays]) -> None:
         """The fp32 IR of `source` in `folder`, with smaller weights."""
         (openvino,) = registry.imported(self.packages)
         graph = openvino.Core().read_model(source / GRAPH)
         if self.precision == "int8":
-            graph = _compressed(graph)
+            graph = openvino_int8.compressed(graph)
+        if self.precision == STATIC:
+            graph = openvino_int8.quantized(graph, source / GRAPH, samples)
         openvino.save_model(_named(graph), folder / GRAPH, compress_to_fp16=self.precision == "fp16")
 
     def _facts(self, folder: Path) -> dict[str, Any]:
@@ -132,7 +157,7 @@ class OpenvinoExporter:
             "runtime": self.name,
             "precision": self.precision,
             "opset": self.opset,
-            **({"quantization": QUANTIZATION} if self.precision == "int8" else {}),
+            **({"quantization": QUANTIZATION[self.precision]} if self.precision in QUANTIZATION else {}),
             "model_files": list(files),
             "file_bytes": files,
             "versions": self._versions(),
@@ -142,7 +167,7 @@ class OpenvinoExporter:
     def _versions(self) -> dict[str, str]:
         from importlib.metadata import version
 
-        used = ("torch", "onnx", "openvino", *(("nncf",) if self.precision == "int8" else ()))
+        used = ("torch", "onnx", "openvino", *(("nncf",) if self.precision in QUANTIZATION else ()))
         return {name: version(name) for name in used}
 
 
@@ -153,15 +178,3 @@ def _named(graph: Any) -> Any:
         if re.fullmatch(rf"{kind}_\d+", one.get_friendly_name()):
             one.set_friendly_name(f"{kind}_{number}")
     return graph
-
-
-def _compressed(graph: Any) -> Any:
-    """The graph with the weights of its products and its embedding tables in eight bits; nothing is printed."""
-    import contextlib
-    import logging
-    import sys
-
-    (nncf,) = registry.imported(NNCF)
-    nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(sys.stderr):  # its progress bar, beside which ours would be torn
-        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)

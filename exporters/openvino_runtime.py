@@ -91,7 +91,9 @@ def load(folder: Path, session: Session) -> OpenvinoRunner:
             f"OpenVINO refuses {path} ({path.stat().st_size} bytes, weights {(folder / WEIGHTS).stat().st_size}): "
             f"{said(error)}. If a file was cut off or edited, restore it or export the model again."
         ) from error
-    return OpenvinoRunner(path, compiled, _feed(path, compiled), tuple(one.get_any_name() for one in compiled.outputs))
+    return OpenvinoRunner(
+        path, compiled, feed_of(path, compiled), tuple(one.get_any_name() for one in compiled.outputs)
+    )
 
 
 def options(session: Session) -> dict[str, Any]:
@@ -127,8 +129,9 @@ def _check(folder: Path, session: Session) -> None:
         )
 
 
-def _feed(path: Path, compiled: Any) -> Feed:
-    dtypes = {port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs}
-    caches = {port.get_any_name(): port.get_partial_shape() for port in compiled.inputs}
+def feed_of(path: Path, graph: Any) -> Feed:
+    """What the graph at `path`, compiled or not, is fed."""
+    dtypes = {port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in graph.inputs}
+    caches = {port.get_any_name(): port.get_partial_shape() for port in graph.inputs}
     cache = {name: (s[1].get_length(), s[3].get_length()) for name, s in caches.items() if name.startswith(PAST)}
     return Feed(path, dtypes, cache)

@@ -33,7 +33,7 @@ class ExportSection(Section):
     precision: str = Field(
         default="fp32",
         description="onnx writes fp32, fp16, int8, int8-static, int8-weights, int4, fp32-fused and "
-        "int8-fused; other runtimes say what they write",
+        "int8-fused, openvino fp32, fp16, int8 and int8-static; other runtimes say what they write",
     )
 
     @field_validator("precision")

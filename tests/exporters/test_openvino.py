@@ -80,7 +80,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory, bert: Any, padded: Padded
             if precision != "fp32":
                 export("fp32")
             exporter = OpenvinoExporter(precision=precision)  # type: ignore[arg-type]
-            done[precision] = exporter.export(bert, padded(2, 7), folder / f"openvino-{precision}")
+            samples = [arrays(padded(rows, 9)) for rows in (8, 9, 10)] if exporter.calibrated else []
+            done[precision] = exporter.export(bert, padded(2, 7), folder / f"openvino-{precision}", samples)
         return done[precision]
 
     return export
@@ -179,6 +180,81 @@ def test_int8_stores_a_quarter_of_the_bytes_and_agrees(
         expected = bert(**inputs).logits.numpy()
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
     assert np.abs(found - expected).max() > 1e-4  # it did compute with rounded weights
+
+
+@needs_openvino
+@needs_nncf
+def test_static_int8_rounds_what_products_read_too_and_agrees(
+    exported: Exports, bert: Any, capfd: pytest.CaptureFixture[str], padded: Padded
+) -> None:
+    full, small = exported("fp32"), exported("int8-static")
+    assert capfd.readouterr().out == ""  # where results stand
+    assert small.facts["reused_fp32_graph"]
+    assert small.facts["matmul_weight_bytes"] * 4 == full.facts["matmul_weight_bytes"]
+    linear = sum(isinstance(layer, nn.Linear) for layer in bert.modules())
+    assert small.facts["nodes"]["FakeQuantize"] >= linear / 2  # query, key and value read the same numbers
+    assert not [shape for kind, shape in constants(small.path) if kind == "f32" and len(shape) > 1 and min(shape) > 1]
+    assert small.facts["quantization"]["activations"].startswith("8 bits")
+    assert set(small.facts["versions"]) == {"torch", "onnx", "openvino", "nncf"}
+    inputs = padded(16, 9)
+    found = OpenvinoExporter().load(small.path)(arrays(inputs))["logits"]
+    with torch.no_grad():
+        expected = bert(**inputs).logits.numpy()
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.97
+    assert np.abs(found - expected).max() > 1e-4
+
+
+class Plain(nn.Module):
+    """One linear layer, as a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 8)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layer(features)
+
+
+@needs_openvino
+@needs_nncf
+def test_static_int8_knows_the_range_that_its_samples_had(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, features = Plain(), torch.randn(64, 16)
+    expected = model(features).detach().numpy()
+    errors = {}
+    for share in (1.0, 0.1):
+        exporter = OpenvinoExporter(precision="int8-static")
+        samples = [{"features": share * features.numpy()}]
+        export = exporter.export(model, {"features": features[:2]}, tmp_path / str(share), samples)
+        found = exporter.load(export.path)({"features": features.numpy()})["logits"]
+        errors[share] = np.abs(found - expected).max()
+    assert errors[1.0] < 0.1  # whatever passes the range is cut off at it
+    assert errors[0.1] > 0.5
+
+
+@needs_openvino
+@needs_nncf
+def test_static_int8_without_samples_is_refused_before_anything_is_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graph, "write", lambda *_: pytest.fail("traced"))
+    with pytest.raises(ExportError, match="int8-static measures its ranges on data: give `export` at least one batch"):
+        OpenvinoExporter(precision="int8-static").export(Plain(), {"features": torch.randn(2, 16)}, tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_openvino
+@needs_nncf
+def test_static_int8_of_a_decoder_is_refused_with_what_to_export(
+    tmp_path: Path, padded: Padded, folded: Folded
+) -> None:
+    torch.manual_seed(0)
+    inputs = padded(2, 3, VOCABULARY)
+    with pytest.raises(ExportError, match=r"int8-static is not for a model with a cache: .* Export int8"):
+        OpenvinoExporter(precision="int8-static").export(
+            folded(DECODERS["gpt2"]()), inputs, tmp_path / "export", [arrays(inputs)]
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_openvino
@@ -327,11 +403,11 @@ def test_cuda_is_refused_with_what_runs_there(tmp_path: Path) -> None:
 
 
 def test_a_precision_that_it_cannot_write_is_refused() -> None:
-    with pytest.raises(ExportError, match="writes fp32, fp16 and int8, not 'int4'"):
+    with pytest.raises(ExportError, match="writes fp32, fp16, int8 and int8-static, not 'int4'"):
         OpenvinoExporter(precision="int4")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("gone", "precision"), [("openvino", "fp32"), ("nncf", "int8")])
+@pytest.mark.parametrize(("gone", "precision"), [("openvino", "fp32"), ("nncf", "int8"), ("nncf", "int8-static")])
 def test_a_missing_package_is_named_with_the_command_before_anything_is_traced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bert: Any, gone: str, precision: str, padded: Padded
 ) -> None:
