@@ -19,10 +19,10 @@ import rows
 import torch
 from arms import DENSE, MATCHED, MATCHED_BUDGET, Arm
 from suites import Suite
-from training_memory import training_bytes
+from training_memory import further_bytes, training_bytes
 
 from compressor import adapt, calibration, data, factorize, models, planning, probing, progress, storage
-from compressor.distillation import distillation_loss
+from compressor.distillation import distillation_loss, one_copy
 from compressor.methods.jactus import Jactus
 from compressor.recipe import Distillation
 from compressor.tasks.base import Outcomes
@@ -201,15 +201,16 @@ class Bench:
         return models.find_targets(self.probed)
 
     def memory(self, model: Any, teacher: Any | None) -> dict[str, int]:
-        """What one step of training holds, on the longest batch."""
+        """What one step of training holds, on the longest batch; of the teacher what the model has not got itself."""
         batch = data.batches(self.data.train, self.task, self.processor, self.suite.batch_size)[-1]
         model.train()
         if teacher is None:
             return training_bytes(model, lambda: model(**batch).loss)
         teacher.eval()
-        return training_bytes(
-            model, lambda: distillation_loss(model, teacher, batch, DISTILLATION, self.task.terms)[0]
-        ) | {"teacher": sum(one.numel() * one.element_size() for one in teacher.parameters())}
+        with one_copy(model, teacher):
+            return training_bytes(
+                model, lambda: distillation_loss(model, teacher, batch, DISTILLATION, self.task.terms)[0]
+            ) | {"teacher": further_bytes(teacher, model)}
 
     def train(self, model: Any, learning_rate: float, teacher: Any | None) -> adapt.History:
         """The recipe that all arms share; nothing where the suite trains nothing."""

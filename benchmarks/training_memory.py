@@ -34,6 +34,12 @@ def training_bytes(model: nn.Module, step: Callable[[], Tensor]) -> dict[str, in
     return parts | {"peak": sum(parts.values())}
 
 
+def further_bytes(model: nn.Module, beside: nn.Module) -> int:
+    """Bytes of a model's weights that are not those of another too."""
+    ours, theirs = (_storages([*one.parameters(), *one.buffers()]) for one in (model, beside))
+    return sum(size for place, size in ours.items() if place not in theirs)
+
+
 def saved(loss: Tensor) -> list[Tensor]:
     """All tensors that the graph behind a loss holds for its backward pass."""
     return [tensor for step in _steps(loss.grad_fn) for tensor in _tensors(_held(step))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from compressor import progress
-from compressor.distillation import distillation_loss
+from compressor.distillation import distillation_loss, one_copy
 from compressor.errors import ModelError
 from compressor.recipe import Distillation, Training
 from compressor.tasks.base import Task
@@ -81,7 +82,8 @@ def adapt_(
         callbacks=[_progress_callback(title)],
     )
     trainer.remove_callback(_printer())
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    with nullcontext() if teacher is None else one_copy(trainer.model, teacher):
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     history = _history(trainer.state.log_history)
     shutil.rmtree(folder, ignore_errors=True)
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):

@@ -6,8 +6,8 @@ model that gives none is taught by predictions alone: its loss is the recipe's w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -51,6 +51,33 @@ def distillation_loss(
     if len(known) > 1:
         loss = loss + section.hidden * hidden_loss(outputs.hidden_states, known, batch.get("attention_mask"))
     return loss, outputs
+
+
+@contextmanager
+def one_copy(model: nn.Module, teacher: nn.Module) -> Iterator[None]:
+    """Within it, what is frozen and alike in both models is held once; afterwards each has its own again.
+
+    A compressed model has of its teacher the embeddings, norms, biases and layers that its plan keeps dense.
+    """
+    theirs = {**dict(teacher.named_parameters()), **dict(teacher.named_buffers())}
+    alike = [(one, theirs[name]) for name, one in _frozen(model) if name in theirs and _equal(one, theirs[name])]
+    for one, other in alike:
+        one.data = other.data
+    try:
+        yield
+    finally:
+        for one, other in alike:
+            if one.data_ptr() == other.data_ptr():
+                one.data = other.data.clone()
+
+
+def _frozen(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from ((name, one) for name, one in model.named_parameters() if not one.requires_grad)
+    yield from model.named_buffers()
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
 
 
 def _outputs(model: nn.Module, inputs: Mapping[str, Tensor], hidden: bool) -> Any:

@@ -52,15 +52,13 @@ def _silu(step: Any) -> Held:
 
 
 def _product(step: Any) -> Held | None:
-    """Of two factors. Autograd holds each where the other needs a gradient; one that is not held is remade itself."""
-    factors = step._saved_self, step._saved_other
-    sides = [
-        Held((factor,), _as_it_is) if factor is not None else _before(step, place)
-        for place, factor in enumerate(factors)
-    ]
-    if sides[0] is None or sides[1] is None:
+    """Of two factors, one of which may be an activation that need not be held either (see `_release`).
+
+    Autograd holds each factor where the other needs a gradient; one that it does not hold is remade itself.
+    """
+    first, second = _factor(step, 0), _factor(step, 1)
+    if first is None or second is None:
         return None
-    first, second = sides[0], sides[1]
     split = len(first.tensors)
 
     def remake(*tensors: Tensor) -> Tensor:
@@ -69,9 +67,24 @@ def _product(step: Any) -> Held | None:
     return Held(first.tensors + second.tensors, remake)
 
 
-def _before(step: Any, place: int) -> Held | None:
+def _factor(step: Any, place: int) -> Held | None:
     earlier, _ = step.next_functions[place]
-    return None if earlier is None else _way(earlier)
+    found = None if earlier is None else _way(earlier)
+    factor = getattr(step, f"_saved_{SIDES[place]}")
+    if factor is None:
+        return found
+    if found is None or earlier.name() not in ACTIVATIONS:
+        return Held((factor,), _as_it_is)
+    _release(step, SIDES[place], found)
+    return found
+
+
+def _release(step: Any, side: str, found: Held) -> None:
+    """Let a product hold, in the place of a factor, how to make it again."""
+    if side not in step.metadata:
+        step.metadata[side] = RELEASED
+        tensors = tuple(one.detach() for one in found.tensors)
+        getattr(step, f"_raw_saved_{side}").register_hooks(lambda _: tensors, lambda held: found.remake(*held))
 
 
 def _layer_norm(step: Any) -> Held | None:
@@ -84,6 +97,9 @@ def _normalized(x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Te
     return torch.addcmul(bias, (x - mean).mul_(scale), weight)
 
 
+SIDES = ("self", "other")  # as torch calls the factors
+RELEASED = "made again"
+ACTIVATIONS = ("GeluBackward0", "SiluBackward0")
 WAYS: dict[str, Callable[[Any], Held | None]] = {
     "GeluBackward0": _gelu,
     "SiluBackward0": _silu,

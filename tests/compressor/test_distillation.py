@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.distillation import distillation_loss, hidden_loss, prediction_loss
+from compressor.distillation import distillation_loss, hidden_loss, one_copy, prediction_loss
 from compressor.recipe import Distillation
 
 Batch = dict[str, Tensor]
@@ -86,3 +86,19 @@ def test_lessons_bring_the_pupil_nearer_to_its_teacher(
         optimizer.step()
         optimizer.zero_grad()
     assert distance() < 0.3 * before
+
+
+def test_what_a_pupil_has_of_its_teacher_is_held_once_while_it_learns(tiny_bert: Callable[..., Any]) -> None:
+    student, teacher = tiny_bert(0), tiny_bert(0)
+    student.requires_grad_(False)
+    student.classifier.requires_grad_(True)
+    with torch.no_grad():
+        student.bert.pooler.dense.weight.add_(1)
+    before = {name: one.clone() for name, one in student.state_dict().items()}
+    theirs = dict(teacher.named_parameters())
+    with one_copy(student, teacher):
+        shared = {name for name, one in student.named_parameters() if one.data_ptr() == theirs[name].data_ptr()}
+    apart = {name for name in theirs if name.startswith("classifier") or name == "bert.pooler.dense.weight"}
+    assert shared == set(theirs) - apart
+    assert all(torch.equal(one, before[name]) for name, one in student.state_dict().items())
+    assert all(one.data_ptr() != theirs[name].data_ptr() for name, one in student.named_parameters())

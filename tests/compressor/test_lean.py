@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -181,6 +181,17 @@ def test_a_core_layer_holds_its_rank_beside_its_input() -> None:
     rows = [one for one in held_by(layer(x)) if len(one) == 11]
     assert sorted(one.shape[1] for one in rows) == [RANK, N]
     assert [one.shape[1] for one in held_by(core_layer(0)(x)) if len(one) == 11] == [RANK]
+
+
+def test_an_activation_that_is_a_factor_is_not_held_either() -> None:
+    layer, x = core_layer(), torch.randn(4, N, dtype=torch.float64, requires_grad=True)
+    factor = functional.silu(x)
+    gated: Any = factor * torch.sin(x)
+    assert gated.grad_fn._saved_self.data_ptr() == factor.data_ptr()
+    (layer(gated) + layer(gated)).sum().backward(retain_graph=True)  # the second finds it released
+    found = gated.grad_fn._saved_self
+    assert found.data_ptr() != factor.data_ptr()
+    assert torch.equal(found, factor)
 
 
 @pytest.mark.parametrize("make", [core_layer, kept_layer])
