@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from suites import Suite
 from training_memory import further_bytes, training_bytes
 
 from compressor import adapt, calibration, data, factorize, lessons, models, planning, probing, progress, storage
-from compressor.distillation import distillation_loss, lesson_of, one_copy, taught_loss
+from compressor.distillation import distillation_loss, one_copy
 from compressor.methods.jactus import Jactus
 from compressor.recipe import Distillation
 from compressor.tasks.base import Outcomes
@@ -206,18 +207,14 @@ class Bench:
         return self.held(model, teacher, batch)
 
     def held(self, model: Any, teacher: Any | None, batch: dict[str, torch.Tensor]) -> dict[str, int]:
-        """The same on a batch; of a teacher its lesson, or the weights that the model has not got itself."""
+        """The same on a batch; of a teacher whose lessons are not written, the weights that the model has not got."""
         model.train()
         terms = self.task.terms
         if teacher is None:
             return training_bytes(model, lambda: model(**batch).loss)
-        if self.noted(teacher.eval()):
-            lesson = lesson_of(teacher, batch, DISTILLATION, terms)
-            found = training_bytes(model, lambda: taught_loss(model, lesson, batch, DISTILLATION, terms)[0])
-            return found | {"teacher": lessons.byte_count(lesson)}
-        with one_copy(model, teacher):
+        with nullcontext() if self.noted(teacher.eval()) else one_copy(model, teacher):
             found = training_bytes(model, lambda: distillation_loss(model, teacher, batch, DISTILLATION, terms)[0])
-            return found | {"teacher": further_bytes(teacher, model)}
+            return found | {"teacher": 0 if self.noted(teacher) else further_bytes(teacher, model)}
 
     def noted(self, teacher: Any) -> bool:
         """Whether its lessons on the training rows are written once, so that it is not in memory."""

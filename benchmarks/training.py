@@ -34,7 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 from training_memory import training_bytes
 
 from compressor import adapt, data, lean, models, progress
-from compressor.distillation import distillation_loss, lesson_of, taught_loss
+from compressor.distillation import Lesson, distillation_loss, lesson_of, taught_loss
 from compressor.machine import machine, versions
 
 WAYS = ("dense", "dense-lora", "jactus", "jactus-before")
@@ -126,8 +126,13 @@ def prepared(bench: Bench, way: str, batch: dict[str, torch.Tensor]) -> Step:
         return Step(model, lambda: model(**batch).loss, held, False)
     if bench.noted(teacher):
         lesson = lesson_of(teacher, batch, DISTILLATION, terms)
-        return Step(model, partial(_first, taught_loss, model, lesson, batch, DISTILLATION, terms), held, False)
+        return Step(model, lambda: _first(taught_loss, model, read(lesson), batch, DISTILLATION, terms), held, False)
     return Step(model, partial(_first, distillation_loss, model, teacher, batch, DISTILLATION, terms), held, False)
+
+
+def read(lesson: Lesson) -> Lesson:
+    """A copy, as reading the file gives: a step uses it up."""
+    return Lesson(lesson.logits.clone(), tuple(one.clone() for one in lesson.states))
 
 
 def _first(loss: Callable[..., tuple[torch.Tensor, Any]], *arguments: Any) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from compressor.recipe import Distillation
 from compressor.tasks.base import inputs_of, labeled
@@ -43,7 +44,7 @@ def lesson_of(
     given = getattr(taught, "hidden_states", None) if section.hidden else None
     known = (given or ())[1:]  # without the embeddings, which are no target
     sizes = [_sizes(state, padded) for state in known]
-    states = tuple(_unpadded(state, padded) for state in known)
+    states = tuple(_of_their_own(_unpadded(state, padded) for state in known))
     return Lesson(taught.logits[mask], states, (mask.reshape(len(mask), -1).sum(1).tolist(), *sizes))
 
 
@@ -79,7 +80,7 @@ def taught_loss(
     section: Distillation,
     terms: Callable[[Mapping[str, Tensor]], Tensor] = labeled,
 ) -> tuple[Tensor, Any]:
-    """`distillation_loss` by a lesson that was given already."""
+    """`distillation_loss` by a lesson that was given already, and is used up: its states become the pupil's errors."""
     outputs = _outputs(student, batch, bool(lesson.states))
     loss = (1 - section.predictions) * outputs.loss
     if section.predictions:
@@ -139,8 +140,8 @@ def hidden_loss(states: Sequence[Tensor], taught: Sequence[Tensor], mask: Tensor
     States are (B, T, d), or maps (B, d, H, W) as vision models have them; layers may differ in shape. The first states
     are the embeddings, which are no target; where `mask (B, T)` is zero there is padding.
     """
-    unpadded = ([_unpadded(state, mask) for state in side[1:]] for side in (states, taught))
-    return _shares(*unpadded)
+    ours, theirs = ([_unpadded(state, mask) for state in side[1:]] for side in (states, taught))
+    return _shares(ours, [state.clone() for state in theirs])
 
 
 def _unpadded(state: Tensor, mask: Tensor | None) -> Tensor:
@@ -148,6 +149,15 @@ def _unpadded(state: Tensor, mask: Tensor | None) -> Tensor:
     if state.ndim == 4:
         return state.movedim(1, -1).flatten(0, -2)
     return state.flatten(0, -2) if mask is None or mask.shape != state.shape[:2] else state[mask.bool()]
+
+
+def _of_their_own(states: Iterable[Tensor]) -> Iterator[Tensor]:
+    """States that may be written over: a model may give one tensor as the state of two layers."""
+    seen = set[int]()
+    for state in states:
+        place = state.untyped_storage().data_ptr()
+        yield state.clone() if place in seen else state
+        seen.add(place)
 
 
 def _sizes(state: Tensor, mask: Tensor | None) -> list[int]:
@@ -165,5 +175,21 @@ def _shares(states: Iterable[Tensor], taught: Iterable[Tensor]) -> Tensor:
     return torch.stack([_share_of_variance(*pair) for pair in zip(states, taught, strict=True)]).mean()
 
 
-def _share_of_variance(state: Tensor, taught: Tensor) -> Tensor:
-    return (state - taught).square().mean() / taught.var(0, correction=0).mean().clamp_min(1e-12)
+class ShareOfVariance(torch.autograd.Function):
+    """Squared error of a state (tokens, d) over the taught one's variance, (); what was taught becomes the error."""
+
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, taught: Tensor) -> Tensor:
+        variance = taught.var(0, correction=0).mean().clamp_min(1e-12)
+        error = taught.neg_().add_(state) if taught.dtype == state.dtype else state - taught
+        ctx.save_for_backward(error, variance)
+        return error.square().mean() / variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        error, variance = ctx.saved_tensors
+        return error * (2 * gradient / (error.numel() * variance)), None
+
+
+_share_of_variance: Callable[[Tensor, Tensor], Tensor] = ShareOfVariance.apply

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.distillation import distillation_loss, hidden_loss, one_copy, prediction_loss
+from compressor.distillation import distillation_loss, hidden_loss, lesson_of, one_copy, prediction_loss
 from compressor.recipe import Distillation
 
 Batch = dict[str, Tensor]
@@ -40,6 +40,22 @@ def test_the_hidden_loss_is_each_layers_error_over_its_variance() -> None:
         rows, wanted = state.reshape(-1, 4).numpy(), taught.reshape(-1, 4).numpy()
         shares.append(((rows - wanted) ** 2).sum() / ((wanted - wanted.mean(0)) ** 2).sum())
     assert float(hidden_loss(student, teacher)) == pytest.approx(np.mean(shares), rel=1e-5)
+
+
+def test_the_hidden_losss_gradient_is_the_difference_of_the_loss() -> None:
+    state, taught = torch.randn(5, 4, dtype=torch.float64, requires_grad=True), torch.randn(5, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda one: hidden_loss((one, one[None]), (taught, taught[None])), state)
+
+
+def test_a_tensor_that_is_the_state_of_two_layers_is_compared_twice() -> None:
+    class Repeating(torch.nn.Module):
+        def forward(self, x: Tensor, output_hidden_states: bool = False) -> Any:
+            return type("Outputs", (), {"logits": x[:, 0], "hidden_states": (x, x, x), "loss": x.sum()})()
+
+    x = torch.randn(3, 2, 4)
+    batch = {"x": x, "labels": torch.zeros(3, dtype=torch.long)}
+    lesson = lesson_of(Repeating(), batch, Distillation())
+    assert lesson.states[0].data_ptr() != lesson.states[1].data_ptr()
 
 
 def test_padding_teaches_nothing() -> None:
