@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,10 +20,10 @@ import rows
 import torch
 from arms import DENSE, MATCHED, MATCHED_BUDGET, Arm
 from suites import Suite
-from training_memory import training_bytes
+from training_memory import further_bytes, training_bytes
 
-from compressor import adapt, calibration, data, factorize, models, planning, probing, progress, storage
-from compressor.distillation import distillation_loss
+from compressor import adapt, calibration, data, factorize, lessons, models, planning, probing, progress, storage
+from compressor.distillation import distillation_loss, one_copy
 from compressor.methods.jactus import Jactus
 from compressor.recipe import Distillation
 from compressor.tasks.base import Outcomes
@@ -201,15 +202,25 @@ class Bench:
         return models.find_targets(self.probed)
 
     def memory(self, model: Any, teacher: Any | None) -> dict[str, int]:
-        """What one step of training holds, on the longest batch."""
+        """What one step of training holds, on the longest batch, as `adapt_` trains."""
         batch = data.batches(self.data.train, self.task, self.processor, self.suite.batch_size)[-1]
+        return self.held(model, teacher, batch)
+
+    def held(self, model: Any, teacher: Any | None, batch: dict[str, torch.Tensor]) -> dict[str, int]:
+        """The same on a batch; of a teacher whose lessons are not written, the weights that the model has not got."""
         model.train()
+        terms = self.task.terms
         if teacher is None:
             return training_bytes(model, lambda: model(**batch).loss)
-        teacher.eval()
-        return training_bytes(
-            model, lambda: distillation_loss(model, teacher, batch, DISTILLATION, self.task.terms)[0]
-        ) | {"teacher": sum(one.numel() * one.element_size() for one in teacher.parameters())}
+        with nullcontext() if self.noted(teacher.eval()) else one_copy(model, teacher):
+            found = training_bytes(model, lambda: distillation_loss(model, teacher, batch, DISTILLATION, terms)[0])
+            return found | {"teacher": 0 if self.noted(teacher) else further_bytes(teacher, model)}
+
+    def noted(self, teacher: Any) -> bool:
+        """Whether its lessons on the training rows are written once, so that it is not in memory."""
+        batches = data.batches(self.data.train, self.task, self.processor, self.suite.batch_size)
+        give = lessons.giving(teacher, DISTILLATION, self.task.terms)
+        return lessons.expected_bytes(batches.then(give)) <= lessons.MOST
 
     def train(self, model: Any, learning_rate: float, teacher: Any | None) -> adapt.History:
         """The recipe that all arms share; nothing where the suite trains nothing."""

@@ -73,7 +73,7 @@ def train(line: Line, model: Any) -> None:
             recipe.adapt,
             folder=Path(scratch) / "checkpoints",
             seed=recipe.seed,
-            teacher=line.source.adapted() if recipe.distillation else None,
+            teacher=line.source.adapted if recipe.distillation else None,
             distillation=recipe.distillation,
         )
 

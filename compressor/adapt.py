@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -14,12 +15,15 @@ import torch
 from torch import nn
 
 from compressor import progress
-from compressor.distillation import distillation_loss
+from compressor.distillation import Lesson, lesson_of, one_copy, taught_loss
 from compressor.errors import ModelError
+from compressor.lessons import ROW, Notes, take
 from compressor.recipe import Distillation, Training
 from compressor.tasks.base import Task
 
 History = list[dict[str, float]]
+Lessons = Callable[[dict[str, Any]], Lesson]  # a batch, whose rows' numbers are taken out of it -> what is said of it
+LESSONS = "lessons.bin"
 WHOLE = "whole"  # an empty file in every checkpoint that was written to its end
 
 
@@ -57,7 +61,8 @@ def adapt_(
         folder: where checkpoints go; removed at the end.
         seed: of order and dropout.
         title: what the progress bar says.
-        teacher: an adapted dense model that the training loss is also held against; validation is by labels alone.
+        teacher: an adapted dense model, or () -> one, that the training loss is also held against; validation is by
+            labels alone. Its lessons are written to `folder` before, and it is let go, where they are not too large.
         distillation: how; default: Distillation(). Without a teacher it does nothing.
 
     Returns:
@@ -69,19 +74,29 @@ def adapt_(
     if not trainable(model):
         raise ModelError("Nothing in the model is trainable: the method's core is frozen and the model has no head.")
     arguments = _arguments(training, folder, seed, train, task.chooses_by if validation is not None else None)
+    section, kept = distillation or Distillation(), None
+    lessons: Lessons | None = None
     if teacher is not None:
-        teacher.eval().requires_grad_(False).to(arguments.device)
-    trainer = _trainer(task, teacher, distillation or Distillation())(
+        asked = teacher if isinstance(teacher, nn.Module) else teacher()
+        asked.eval().requires_grad_(False).to(arguments.device)
+        notes = take(asked, train, task, processor, section, folder / LESSONS, batch_size=training.batch_size)
+        if notes is None:
+            lessons, kept = partial(lesson_of, asked, section=section, terms=task.terms), asked
+        else:
+            lessons, train = _noted(notes), train.add_column(ROW, list(range(len(train))))
+        del teacher, asked
+    trainer = _trainer(task, lessons, section)(
         model=model,
         args=arguments,
         train_dataset=train,
         eval_dataset=validation,
-        data_collator=partial(task.collate, processor=processor),
+        data_collator=partial(_collate, task, processor),
         compute_metrics=_accuracy if task.chooses_by == "accuracy" else None,
         callbacks=[_progress_callback(title)],
     )
     trainer.remove_callback(_printer())
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    with nullcontext() if kept is None else one_copy(trainer.model, kept):
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     history = _history(trainer.state.log_history)
     shutil.rmtree(folder, ignore_errors=True)
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
@@ -89,8 +104,22 @@ def adapt_(
     return history
 
 
-def _trainer(task: Task, teacher: Any | None, distillation: Distillation) -> Any:
-    """The Trainer class, plain or with a teacher."""
+def _collate(task: Task, processor: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch, with the numbers of its rows where they have some."""
+    batch = task.collate([{key: value for key, value in row.items() if key != ROW} for row in rows], processor)
+    return batch | ({ROW: torch.tensor([row[ROW] for row in rows])} if ROW in rows[0] else {})
+
+
+def _noted(notes: Notes) -> Lessons:
+    def find(inputs: dict[str, Any]) -> Lesson:
+        rows = inputs.pop(ROW)
+        return notes.of(rows.tolist()).to(rows.device)
+
+    return find
+
+
+def _trainer(task: Task, lessons: Lessons | None, distillation: Distillation) -> Any:
+    """The Trainer class, plain or with lessons."""
     from transformers import PreTrainedModel, Trainer
 
     class PlainTrainer(Trainer):  # type: ignore[misc]
@@ -102,17 +131,18 @@ def _trainer(task: Task, teacher: Any | None, distillation: Distillation) -> Any
                 state_dict = {name: tensor.clone().contiguous() for name, tensor in shared.items()}
             super()._save(output_dir, state_dict)
 
-    if teacher is None:
+    if lessons is None:
         return PlainTrainer
-    frozen: nn.Module = teacher
+    lesson: Lessons = lessons
 
     class TaughtTrainer(PlainTrainer):
-        """Adds the teacher to the training loss; the evaluation loss stays comparable with the baseline's."""
+        """Adds the lessons to the training loss; the evaluation loss stays comparable with the baseline's."""
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
             if not model.training:
                 return super().compute_loss(model, inputs, return_outputs, **kwargs)
-            loss, outputs = distillation_loss(model, frozen, inputs, distillation, task.terms)
+            said = lesson(inputs)
+            loss, outputs = taught_loss(model, said, inputs, distillation, task.terms)
             return (loss, outputs) if return_outputs else loss
 
     return TaughtTrainer

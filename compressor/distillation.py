@@ -6,15 +6,46 @@ model that gives none is taught by predictions alone: its loss is the recipe's w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from compressor.recipe import Distillation
 from compressor.tasks.base import inputs_of, labeled
+
+
+class Lesson(NamedTuple):
+    """What a teacher says of a batch: softened and compared are its logits, and each layer's states."""
+
+    logits: Tensor  # (terms, C) of the loss, none where predictions are not matched
+    states: tuple[Tensor, ...]  # (tokens, d) of each layer but the embeddings, without padding; none where not wanted
+    sizes: tuple[Sequence[int], ...] = ()  # how many terms, then how many tokens of each layer, every example has
+
+    def to(self, device: Any, dtype: torch.dtype | None = None) -> Lesson:
+        """The same elsewhere."""
+        return Lesson(self.logits.to(device, dtype), tuple(one.to(device, dtype) for one in self.states), self.sizes)
+
+
+@torch.no_grad()
+def lesson_of(
+    teacher: nn.Module,
+    batch: Mapping[str, Tensor],
+    section: Distillation,
+    terms: Callable[[Mapping[str, Tensor]], Tensor] = labeled,
+) -> Lesson:
+    """What a teacher says of a batch; see `distillation_loss`."""
+    taught = _outputs(teacher, inputs_of(batch), section.hidden > 0)
+    mask, padded = terms(batch), batch.get("attention_mask")
+    mask = mask if section.predictions else torch.zeros_like(mask)
+    given = getattr(taught, "hidden_states", None) if section.hidden else None
+    known = (given or ())[1:]  # without the embeddings, which are no target
+    sizes = [_sizes(state, padded) for state in known]
+    states = tuple(_of_their_own(_unpadded(state, padded) for state in known))
+    return Lesson(taught.logits[mask], states, (mask.reshape(len(mask), -1).sum(1).tolist(), *sizes))
 
 
 def distillation_loss(
@@ -39,18 +70,54 @@ def distillation_loss(
     Returns:
         the loss, (), and the student's outputs.
     """
-    with torch.no_grad():
-        taught = _outputs(teacher, inputs_of(batch), section.hidden > 0)
-    known = getattr(taught, "hidden_states", None) or ()
-    outputs = _outputs(student, batch, len(known) > 1)
+    return taught_loss(student, lesson_of(teacher, batch, section, terms), batch, section, terms)
+
+
+def taught_loss(
+    student: nn.Module,
+    lesson: Lesson,
+    batch: Mapping[str, Tensor],
+    section: Distillation,
+    terms: Callable[[Mapping[str, Tensor]], Tensor] = labeled,
+) -> tuple[Tensor, Any]:
+    """`distillation_loss` by a lesson that was given already, and is used up: its states become the pupil's errors."""
+    outputs = _outputs(student, batch, bool(lesson.states))
     loss = (1 - section.predictions) * outputs.loss
     if section.predictions:
-        mask = terms(batch)
-        matched = prediction_loss(outputs.logits[mask], taught.logits[mask], section.temperature)
+        matched = prediction_loss(outputs.logits[terms(batch)], lesson.logits, section.temperature)
         loss = loss + section.predictions * matched
-    if len(known) > 1:
-        loss = loss + section.hidden * hidden_loss(outputs.hidden_states, known, batch.get("attention_mask"))
+    if lesson.states:
+        mask = batch.get("attention_mask")
+        states = (_unpadded(state, mask) for state in outputs.hidden_states[1:])
+        loss = loss + section.hidden * _shares(states, lesson.states)
     return loss, outputs
+
+
+@contextmanager
+def one_copy(model: nn.Module, teacher: nn.Module) -> Iterator[None]:
+    """Within it, what is frozen and alike in both models is held once; afterwards each has its own again.
+
+    A compressed model has of its teacher the embeddings, norms, biases and layers that its plan keeps dense.
+    """
+    theirs = {**dict(teacher.named_parameters()), **dict(teacher.named_buffers())}
+    alike = [(one, theirs[name]) for name, one in _frozen(model) if name in theirs and _equal(one, theirs[name])]
+    for one, other in alike:
+        one.data = other.data
+    try:
+        yield
+    finally:
+        for one, other in alike:
+            if one.data_ptr() == other.data_ptr():
+                one.data = other.data.clone()
+
+
+def _frozen(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from ((name, one) for name, one in model.named_parameters() if not one.requires_grad)
+    yield from model.named_buffers()
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
 
 
 def _outputs(model: nn.Module, inputs: Mapping[str, Tensor], hidden: bool) -> Any:
@@ -73,17 +140,56 @@ def hidden_loss(states: Sequence[Tensor], taught: Sequence[Tensor], mask: Tensor
     States are (B, T, d), or maps (B, d, H, W) as vision models have them; layers may differ in shape. The first states
     are the embeddings, which are no target; where `mask (B, T)` is zero there is padding.
     """
-    errors = [_share_of_variance(*_unpadded(*pair, mask)) for pair in zip(states[1:], taught[1:], strict=True)]
-    return torch.stack(errors).mean()
+    ours, theirs = ([_unpadded(state, mask) for state in side[1:]] for side in (states, taught))
+    return _shares(ours, [state.clone() for state in theirs])
 
 
-def _unpadded(state: Tensor, taught: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    if state.ndim == 4:  # (B, d, H, W)
-        return state.movedim(1, -1).flatten(0, -2), taught.movedim(1, -1).flatten(0, -2)
+def _unpadded(state: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, T, d), or a map (B, d, H, W), as (tokens, d)."""
+    if state.ndim == 4:
+        return state.movedim(1, -1).flatten(0, -2)
+    return state.flatten(0, -2) if mask is None or mask.shape != state.shape[:2] else state[mask.bool()]
+
+
+def _of_their_own(states: Iterable[Tensor]) -> Iterator[Tensor]:
+    """States that may be written over: a model may give one tensor as the state of two layers."""
+    seen = set[int]()
+    for state in states:
+        place = state.untyped_storage().data_ptr()
+        yield state.clone() if place in seen else state
+        seen.add(place)
+
+
+def _sizes(state: Tensor, mask: Tensor | None) -> list[int]:
+    """How many tokens each example has."""
+    if state.ndim == 4:
+        return [state[0, 0].numel()] * len(state)
     if mask is None or mask.shape != state.shape[:2]:
-        return state.flatten(0, -2), taught.flatten(0, -2)
-    return state[mask.bool()], taught[mask.bool()]  # (tokens, d)
+        return [state[0, ..., 0].numel()] * len(state)
+    found: list[int] = mask.bool().sum(1).tolist()
+    return found
 
 
-def _share_of_variance(state: Tensor, taught: Tensor) -> Tensor:
-    return (state - taught).square().mean() / taught.var(0, correction=0).mean().clamp_min(1e-12)
+def _shares(states: Iterable[Tensor], taught: Iterable[Tensor]) -> Tensor:
+    """The mean of the layers' errors, ()."""
+    return torch.stack([_share_of_variance(*pair) for pair in zip(states, taught, strict=True)]).mean()
+
+
+class ShareOfVariance(torch.autograd.Function):
+    """Squared error of a state (tokens, d) over the taught one's variance, (); what was taught becomes the error."""
+
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, taught: Tensor) -> Tensor:
+        variance = taught.var(0, correction=0).mean().clamp_min(1e-12)
+        error = taught.neg_().add_(state) if taught.dtype == state.dtype else state - taught
+        ctx.save_for_backward(error, variance)
+        return error.square().mean() / variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        error, variance = ctx.saved_tensors
+        return error * (2 * gradient / (error.numel() * variance)), None
+
+
+_share_of_variance: Callable[[Tensor, Tensor], Tensor] = ShareOfVariance.apply

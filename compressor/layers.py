@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from compressor import linalg
+from compressor import lean, linalg
 from compressor.cores import FreeCore as FreeCore
 from compressor.cores import OrthogonalCore as OrthogonalCore
-from compressor.forms import ROWS, Dense, Form, form_of, matrix
+from compressor.forms import ROWS, Dense, Form, Rows, form_of, matrix
 
 
 class Asked(NamedTuple):
@@ -70,6 +70,8 @@ class CoreLinear(Factors):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
+        if isinstance(self.form, Rows) and lean.applies(x):
+            return self._lean(x)
         apply, mix = self.form.apply, self.form.mix
         z = apply(x, self.right)  # (..., r)
         if self.updates:
@@ -79,6 +81,10 @@ class CoreLinear(Factors):
         if self.updates:
             y = y + mix(mix(z, self.left_b), self.left_a)
         return y
+
+    def _lean(self, x: Tensor) -> Tensor:
+        updates = (self.left_a, self.left_b, self.right_a, self.right_b) if self.updates else (None,) * 4
+        return lean.core_product(x, self.left, self.core(), self.right, self.bias, *updates)
 
     @property
     def weight(self) -> Asked:
@@ -125,6 +131,8 @@ class KeptLinear(Factors):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
+        if isinstance(self.form, Rows) and lean.applies(x):
+            return lean.updated_product(x, self.weight, self.bias, self.a, self.b)
         update = self.form.mix(self.form.apply(x, self.b), self.a)  # (..., m)
         return self.form.apply(x, self.weight, self.bias) + update
 

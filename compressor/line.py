@@ -208,7 +208,6 @@ class Line:
         models.require_learnable(model, longest, self.data.labels)
 
     def _train(self, model: Any, training: Any, name: str, distillation: Distillation | None = None) -> History:
-        teacher = self.source.adapted() if distillation else None
         return adapt.adapt_(
             model,
             self.task,
@@ -219,7 +218,7 @@ class Line:
             folder=self.run.scratch / f"{name}-checkpoints",
             seed=self.recipe.seed,
             title={"adapt": "adapting", "baseline": "training the baseline"}[name],
-            teacher=teacher,
+            teacher=self.source.adapted if distillation else None,
             distillation=distillation,
         )
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.distillation import distillation_loss, hidden_loss, prediction_loss
+from compressor.distillation import distillation_loss, hidden_loss, lesson_of, one_copy, prediction_loss
 from compressor.recipe import Distillation
 
 Batch = dict[str, Tensor]
@@ -40,6 +40,22 @@ def test_the_hidden_loss_is_each_layers_error_over_its_variance() -> None:
         rows, wanted = state.reshape(-1, 4).numpy(), taught.reshape(-1, 4).numpy()
         shares.append(((rows - wanted) ** 2).sum() / ((wanted - wanted.mean(0)) ** 2).sum())
     assert float(hidden_loss(student, teacher)) == pytest.approx(np.mean(shares), rel=1e-5)
+
+
+def test_the_hidden_losss_gradient_is_the_difference_of_the_loss() -> None:
+    state, taught = torch.randn(5, 4, dtype=torch.float64, requires_grad=True), torch.randn(5, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda one: hidden_loss((one, one[None]), (taught, taught[None])), state)
+
+
+def test_a_tensor_that_is_the_state_of_two_layers_is_compared_twice() -> None:
+    class Repeating(torch.nn.Module):
+        def forward(self, x: Tensor, output_hidden_states: bool = False) -> Any:
+            return type("Outputs", (), {"logits": x[:, 0], "hidden_states": (x, x, x), "loss": x.sum()})()
+
+    x = torch.randn(3, 2, 4)
+    batch = {"x": x, "labels": torch.zeros(3, dtype=torch.long)}
+    lesson = lesson_of(Repeating(), batch, Distillation())
+    assert lesson.states[0].data_ptr() != lesson.states[1].data_ptr()
 
 
 def test_padding_teaches_nothing() -> None:
@@ -86,3 +102,19 @@ def test_lessons_bring_the_pupil_nearer_to_its_teacher(
         optimizer.step()
         optimizer.zero_grad()
     assert distance() < 0.3 * before
+
+
+def test_what_a_pupil_has_of_its_teacher_is_held_once_while_it_learns(tiny_bert: Callable[..., Any]) -> None:
+    student, teacher = tiny_bert(0), tiny_bert(0)
+    student.requires_grad_(False)
+    student.classifier.requires_grad_(True)
+    with torch.no_grad():
+        student.bert.pooler.dense.weight.add_(1)
+    before = {name: one.clone() for name, one in student.state_dict().items()}
+    theirs = dict(teacher.named_parameters())
+    with one_copy(student, teacher):
+        shared = {name for name, one in student.named_parameters() if one.data_ptr() == theirs[name].data_ptr()}
+    apart = {name for name in theirs if name.startswith("classifier") or name == "bert.pooler.dense.weight"}
+    assert shared == set(theirs) - apart
+    assert all(torch.equal(one, before[name]) for name, one in student.state_dict().items())
+    assert all(one.data_ptr() != theirs[name].data_ptr() for name, one in student.named_parameters())
