@@ -18,10 +18,10 @@ import onnx_ir
 from compressor.errors import ExportError
 from exporters import onnx_file
 from exporters.onnx_prepare import quiet
+from exporters.onnx_values import OWN
 
 FUSIONS = "transformers.exporters.onnxruntime_fusions"
 PROVIDER = "cpu"
-OWN = frozenset({"com.microsoft"})  # the domain of ONNX Runtime's operators
 UNDECLARED = "SimplifiedLayerNormalization"  # its own too, in the domain of ONNX
 
 
@@ -50,7 +50,7 @@ def fuse(source: Path, target: Path) -> None:
 
 def fused_nodes(graph: onnx_ir.Model) -> Counter[str]:
     """How often each of ONNX Runtime's own operators stands in a graph."""
-    return Counter(node.op_type for node in graph.graph if node.domain in OWN or node.op_type == UNDECLARED)
+    return Counter(node.op_type for node in graph.graph if node.domain == OWN or node.op_type == UNDECLARED)
 
 
 def _fusions() -> Callable[[onnx_ir.Model, str], None]:

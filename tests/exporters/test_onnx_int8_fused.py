@@ -12,12 +12,12 @@ import onnx_ir
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, ViTForImageClassification
 
 from compressor.errors import ExportError
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
-from exporters import onnx_int8_fused, onnx_runtime
+from exporters import onnx_fused, onnx_int8_fused, onnx_runtime
 from exporters.base import Session
 from exporters.onnx import OnnxExporter
 
@@ -25,6 +25,11 @@ from exporters.onnx import OnnxExporter
 def vit() -> Any:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     return ViTForImageClassification(ViTConfig(image_size=32, patch_size=16, num_labels=3, **sizes))
+
+
+def dinov2() -> Any:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "layerscale_value": 0.3}
+    return Dinov2ForImageClassification(Dinov2Config(image_size=32, patch_size=16, num_labels=3, **sizes))
 
 
 def tokens() -> dict[str, Tensor]:
@@ -42,7 +47,7 @@ def images() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Callable[..., Any]) -> Callable[..., Any]:
     """(family, factorized) -> the model, its inputs and the folder of its int8-fused export."""
-    build = {"bert": (tiny_bert, tokens), "vit": (vit, images)}
+    build = {"bert": (tiny_bert, tokens), "vit": (vit, images), "dinov2": (dinov2, images)}
     done: dict[tuple[str, bool], tuple[Any, dict[str, Tensor], Path]] = {}
 
     def make(family: str, factorized: bool) -> tuple[Any, dict[str, Tensor], Path]:
@@ -60,21 +65,21 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Callable[..., Any]
     return make
 
 
-@pytest.mark.parametrize("family", ["bert", "vit"])
+@pytest.mark.parametrize("family", ["bert", "vit", "dinov2"])
 @pytest.mark.parametrize("factorized", [False, True])
 def test_every_product_is_int8_and_attention_and_norms_are_fused(
     made: Callable[..., Any], family: str, factorized: bool
 ) -> None:
     graph = onnx.load(made(family, factorized)[2] / "model.onnx").graph
     kinds = [node.op_type for node in graph.node]
-    assert (kinds.count("MultiHeadAttention"), kinds.count("Attention")) == (2, 0)
-    assert kinds.count("SkipLayerNormalization") == 4
-    assert not {"MatMul", "Gemm"} & set(kinds)
+    assert kinds.count("MultiHeadAttention") == 2
+    assert (kinds.count("LayerNormalization"), kinds.count("Sum"), kinds.count("Gelu")) == (5, 4, 2)
+    assert not {"MatMul", "Gemm", "Attention", "SkipLayerNormalization", "BiasGelu", "Where"} & set(kinds)
     weights = [tensor for tensor in graph.initializer if len(tensor.dims) == 2]
     assert {tensor.data_type for tensor in weights} & {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
 
 
-@pytest.mark.parametrize("family", ["bert", "vit"])
+@pytest.mark.parametrize("family", ["bert", "vit", "dinov2"])
 @pytest.mark.parametrize("factorized", [False, True])
 def test_the_numbers_are_nearly_those_of_torch_for_padded_rows_too(
     made: Callable[..., Any], family: str, factorized: bool
@@ -86,38 +91,24 @@ def test_the_numbers_are_nearly_those_of_torch_for_padded_rows_too(
     assert np.abs(found - expected).max() < 0.2 * np.ptp(expected)
 
 
-def test_an_attention_taken_apart_computes_the_same(tmp_path: Path) -> None:
-    source = np.random.default_rng(0)
-    arrays = {name: source.normal(size=shape).astype(np.float32) for name, shape in (("w", (8, 24)), ("b", (24,)))}
-    float32 = onnx.TensorProto.FLOAT
-    value = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Attention", ["x", "w", "b"], ["y"], "at", domain="com.microsoft", num_heads=2)],
-        "g",
-        [value("x", float32, [1, 3, 8])],
-        [value("y", float32, [1, 3, 8])],
-        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+@pytest.mark.parametrize("family", ["bert", "vit", "dinov2"])
+def test_a_rewritten_graph_computes_what_the_fused_one_does(
+    made: Callable[..., Any], family: str, tmp_path: Path
+) -> None:
+    model, inputs, _ = made(family, True)
+    OnnxExporter().export(model, inputs, tmp_path / "portable")
+    for name in ("fused", "rewritten"):
+        (tmp_path / name).mkdir()
+    onnx_fused.fuse(tmp_path / "portable" / "model.onnx", tmp_path / "fused" / "model.onnx")
+    graph = onnx_ir.load(tmp_path / "fused" / "model.onnx")
+    onnx_int8_fused.rewrite(graph)
+    onnx_ir.save(graph, tmp_path / "rewritten" / "model.onnx")
+    fused, rewritten = (
+        onnx_runtime.load(tmp_path / name, Session(threads=1))({key: one.numpy() for key, one in inputs.items()})
+        for name in ("fused", "rewritten")
     )
-    imports = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=imports, ir_version=10), tmp_path / "whole.onnx")
-    model = onnx_ir.load(tmp_path / "whole.onnx")
-    onnx_int8_fused.take_apart(next(iter(model.graph)))
-    onnx_ir.save(model, tmp_path / "model.onnx")
-    x = source.normal(size=(1, 3, 8)).astype(np.float32)
-    query, key, mixed = np.split(x[0] @ arrays["w"] + arrays["b"], 3, axis=1)  # each (T, 8)
-    heads = []
-    for head in (slice(0, 4), slice(4, 8)):
-        scores = np.exp(query[:, head] @ key[:, head].T / 2)
-        heads.append(scores / scores.sum(1, keepdims=True) @ mixed[:, head])
-    found = onnx_runtime.load(tmp_path, Session(threads=1))({"x": x})["y"]
-    np.testing.assert_allclose(found[0], np.concatenate(heads, axis=1), atol=1e-5)
-
-
-def test_an_attention_with_a_mask_of_its_own_is_refused() -> None:
-    x, weight, bias, mask = (onnx_ir.Value(name=name) for name in "xwbm")
-    node = onnx_ir.node("Attention", [x, weight, bias, mask], domain="com.microsoft", name="first")
-    with pytest.raises(ExportError, match=r"cannot take apart first .*it has a mask.*Export int8"):
-        onnx_int8_fused.take_apart(node)
+    np.testing.assert_allclose(rewritten["logits"], fused["logits"], atol=1e-5)
+    assert "Mul" not in {node.op_type for node in graph.graph}
 
 
 def test_a_model_without_anything_to_fuse_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
