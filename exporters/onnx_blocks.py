@@ -1,9 +1,9 @@
 """Weight-only quantization: an fp32 ONNX graph whose weights are stored in four or eight bits, in blocks.
 
 Each block, 32 weights by default, has a scale and a zero point. Products become MatMulNBits and embedding tables
-GatherBlockQuantized, contrib operators of ONNX Runtime. With four bits these make floats of the weights while they
-compute; with eight bits a product rounds its inputs to eight bits too, block by block, which ONNX Runtime's faster
-kernels want: next to nothing is lost, where one scale for a whole tensor loses outliers, as language models have them.
+GatherBlockQuantized, contrib operators of ONNX Runtime. On a CPU products round their inputs to eight bits, block by
+block, which its faster kernels want: next to nothing is lost, where one scale for a whole tensor loses outliers, as
+language models have them.
 A size that is no multiple of the block is padded in its last block.
 """
 
@@ -26,7 +26,7 @@ from exporters import onnx_file, onnx_tied
 from exporters.onnx_prepare import prepare, quiet
 
 Bits = Literal[4, 8]
-ACCURACY: Mapping[Bits, int | None] = {4: None, 8: 4}  # of MatMulNBits; 4: inputs in eight bits, by the block
+ACCURACY = 4  # a level of MatMulNBits: it may round inputs to eight bits, by the block
 ENDS = ("_bytes", "_scales", "_zero_points")  # of the names of what a table of bytes consists of
 AXES = (("MatMul", 0), ("Gather", 1))  # blocks run along the inputs of a product and along a row of a table
 
@@ -90,7 +90,7 @@ def _quantized(model: onnx.ModelProto, embeddings: bool, block: int, bits: Bits)
         model,
         bits=bits,
         block_size=block,
-        accuracy_level=ACCURACY[bits],
+        accuracy_level=ACCURACY,
         op_types_to_quantize=("MatMul", "Gather") if embeddings and bits == 4 else ("MatMul",),
         quant_axes=AXES,
         nodes_to_exclude=[node.name for node in _gathers(model.graph) if node.input[0] not in tables],
