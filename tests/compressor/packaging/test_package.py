@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,18 @@ def test_an_export_that_is_not_there_or_not_measured_is_told(
     shutil.copytree(run / "exports" / "onnx-int8", run / "exports" / "onnx-new")
     with pytest.raises(error, match=said):
         assemble.package(run, export=export)
+
+
+def test_a_measured_export_of_another_runtime_is_refused_with_what_packages_run(run: Path, reported: Reported) -> None:
+    found = reported(run)
+    (run / "exports" / "executorch-int8").mkdir()
+    (run / "exports" / "executorch-int8" / "model.pte").touch()
+    other = replace(found.exports[-1], name="executorch-int8", runtime="executorch")
+    Report((*found.exports, other), found.context).save(run)
+    with pytest.raises(
+        ArtifactError, match="no export executorch-int8 for ONNX Runtime, which packages run; it has onnx"
+    ):
+        assemble.package(run, export="executorch-int8")
 
 
 def test_a_run_without_exports_says_how_to_make_one(run: Path) -> None:
