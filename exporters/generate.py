@@ -5,17 +5,55 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 
+from compressor import registry
+from compressor.artifact import read_json
 from compressor.errors import ArtifactError, InputError
-from exporters.base import Session
+from exporters.base import EXPORT_FILE, Arrays, Session
 from exporters.feed import PAST, PRESENT
-from exporters.onnx_runtime import OnnxRunner, load
+
+
+class Decoder(Protocol):
+    """A runner that may have a cache; those of onnx, ort and openvino are such."""
+
+    @property
+    def path(self) -> Path:
+        """Its graph."""
+        ...
+
+    @property
+    def cached(self) -> bool:
+        """Whether the graph takes and gives a key-value cache."""
+        ...
+
+    def step(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """All outputs: the logits and the cache that the next step continues from."""
+        ...
+
+
+def load(folder: Path, session: Session = Session()) -> Decoder:  # noqa: B008 (frozen)
+    """The export in a folder, whatever runtime it is for.
+
+    Raises:
+        ArtifactError: no export.
+        InputError: an export without a cache.
+    """
+    if not (folder / EXPORT_FILE).is_file():
+        raise ArtifactError(f"{folder} is no export: {EXPORT_FILE} is missing. Name a folder under exports/ of a run.")
+    told = read_json(folder / EXPORT_FILE)
+    if not any(value["name"].startswith(PAST) for value in told.get("inputs", [])):
+        raise InputError(
+            f"{folder}, an export to {told.get('runtime')}, has no cache to continue a text with: generate reads "
+            "models of the task text-generation (or multiple-choice) exported to onnx, ort or openvino."
+        )
+    return cast("Decoder", registry.load("exporters", told["runtime"])().load(folder, session))
 
 
 def continuation(
-    runner: OnnxRunner, prompt: Sequence[int], *, new_tokens: int, stop: frozenset[int] = frozenset()
+    runner: Decoder, prompt: Sequence[int], *, new_tokens: int, stop: frozenset[int] = frozenset()
 ) -> Iterator[int]:
     """The most likely next token, again and again: the prompt is read once, then each step reads one token.
 

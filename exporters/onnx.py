@@ -149,6 +149,7 @@ class OnnxExporter:
             load=self.load,
             tolerance=self.tolerance,
             limit=self.tolerance if exact else math.inf,
+            once=lambda source: onnx_runtime.load(source, Session(), onnx_runtime.ONCE),
         )
         return self._facts(folder) | figures
 

@@ -9,12 +9,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
 import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxscript import rewriter
 from torch import Tensor, nn
 
 from compressor.errors import ExportError
@@ -23,7 +25,8 @@ from exporters.tracing import PAST_LENGTH, SEQUENCE, TOTAL, Tracing, require_fre
 from exporters.verify import Inputs, is_sequence, positions
 
 PREFIX = "model."  # what a tracing puts before every weight's name
-ROWS = 256  # of a matrix that are digested at once
+PART = 4_000_000  # bytes of a matrix that are digested at once
+SEEN = ("_graph", "_match", "_current_node")  # of a matcher, which sets them anew for every node
 KNOWN_WARNINGS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "# The axis name: .* will not be used, since it shares the same shape constraints",
@@ -38,13 +41,12 @@ def write(model: nn.Module, example: Inputs, opset: int, path: Path) -> None:
     """
     _check(model, example)
     tracing = tracing_of(model, example)
-    graph, weights = _trace(model, tracing, opset)
+    graph = _trace(model, tracing, opset)
     _check_axes(graph, tracing)
     _name_weights(graph, model)
     ClearMetadataAndDocStringPass()(graph)  # stack traces name paths of the exporting machine
     onnx_file.save(graph, path)
-    for value in (*weights, *graph.graph.initializers.values()):
-        value.const_value = None  # the rewrite rules of onnxscript keep the last graph that they have seen
+    _have_rules_forget()
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -68,8 +70,7 @@ def _check(model: nn.Module, example: Inputs) -> None:
         )
 
 
-def _trace(model: nn.Module, tracing: Tracing, opset: int) -> tuple[onnx_ir.Model, list[onnx_ir.Value]]:
-    """The graph, and what it had for weights before it was optimized."""
+def _trace(model: nn.Module, tracing: Tracing, opset: int) -> onnx_ir.Model:
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -84,13 +85,19 @@ def _trace(model: nn.Module, tracing: Tracing, opset: int) -> tuple[onnx_ir.Mode
                 optimize=False,
             )
             assert program is not None  # dynamo=True without a file returns the program
-            weights = list(program.model.graph.initializers.values())
             program.optimize()
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(
             f"torch.onnx cannot export {type(model).__name__} at opset {opset}: {_reason(error)}"
         ) from error
-    return program.model, weights
+    return program.model
+
+
+def _have_rules_forget() -> None:
+    """onnxscript's rules keep the last nodes that they have seen, and with them all weights and the traced program."""
+    for rule in getattr(rewriter, "_DEFAULT_REWRITE_RULES", ()):
+        for seen in SEEN:
+            vars(getattr(rule, "_matcher", SimpleNamespace())).pop(seen, None)
 
 
 def _dynamic_shapes(tracing: Tracing, longest: int) -> tuple[Any, ...]:
@@ -161,6 +168,6 @@ def _matrices(model: nn.Module) -> Mapping[str, Tensor]:
 def _key(tensor: Tensor) -> tuple[tuple[int, ...], bytes]:
     """Shape and digest of a matrix, some rows at a time, since those of a turned one have to be copied."""
     digest = hashlib.sha256()
-    for rows in torch.split(tensor, ROWS):
+    for rows in torch.split(tensor, max(1, PART // (tensor.shape[1] * tensor.element_size()))):
         digest.update(_bytes(rows))
     return tuple(tensor.shape), digest.digest()

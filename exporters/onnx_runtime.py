@@ -22,6 +22,9 @@ from exporters.feed import PAST, PRESENT, Feed, shapes
 GRAPH, ORT_GRAPH = "model.onnx", "model.ort"
 # how a file in ONNX Runtime's own format is loaded: its weights stay in the file, which is mapped, and are not copied
 MAPPED = {"session.use_memory_mapped_ort_model": "1", "session.use_ort_model_bytes_for_initializers": "1"}
+# how a graph is run once, to be checked: its weights stay in the mapped file, neither turned nor packed for speed
+ONCE = {"session.disable_prepacking": "1", "optimization.constant_folding_max_output_size_in_bytes": "16000000"}
+NOTHING: Mapping[str, str] = {}
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 FAILURES = tuple(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception))
 DTYPES: Mapping[str, type[np.generic]] = {
@@ -83,8 +86,8 @@ class OnnxRunner:
         return tuple(self.session.get_providers())
 
 
-def load(folder: Path, session: Session) -> OnnxRunner:
-    """A runner for the graph in `folder`, `model.onnx` or `model.ort`.
+def load(folder: Path, session: Session, settings: Mapping[str, str] = NOTHING) -> OnnxRunner:
+    """A runner for the graph in `folder`, `model.onnx` or `model.ort`; `settings` are more of ONNX Runtime's.
 
     Raises:
         ArtifactError: the folder has no graph.
@@ -96,7 +99,7 @@ def load(folder: Path, session: Session) -> OnnxRunner:
         raise ArtifactError(f"{folder / GRAPH} does not exist, so {folder} is no ONNX export. Export the model again.")
     if session.device == "cuda" and CUDA not in onnxruntime.get_available_providers():
         raise DependencyError(_no_cuda("offers no CUDA"))
-    loaded = _open(path, session)
+    loaded = _open(path, session, settings)
     if session.device == "cuda":
         _check_cuda(path, loaded)
     dtypes = {node.name: np.dtype(DTYPES[node.type]) for node in loaded.get_inputs()}
@@ -104,9 +107,9 @@ def load(folder: Path, session: Session) -> OnnxRunner:
     return OnnxRunner(path, loaded, Feed(path, dtypes, cache), tuple(node.name for node in loaded.get_outputs()))
 
 
-def _open(path: Path, session: Session) -> onnxruntime.InferenceSession:
+def _open(path: Path, session: Session, settings: Mapping[str, str]) -> onnxruntime.InferenceSession:
     chosen = options(session)
-    for key, value in MAPPED.items() if path.suffix == Path(ORT_GRAPH).suffix else ():
+    for key, value in {**settings, **(MAPPED if path.suffix == Path(ORT_GRAPH).suffix else NOTHING)}.items():
         chosen.add_session_config_entry(key, value)
     try:
         return onnxruntime.InferenceSession(path, chosen, providers=_providers(session), enable_fallback=0)

@@ -93,6 +93,7 @@ def made(
     load: Callable[[Path], Runner],
     tolerance: float,
     limit: float = math.inf,
+    once: Callable[[Path], Runner] | None = None,
 ) -> dict[str, Any]:
     """Put a graph into `folder`; returns how far it is from the model.
 
@@ -104,6 +105,7 @@ def made(
         tolerance: largest difference of the fp32 graph.
         limit: largest difference of what the stage makes; how much a precision may cost is for the parity and accuracy
             gates to say, so that must only run and stay finite.
+        once: a runner for the fp32 graph that takes less memory, where there is one.
 
     Raises:
         ExportError: a stage fails, or a graph computes something else than the model.
@@ -111,7 +113,7 @@ def made(
     from exporters import verify
 
     _give_back()  # the model's weights
-    before = verify.held(start.references, load(start.folder), tolerance)
+    before = verify.held(start.references, (once or load)(start.folder), tolerance)
     if stage is None:
         return {"parity": before, **start.facts}
     _give_back()  # the session's

@@ -40,10 +40,13 @@ DEBERTA |= {"share_att_key": True, "norm_rel_ebd": "layer_norm"}
 MODERNBERT = ENCODER | {"cls_token_id": 0, "sep_token_id": 2, "local_attention": 8}
 GPT_NEO = RANDOM | BLOCKS | TEXT | POSITIONS | {"attention_types": [[["global", "local"], 1]]}
 OPT = BLOCKS | TEXT | POSITIONS | {"ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.2}
+HALF = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
 VISION = RANDOM | BLOCKS | {"intermediate_size": 64, "image_size": SIZE, "patch_size": 8}
 DINOV2 = RANDOM | BLOCKS | {"image_size": 56, "patch_size": 8, "mlp_ratio": 2}  # its positions are interpolated to SIZE
 STAGES = {"embed_dim": 16, "depths": [2, 1], "num_heads": [2, 2], "window_size": 4}
 SWIN = RANDOM | STAGES | {"image_size": SIZE, "patch_size": 4}
+PAIR = RANDOM | TEXT | POSITIONS | {"d_model": 32, "decoder_start_token_id": 2, "init_std": 0.2}  # encoder and decoder
+PAIR |= {f"{side}_{size}": number for side in ("encoder", "decoder") for size, number in HALF.items()}
 BEIT = VISION | {"use_relative_position_bias": True}
 
 
@@ -70,6 +73,7 @@ FAMILIES = {
     "gpt-neox": Family(hf.GPTNeoXConfig(**ENCODER), GENERATES),
 }
 KIN = {
+    "bart": Family(hf.BartConfig(**PAIR)),  # reads the decoder where the text ends
     "roberta": Family(hf.RobertaConfig(**ENCODER)),
     "distilbert": Family(hf.DistilBertConfig(**DISTILBERT)),
     "electra": Family(hf.ElectraConfig(**ENCODER, embedding_size=16), segments=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -20,10 +23,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from compressor.errors import InputError
+from compressor import registry
+from compressor.errors import ArtifactError, InputError
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
-from exporters.generate import continuation
+from exporters.generate import continuation, load
 from exporters.onnx import OnnxExporter
 from exporters.onnx_runtime import OnnxRunner
 
@@ -38,9 +42,12 @@ SIZES = {
     "max_position_embeddings": 128,
     "initializer_range": 0.4,
 }
+LOCAL = {"layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 8}
 MODELS: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
+    "mistral-window": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=6)),  # texts are longer
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, **LOCAL, sliding_window=6, head_dim=8)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.4)
@@ -108,3 +115,21 @@ def test_a_continuation_ends_at_its_stop_tokens_and_needs_a_prompt(decoder: tupl
     assert list(continuation(runner, [5, 6], new_tokens=8, stop=frozenset(free[2:3]))) == free[: free.index(free[2])]
     with pytest.raises(InputError, match="The prompt has no tokens"):
         list(continuation(runner, [], new_tokens=1))
+
+
+def test_exports_of_other_runtimes_are_continued_too(decoder: tuple[Any, OnnxRunner], tmp_path: Path) -> None:
+    _, runner = decoder
+    tokens = torch.randint(1, VOCABULARY, (2, 3))
+    example = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    registry.exporter("ort", "fp32").export(decoder[0], example, tmp_path / "ort-fp32")
+    expected = list(continuation(runner, [5, 6], new_tokens=8))
+    assert list(continuation(load(tmp_path / "ort-fp32"), [5, 6], new_tokens=8)) == expected
+
+
+def test_an_export_without_a_cache_is_told_which_ones_are_continued(tmp_path: Path) -> None:
+    facts = {"runtime": "torch-export", "inputs": [{"name": "input_ids"}]}
+    (tmp_path / "export.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=r"to torch-export, has no cache .* onnx, ort or openvino\."):
+        load(tmp_path)
+    with pytest.raises(ArtifactError, match=r"export\.json is missing"):
+        load(tmp_path / "nowhere")

@@ -48,6 +48,16 @@ def example() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+def test_trials_end_where_their_texts_end_and_nowhere_else() -> None:
+    end, pad = 2, 1
+    ids = torch.tensor([[0, 5, 6, 7, end], [0, 8, end, pad, pad]])
+    mask = (ids != pad).long()
+    for trial in verify.trials(Sum(), {"input_ids": ids, "attention_mask": mask}):
+        found = trial["input_ids"]
+        assert (found[:, -1] == end).all()
+        assert (found == end).sum(1).tolist() == [1] * len(found)
+
+
 def test_trials_have_new_shapes_known_values_and_padding(example: dict[str, Tensor]) -> None:
     trials = verify.trials(Sum(), example)
     assert [tuple(trial["input_ids"].shape) for trial in trials] == [(1, 5), (2, 3), (3, 10)]
