@@ -23,7 +23,7 @@ from suites import Suite
 from training_memory import further_bytes, training_bytes
 
 from compressor import adapt, calibration, data, factorize, lessons, models, planning, probing, progress, storage
-from compressor.distillation import distillation_loss, one_copy
+from compressor.distillation import Lesson, distillation_loss, lesson_of, one_copy
 from compressor.methods.jactus import Jactus
 from compressor.recipe import Distillation
 from compressor.tasks.base import Outcomes
@@ -215,6 +215,10 @@ class Bench:
         with nullcontext() if self.noted(teacher.eval()) else one_copy(model, teacher):
             found = training_bytes(model, lambda: distillation_loss(model, teacher, batch, DISTILLATION, terms)[0])
             return found | {"teacher": 0 if self.noted(teacher) else further_bytes(teacher, model)}
+
+    def said(self, teacher: Any, batch: dict[str, torch.Tensor]) -> Lesson:
+        """The lesson on a batch."""
+        return lesson_of(teacher, batch, DISTILLATION, self.task.terms)
 
     def noted(self, teacher: Any) -> bool:
         """Whether its lessons on the training rows are written once, so that it is not in memory."""

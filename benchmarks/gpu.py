@@ -133,6 +133,7 @@ def training(bench: Bench, rows: Rows, device: Device) -> None:
 def stepped(bench: Bench, arm: Arm, budget: float, device: Device) -> Row:
     """Three steps of AdamW on the longest batch: peak memory (bytes), counted and as torch allocated it, and ms."""
     import adapters
+    from training import read
 
     from compressor import adapt, data
 
@@ -142,11 +143,14 @@ def stepped(bench: Bench, arm: Arm, budget: float, device: Device) -> Row:
     teacher = bench.adapted.eval() if arm.taught else None
     batch = data.batches(bench.data.train, bench.task, bench.processor, bench.suite.batch_size)[-1]
     counted = bench.memory(model, teacher)
+    noted = bench.said(teacher, batch) if teacher is not None and bench.noted(teacher) else None
     peak = _peak_since(device)
     model.to(device).train()
-    if teacher is not None:
+    if teacher is not None and noted is None:
         teacher.to(device)
-    step = partial(_step, bench, model, teacher, {key: one.to(device) for key, one in batch.items()}, device)
+    say = partial(bench.said, teacher) if noted is None else lambda _: read(noted, device)
+    taught = say if teacher is not None else None
+    step = partial(_step, bench, model, taught, {key: one.to(device) for key, one in batch.items()}, device)
     optimizer = _optimizer(model, device)
     milliseconds = [step(optimizer) for _ in range(STEPS)]
     allocated = peak()
@@ -182,19 +186,19 @@ def _optimizer(model: Any, device: Device) -> torch.optim.Optimizer:
 
 
 def _step(
-    bench: Bench, model: Any, teacher: Any | None, batch: Any, device: Device, optimizer: torch.optim.Optimizer
+    bench: Bench, model: Any, say: Any | None, batch: Any, device: Device, optimizer: torch.optim.Optimizer
 ) -> float:
-    """Milliseconds of one step."""
+    """Milliseconds of one step; `say` gives the teacher's lesson on a batch."""
     import torch
     from bench import DISTILLATION
 
-    from compressor.distillation import distillation_loss
+    from compressor.distillation import taught_loss
 
     begun = time.perf_counter()
-    if teacher is None:
+    if say is None:
         loss = model(**batch).loss
     else:
-        loss, _ = distillation_loss(model, teacher, batch, DISTILLATION, bench.task.terms)
+        loss, _ = taught_loss(model, say(batch), batch, DISTILLATION, bench.task.terms)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -34,7 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 from training_memory import training_bytes
 
 from compressor import adapt, data, lean, models, progress
-from compressor.distillation import Lesson, distillation_loss, lesson_of, taught_loss
+from compressor.distillation import Lesson, distillation_loss, taught_loss
 from compressor.machine import machine, versions
 
 WAYS = ("dense", "dense-lora", "jactus", "jactus-before")
@@ -125,14 +125,14 @@ def prepared(bench: Bench, way: str, batch: dict[str, torch.Tensor]) -> Step:
     if teacher is None:
         return Step(model, lambda: model(**batch).loss, held, False)
     if bench.noted(teacher):
-        lesson = lesson_of(teacher, batch, DISTILLATION, terms)
+        lesson = bench.said(teacher, batch)
         return Step(model, lambda: _first(taught_loss, model, read(lesson), batch, DISTILLATION, terms), held, False)
     return Step(model, partial(_first, distillation_loss, model, teacher, batch, DISTILLATION, terms), held, False)
 
 
-def read(lesson: Lesson) -> Lesson:
+def read(lesson: Lesson, device: str = "cpu") -> Lesson:
     """A copy, as reading the file gives: a step uses it up."""
-    return Lesson(lesson.logits.clone(), tuple(one.clone() for one in lesson.states))
+    return Lesson(lesson.logits.clone(), tuple(one.clone() for one in lesson.states)).to(device)
 
 
 def _first(loss: Callable[..., tuple[torch.Tensor, Any]], *arguments: Any) -> torch.Tensor:
@@ -146,7 +146,7 @@ def measured(bench: Bench, rounds: int) -> Iterator[Row]:
     steps = {way: prepared(bench, way, batch) for way in WAYS}
     allocated = {way: step.allocated() for way, step in steps.items()}
     times: dict[str, list[float]] = {way: [] for way in [*WAYS, "lesson"]}
-    ask = partial(lesson_of, bench.adapted.eval(), batch, DISTILLATION, bench.task.terms)
+    ask = partial(bench.said, bench.adapted.eval(), batch)
     for _ in range(rounds):
         for way in random.sample(WAYS, len(WAYS)):
             times[way].append(steps[way].milliseconds())
