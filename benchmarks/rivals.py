@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import rival_ways
-from deployment import Precision, subjects
+from deployment import Precision, load, subjects
 from results import Row, Rows, exit_code
 from rival_ways import WAYS, Job, NoGraph
 from suites import Suite, named
@@ -40,6 +41,7 @@ from validators.size import Size, file_bytes
 
 DENSE, BASE = "dense", "ours dense fp32"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int8-fused")
+CLOCKS = {"wall": time.perf_counter_ns, "processor": time.process_time_ns}
 CALIBRATION, RESAMPLES, CONFIDENCE, SEED = 128, 2000, 0.95, 0
 
 
@@ -104,8 +106,30 @@ def job(contest: Contest, evaluation: Evaluation) -> Job:
         np.savez(calibration, **dict(calibration_rows(contest, list(found.id2label.values()))))
     task = contest.suite.task
     return Job(
-        contest.dense, task.architecture, found.model_type, fixed, calibration, folder, contest.work / "environments"
+        checkpoint(contest),
+        task.architecture,
+        found.model_type,
+        fixed,
+        calibration,
+        folder,
+        contest.work / "environments",
     )
+
+
+def checkpoint(contest: Contest) -> Path:
+    """The dense model under the names of tensors that its pretrained checkpoint has.
+
+    The rivals' transformers knows no newer ones, and leaves at random what it does not find.
+    """
+    folder, suite = contest.work / contest.dense.name / "checkpoint", contest.suite
+    if not (folder / "config.json").is_file():
+        trained = load(contest.dense, suite)
+        model = models.load_dense(suite.checkpoint, suite.task, [*trained.config.id2label.values()])
+        model.load_state_dict(trained.state_dict())
+        model.config = trained.config
+        model.save_pretrained(folder)
+        suite.processor(str(contest.dense)).save_pretrained(folder)
+    return folder
 
 
 def calibration_rows(contest: Contest, labels: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -177,7 +201,7 @@ def median_length(rows: Sequence[Arrays]) -> int:
     return int(np.median([next(iter(row.values())).shape[1] for row in rows]))
 
 
-def timed(runners: Sequence[Runner], rows: Sequence[Arrays], passes: int) -> np.ndarray:
+def timed(runners: Sequence[Runner], rows: Sequence[Arrays], passes: int, clock: str) -> np.ndarray:
     """Milliseconds (passes x rows, runners): every runner answers a row before the next one comes.
 
     One more pass over the same rows goes before, so that no length is new to a runner.
@@ -185,18 +209,18 @@ def timed(runners: Sequence[Runner], rows: Sequence[Arrays], passes: int) -> np.
     now = [rows[0]]
     calls: list[Callable[[], object]] = [lambda runner=runner: runner(now[0]) for runner in runners]
     found = []
-    with closing(turns.rounds(calls, SEED)) as rounds:
+    with closing(turns.rounds(calls, SEED, CLOCKS[clock])) as rounds:
         for _ in progress.track(range(1 + passes), "timing"):
             for now[0] in rows:
                 found.append(next(rounds))
     return np.array(found[len(rows) :]) / 1e6
 
 
-def latency(exports: Sequence[Subject], threads: int, rows: Sequence[Arrays], passes: int) -> Row:
+def latency(exports: Sequence[Subject], threads: int, rows: Sequence[Arrays], passes: int, clock: str) -> Row:
     """Percentiles of every file; ratio and interval of the medians of ours to the others, and of all to dense fp32."""
     session = Session("cpu", threads)
     runners = [registry.load("exporters", one.runtime)().load(one.path, session) for one in exports]
-    times = dict(zip((one.name for one in exports), timed(runners, rows, passes).T, strict=True))
+    times = dict(zip((one.name for one in exports), timed(runners, rows, passes, clock).T, strict=True))
     values = {name: np.percentile(column, PERCENTILES).tolist() for name, column in times.items()}
     ratios = {name: {BASE: ratio(column, times[BASE])} for name, column in times.items() if name != BASE}
     for name in (name for name in ratios if name.startswith("ours ")):
@@ -204,7 +228,7 @@ def latency(exports: Sequence[Subject], threads: int, rows: Sequence[Arrays], pa
     named_values = {
         name: dict(zip((f"p{p}" for p in PERCENTILES), found, strict=True)) for name, found in values.items()
     }
-    return {"milliseconds": named_values, "ratios": ratios, "rows": len(rows), "passes": passes}
+    return {"milliseconds": named_values, "ratios": ratios, "rows": len(rows), "passes": passes, "clock": clock}
 
 
 def ratio(ours: np.ndarray, other: np.ndarray) -> list[float]:
@@ -213,8 +237,11 @@ def ratio(ours: np.ndarray, other: np.ndarray) -> list[float]:
     return [float(np.median(ours) / np.median(other)), float(low), float(high)]
 
 
-def run(contest: Contest, rows: Rows, threads: Sequence[int], count: int, passes: int) -> None:
-    """Every file's row, then the turns with each number of threads."""
+def run(contest: Contest, rows: Rows, threads: Sequence[int], count: int, passes: int, clock: str) -> None:
+    """Every file's row, then the turns with each number of threads.
+
+    Processor time is that of all threads together, so with several of them the clock is the wall's all the same.
+    """
     base, *found = contest.ours(Session("cpu", 1))
     found += theirs(contest, base, rows)
     drawn_rows = drawn(base.evaluation, count)
@@ -227,7 +254,7 @@ def run(contest: Contest, rows: Rows, threads: Sequence[int], count: int, passes
     for number in threads:
         key = {"what": "latency", **contest.key, "threads": number, "exports": [one.name for one in able]}
         if not rows.find(**key):
-            rows.add(key | latency(able, number, drawn_rows, passes) | setting())
+            rows.add(key | latency(able, number, drawn_rows, passes, clock if number == 1 else "wall") | setting())
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -239,13 +266,16 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rows", type=int, default=50, help="of the test set that are timed")
     parser.add_argument("--passes", type=int, default=10, help="over these rows")
+    parser.add_argument(
+        "--clock", choices=list(CLOCKS), default="wall", help="of one thread; processor: on a busy machine"
+    )
     arguments = parser.parse_args(words)
     progress.set_level("normal")
     models.quiet_libraries()
 
     def work() -> None:
         for contest in contests(arguments.models, arguments.work.resolve()):
-            run(contest, Rows(arguments.out), arguments.threads, arguments.rows, arguments.passes)
+            run(contest, Rows(arguments.out), arguments.threads, arguments.rows, arguments.passes, arguments.clock)
 
     return exit_code(work)
 
