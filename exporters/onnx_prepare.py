@@ -20,11 +20,30 @@ def prepare(source: Path, target: Path) -> None:
     """Bring every weight to where the quantizers look for it, and drop what they stumble over."""
     model = onnx_ir.load(source)
     fold_constants(model, should_fold=_hides_a_weight, output_size_limit=sys.maxsize)
+    keep_norms_apart(model.graph)
     onnx_file.save(model, target)
     proto = onnx.load(target, load_external_data=False)
     forget_weight_shapes(proto.graph)
     add_pre_process_metadata(proto)
     onnx.save(proto, target)
+
+
+def keep_norms_apart(graph: onnx_ir.Graph) -> None:
+    """Write the sums that norms read as `Sum`, which computes the same.
+
+    When it loads an `Add` before a `LayerNormalization`, ONNX Runtime makes one `SkipLayerNormalization` of both, whose
+    CPU kernel (1.32) takes several times as long as the two: MiniLM in int8 takes 0.74 of its time without it.
+    """
+    for node in graph:
+        if node.op_type == "Add" and not node.domain and _is_skip(node):
+            node.op_type = "Sum"
+
+
+def _is_skip(node: onnx_ir.Node) -> bool:
+    """Whether a node adds two values, neither of them constant, for a norm to read."""
+    variable = all(value is not None and not value.is_initializer() for value in node.inputs)
+    normed = (use.node.op_type == "LayerNormalization" and use.idx == 0 for use in node.outputs[0].uses())
+    return variable and any(normed)
 
 
 @contextmanager
