@@ -44,6 +44,18 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def packed(model: nn.Module) -> dict[str, tuple[int, int, int]]:
+    """Parameters that hold several matrices (count, rows, columns), by name: experts of a mixture, as a rule."""
+    known = set(layers(model))
+    return {
+        f"{name}.{key}".lstrip("."): (one.shape[0], one.shape[1], one.shape[2])
+        for name, module in model.named_modules()
+        if not any(name == layer or name.startswith(f"{layer}.") for layer in known)
+        for key, one in module.named_parameters(recurse=False)
+        if one.ndim == 3 and min(one.shape) > 1
+    }
+
+
 def shape(layer: nn.Module) -> tuple[int, int]:
     """`(out_features, in_features)`, of a convolution those of its patches; zeros where a layer does not say."""
     whole: Any = layer

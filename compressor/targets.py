@@ -97,6 +97,8 @@ def consider(
 ) -> tuple[Considered, ...]:
     """Every linear layer of a model, and every convolution named, by every name, and why it is (not) a target.
 
+    Parameters that hold several matrices, such as the experts of a mixture, come last: their rows are counted together.
+
     Raises:
         ModelError: a glob matches nothing.
     """
@@ -118,12 +120,18 @@ def consider(
         return not objection, objection or "in a repeated block"
 
     found = {name: verdict(name, layer) for name, layer in layers.items() if firsts[name] == name}
-    return tuple(
+    rows = [
         Considered(
             name, *structure.shape(layer), *(found.get(name) or (False, _again(firsts[name], *found[firsts[name]])))
         )
         for name, layer in layers.items()
-    )
+    ]
+    return (*rows, *(_packed(name, *sizes) for name, sizes in structure.packed(model).items()))
+
+
+def _packed(name: str, count: int, rows: int, columns: int) -> Considered:
+    reason = f"{count} matrices of {rows} x {columns} in one parameter, no linear layers: experts stay dense"
+    return Considered(name, count * rows, columns, False, reason)
 
 
 def _again(first: str, target: bool, reason: str) -> str:

@@ -14,7 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertForMaskedLM, T5Config, T5EncoderModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    T5Config,
+    T5EncoderModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from compressor import progress
 from compressor.calibration import calibrate
@@ -526,3 +535,24 @@ def test_an_adapter_folder_is_to_be_merged_first(saved: Path, tmp_path: Path) ->
         assert "holds an adapter, to be laid over owner/base" in text
         assert "merge_and_unload" in text
     shutil.rmtree(tmp_path / "adapter")
+
+
+def test_experts_of_a_mixture_are_listed_with_the_reason_why_they_stay_dense() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = MixtralForCausalLM(MixtralConfig(num_hidden_layers=1, num_local_experts=3, vocab_size=32, **sizes))
+    rows = {row.name: row for row in consider(model)}
+    experts = [name for name, parameter in model.named_parameters() if parameter.ndim == 3]
+    assert experts
+    for name in experts:
+        assert not rows[name].target
+        assert rows[name].parameters == model.get_parameter(name).numel()
+        assert rows[name].reason.startswith("3 matrices of ")
+        assert "stay dense" in rows[name].reason
+    assert rows["model.layers.0.self_attn.o_proj"].target
+
+
+def test_tokens_and_positions_in_one_parameter_are_no_experts() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **sizes))
+    assert any(parameter.ndim == 3 for parameter in model.parameters())
+    assert not [row for row in consider(model) if "one parameter" in row.reason]
