@@ -19,7 +19,8 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         exports = {row["export"]: row for row in found if row["what"] == "export"}
         measured = {name: row for name, row in exports.items() if "findings" in row}
         if measured:
-            yield from ("", f"**{suite}**, seed {seed}: {_described([*latencies.values()])}", "")
+            described = f"**{suite}**, seed {seed}: {_described([*latencies.values()])}"
+            yield from ("", *textwrap.wrap(described, WIDTH), "")
             yield from _compared(measured, dict(sorted(latencies.items())))
         failures = {name: row["failure"] for name, row in exports.items() if "failure" in row}
         yield ""
