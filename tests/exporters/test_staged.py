@@ -100,7 +100,7 @@ def test_int4_of_weights_that_lie_beside_the_graph_is_the_same_file(
 
 
 def test_a_turned_matrix_is_known_by_its_numbers_however_it_lies_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_graph, "ROWS", 2)
+    monkeypatch.setattr(onnx_graph, "PART", 24)  # bytes: a row or two
     matrix = torch.arange(15.0).reshape(3, 5)
     assert onnx_graph._key(matrix.mT) == onnx_graph._key(matrix.mT.contiguous())
     assert onnx_graph._key(matrix.mT) != onnx_graph._key(matrix)
