@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
+from exporters.onnx_values import OWN
+
 Ties = Mapping[str, str]  # name of a product's weight (K, N) -> name of the table (N, K) that holds the same numbers
 CHANNELS = ("_quantized", "_scale", "_zero_point")  # ends of the names that a weight's eight bits per channel go by
-OWN = "com.microsoft"
 HALF = 4  # bits, of which a byte holds two numbers
 
 
