@@ -212,9 +212,10 @@ class Bench:
         terms = self.task.terms
         if teacher is None:
             return training_bytes(model, lambda: model(**batch).loss)
-        with nullcontext() if self.noted(teacher.eval()) else one_copy(model, teacher):
+        noted = self.noted(teacher.eval())
+        with nullcontext() if noted else one_copy(model, teacher):
             found = training_bytes(model, lambda: distillation_loss(model, teacher, batch, DISTILLATION, terms)[0])
-            return found | {"teacher": 0 if self.noted(teacher) else further_bytes(teacher, model)}
+            return found | {"teacher": 0 if noted else further_bytes(teacher, model)}
 
     def said(self, teacher: Any, batch: dict[str, torch.Tensor]) -> Lesson:
         """The lesson on a batch."""

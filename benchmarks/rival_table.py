@@ -93,4 +93,4 @@ def _described(latencies: Sequence[Row]) -> str:
 
 def _busy(latencies: Sequence[Row]) -> str:
     """What one thread is timed by, where it is not the clock on the wall."""
-    return "one thread's processor time on a busy machine, " if latencies[0].get("clock") == "processor" else ""
+    return "one thread by processor time, " if latencies[0].get("clock") == "processor" else ""

@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -57,7 +57,7 @@ class Step:
         self()  # so that the optimizer's copies are there
 
     def __call__(self) -> None:
-        with plainly() if self.plain else _as_it_is():
+        with plainly() if self.plain else nullcontext():
             self.loss().backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -82,11 +82,6 @@ def plainly() -> Iterator[None]:
         yield
     finally:
         lean.applies = applies
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
 
 
 def most_allocated(work: Callable[[], object]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import cache
 from math import prod
 from typing import Any
@@ -38,19 +38,25 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every linear layer and convolution by every name; what is inside one (its factors, its adapter) is no other."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        inside = any(name[:end] in found for end, letter in enumerate(name) if letter == ".")
-        if not inside and (is_dense(module) or is_convolution(module) or _state(module)):
+        if not _inside(name, found) and (is_dense(module) or is_convolution(module) or _state(module)):
             found[name] = module
     return found
 
 
-def packed(model: nn.Module) -> dict[str, tuple[int, int, int]]:
-    """Parameters that hold several matrices (count, rows, columns), by name: experts of a mixture, as a rule."""
-    known = set(layers(model))
+def _inside(name: str, found: Container[str]) -> bool:
+    """Whether a module lies in one of those found."""
+    return any(name[:end] in found for end, letter in enumerate(name) if letter == ".")
+
+
+def packed(model: nn.Module, found: Container[str]) -> dict[str, tuple[int, int, int]]:
+    """Parameters outside the layers found that hold several matrices (count, rows, columns), by name.
+
+    They are the experts of a mixture, as a rule.
+    """
     return {
         f"{name}.{key}".lstrip("."): (one.shape[0], one.shape[1], one.shape[2])
         for name, module in model.named_modules()
-        if not any(name == layer or name.startswith(f"{layer}.") for layer in known)
+        if name not in found and not _inside(name, found)
         for key, one in module.named_parameters(recurse=False)
         if one.ndim == 3 and min(one.shape) > 1
     }

@@ -126,7 +126,7 @@ def consider(
         )
         for name, layer in layers.items()
     ]
-    return (*rows, *(_packed(name, *sizes) for name, sizes in structure.packed(model).items()))
+    return (*rows, *(_packed(name, *sizes) for name, sizes in structure.packed(model, every).items()))
 
 
 def _packed(name: str, count: int, rows: int, columns: int) -> Considered:

@@ -24,6 +24,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from compressor.errors import ExportError
 from exporters import onnx_file, onnx_tied
 from exporters.onnx_prepare import prepare, quiet
+from exporters.onnx_values import OWN
 
 Bits = Literal[4, 8]
 ACCURACY = 4  # a level of MatMulNBits: it may round inputs to eight bits, by the block
@@ -126,7 +127,7 @@ def _quantize_tables(graph: onnx.GraphProto, tables: Mapping[str, onnx.TensorPro
         data, scales, zeros = (f"{node.input[0]}{end}" for end in ENDS)
         inputs = [data, node.input[1], scales, zeros]
         how: Any = {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": 8}
-        read = helper.make_node("GatherBlockQuantized", inputs, node.output, node.name, domain="com.microsoft", **how)
+        read = helper.make_node("GatherBlockQuantized", inputs, node.output, node.name, domain=OWN, **how)
         node.CopyFrom(read)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,9 @@ from validators import render, wording
 from validators.base import Check, Finding
 from validators.entrants import entrant, given, inputs, names
 from validators.latency import Latency
+from validators.measure import judged
 from validators.memory import Memory
+from validators.report import ExportReport, export_to_dict
 from validators.size import Size
 
 HEADERS = ("Export", "Size", "x", "Peak memory", "x", "Latency p50", "x", "95%", "p90", "p99", "Verdict")
@@ -27,28 +29,14 @@ SHOWN = ("size", "peak_memory", "latency_p50", "latency_p90", "latency_p99")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One export beside the first, whose values its findings have in the place of dense."""
-
-    name: str
-    runtime: str
-    findings: tuple[Finding, ...]
-
-    @property
-    def failures(self) -> tuple[Finding, ...]:
-        """What a gate does not let pass."""
-        return tuple(finding for finding in self.findings if not finding.ok)
-
-    def __getitem__(self, quantity: str) -> Finding:
-        return next(finding for finding in self.findings if finding.quantity == quantity)
-
-
-@dataclass(frozen=True)
 class Bench:
-    """The first export, the others held against it, and how they were measured."""
+    """The first export, the others held against it, and how they were measured.
+
+    Findings have the values of the first in the place of dense.
+    """
 
     base: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ExportReport, ...]
     setting: Mapping[str, Any]
 
     @property
@@ -72,12 +60,8 @@ class Bench:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data."""
-        entries = [
-            {"name": one.name, "runtime": one.runtime, "verdict": "fail" if one.failures else "pass"}
-            | {"findings": {finding.quantity: _plain(finding) for finding in one.findings}}
-            for one in self.entries
-        ]
-        return {"base": self.base, "verdict": self.verdict, "exports": entries, **self.setting}
+        exports = [export_to_dict(one) for one in self.entries]
+        return {"base": self.base, "verdict": self.verdict, "exports": exports, **self.setting}
 
     def to_markdown(self) -> str:
         """A table, fit for a GitHub step summary."""
@@ -91,29 +75,28 @@ class Bench:
         return f"{what}, {self.setting['device']}, {threads} thread{'s' * (threads != 1)}; x: against {self.base}"
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
-        first = self.entries[0]
-        cells = (wording.amount(first[name], first[name].dense) for name in SHOWN)
-        size, memory, *times = cells
+        size, memory, *times = (wording.amount(one, one.dense) for one in _shown(self.entries[0]))
         yield (self.base, size, "", memory, "", times[0], "", "", *times[1:], "-")
         for entry in self.entries:
             yield _row(entry)
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
-    size, memory, p50, p90, p99 = (entry[name] for name in SHOWN)
+def _shown(entry: ExportReport) -> list[Finding]:
+    """The findings of a row, in the order of SHOWN."""
+    found = {finding.quantity: finding for finding in entry.findings}
+    return [found[name] for name in SHOWN]
+
+
+def _row(entry: ExportReport) -> tuple[str, ...]:
+    size, memory, p50, p90, p99 = _shown(entry)
     low, high = (end / p50.dense for end in p50.interval or (p50.candidate, p50.candidate))
-    judged = any(finding.verdict != "ungated" for finding in entry.findings)
     return (
         entry.name,
         *(cell for one in (size, memory, p50) for cell in (wording.amount(one, one.candidate), wording.ratio(one))),
         f"{low:.3f} to {high:.3f}",
         *(wording.amount(one, one.candidate) for one in (p90, p99)),
-        ("fail" if entry.failures else "pass") if judged else "-",
+        entry.verdict if entry.gated else "-",
     )
-
-
-def _plain(finding: Finding) -> dict[str, Any]:
-    return asdict(finding) | {"ratio": finding.ratio}
 
 
 def bench(
@@ -152,8 +135,11 @@ def bench(
         jobs = [(other, check) for other in others for check in checks]
         found: list[list[Finding]] = [[] for _ in others]
         for place, (other, check) in enumerate(progress.track(jobs, "measuring", len(jobs))):
-            found[place // len(checks)] += [_judged(one, gates) for one in check.run(base, other)]
-    entries = tuple(Entry(one.name, one.runtime, tuple(found[place])) for place, one in enumerate(others))
+            found[place // len(checks)] += [judged(one, gates) for one in check.run(base, other)]
+    entries = tuple(
+        ExportReport(one.name, one.facts["runtime"], one.facts["precision"], "candidate", tuple(findings))
+        for one, findings in zip(entrants[1:], found, strict=True)
+    )
     return Bench(entrants[0].name, entries, _setting(paths, arrays, session, runs))
 
 
@@ -162,10 +148,6 @@ def _gates(percents: Mapping[str, float]) -> dict[str, Gate]:
         if name not in SHOWN:
             raise InputError(f"--gate {name}: measured are {', '.join(SHOWN)}.{did_you_mean(name, SHOWN)}")
     return {name: Gate(type="percent-max-degradation", value=value) for name, value in percents.items()}
-
-
-def _judged(finding: Finding, gates: Mapping[str, Gate]) -> Finding:
-    return finding.judged(gates[finding.quantity]) if finding.quantity in gates else finding
 
 
 def _shape(arrays: Mapping[str, Any], rows: int, length: int) -> tuple[int, int]:

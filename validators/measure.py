@@ -45,7 +45,7 @@ def measure(
     findings: dict[str, tuple[Finding, ...]] = {candidate.name: () for candidate in candidates}
     jobs = [(candidate, check) for candidate in candidates for check in built]
     for candidate, check in (track or progress.track)(jobs, "measuring", len(jobs)):
-        findings[candidate.name] += tuple(_judged(finding, gates) for finding in check.run(dense, candidate))
+        findings[candidate.name] += tuple(judged(finding, gates) for finding in check.run(dense, candidate))
     return findings
 
 
@@ -69,7 +69,8 @@ def configured(check: Any, validation: ValidateSection) -> Check:
     return check(**{field.name: getattr(validation, field.name) for field in fields(check) if field.name in known})
 
 
-def _judged(finding: Finding, gates: Gates) -> Finding:
+def judged(finding: Finding, gates: Gates) -> Finding:
+    """The finding, judged where a gate names its quantity."""
     gate = gates.get(finding.quantity)
     return finding if gate is None else finding.judged(gate)
 

@@ -149,7 +149,7 @@ class Report:
         """JSON data; numbers that are not finite become None."""
         head: dict[str, Any] = {"schema_version": self.schema_version, "verdict": self.verdict, "advice": self.advice()}
         head |= {"winner": self.winner.name if self.winner else None, "front": list(advice.front(self.exports))}
-        exports = [_export_to_dict(export) for export in self.exports]
+        exports = [export_to_dict(export) for export in self.exports]
         return head | {"exports": exports, "context": _jsonable(self.context)}
 
     @classmethod
@@ -224,7 +224,8 @@ def _gates(count: int) -> str:
     return {1: "its gate", 2: "both gates"}.get(count, f"all {count} gates")
 
 
-def _export_to_dict(export: ExportReport) -> dict[str, Any]:
+def export_to_dict(export: ExportReport) -> dict[str, Any]:
+    """JSON data of one export; numbers that are not finite become None."""
     findings = {f.quantity: _jsonable(asdict(f) | {"ratio": f.ratio}) for f in export.findings}
     facts = {"name": export.name, "runtime": export.runtime, "precision": export.precision, "role": export.role}
     return facts | {"verdict": export.verdict, "findings": findings}
