@@ -64,8 +64,18 @@ def exported(model: Path, kind: Kind, suite: Suite, work: Path) -> Path:
     folder = work / model.name / kind.name
     if not folder.exists():
         progress.note(f"exporting {model.name} as {kind.name}")
-        kind.exporter().export(load(model, suite), suite.task.example(suite.processor(str(model))), folder)
+        processor, exporter = suite.processor(str(model)), kind.exporter()
+        samples = calibration_of(suite, processor) if exporter.calibrated else []
+        exporter.export(load(model, suite), suite.task.example(processor), folder, samples)
     return folder
+
+
+def calibration_of(suite: Suite, processor: Any) -> list[dict[str, np.ndarray]]:
+    """The batches of train that an exporter's ranges are measured on."""
+    (source,) = suite.sources(holdout=0)
+    encoded = suite.task.encode(data.read(source, suite.task), processor, None, suite.max_length, "train")
+    drawn = encoded.select(range(min(suite.calibration.samples, len(encoded))))
+    return [data.arrays(batch) for batch in data.posed(drawn, suite.task, processor)]
 
 
 def text_of(suite: Suite, processor: Any) -> list[dict[str, np.ndarray]]:

@@ -153,11 +153,11 @@ IMAGES: Rates = {
     "core": (3e-4, 1e-3),
     "rotation": (3e-4, 1e-3),
 }
-AS_CHOSEN: Rates = {  # on a fifth of the images
-    "dense": (3e-5,),
+FIVE_THOUSAND: Rates = {
+    "dense": (3e-5,),  # as chosen on a fifth of the images
     "dense-lora": (3e-4,),
-    "svdllm-lora": (3e-4,),
-    "jactus": (1e-4,),
+    "svdllm-lora": (3e-4, 1e-3),
+    "jactus": (1e-4, 3e-4),
 }
 WORDS: Rates = {"weights": (2e-5,), "adapter": (2e-4,), "factors": (2e-4,), "core": (2e-4,), "rotation": (2e-4,)}
 COMMONSENSE: Rates = {
@@ -210,9 +210,11 @@ SUITES = {
             Source(path="cifar10"),
             Source(path="cifar10", split="test"),
             epochs=2,
-            rates=AS_CHOSEN,
+            rates=FIVE_THOUSAND,
             budgets=(0.5, 0.3),
             image_size=98,
+            select_rows=2500,
+            select_holdout=0.2,
         ),
         Suite(
             "arc_easy",

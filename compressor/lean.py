@@ -38,7 +38,7 @@ class UpdatedProduct(torch.autograd.Function):
         parts = held(x)
         ctx.remake = parts.remake
         ctx.save_for_backward(weight, a, b, *parts.tensors)
-        return linear(x, updated(weight, a, b), bias)
+        return _whole(x, updated(weight, a, b), bias)
 
     @staticmethod
     @once_differentiable
@@ -73,7 +73,7 @@ class CoreProduct(torch.autograd.Function):
         parts = held(x) if right_b is not None else None
         ctx.remake = parts.remake if parts else None
         ctx.save_for_backward(z, left, core, right, left_a, left_b, right_a, right_b, *(parts.tensors if parts else ()))
-        return linear(linear(z, core), updated(left, left_a, left_b), bias)
+        return _whole(linear(z, core), updated(left, left_a, left_b), bias)
 
     @staticmethod
     @once_differentiable
@@ -97,6 +97,17 @@ class CoreProduct(torch.autograd.Function):
 
 core_product: Callable[..., Tensor] = CoreProduct.apply
 updated_product: Callable[..., Tensor] = UpdatedProduct.apply
+
+
+def _whole(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., n) -> x @ weight.T + bias, (..., m), in a memory of its own: a view could not be changed in place."""
+    found = x.new_empty(*x.shape[:-1], len(weight))
+    rows, out = _rows(x), _rows(found)
+    if bias is None:
+        torch.mm(rows, weight.mT, out=out)
+    else:
+        torch.addmm(bias, rows, weight.mT, out=out)
+    return found
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -1,16 +1,16 @@
 """Weight-only quantization: an fp32 ONNX graph whose weights are stored in four or eight bits, in blocks.
 
-Each block, 32 weights by default, has a scale and a zero point. Products become MatMulNBits and embedding tables
-GatherBlockQuantized, contrib operators of ONNX Runtime. On a CPU products round their inputs to eight bits, block by
-block, which its faster kernels want: next to nothing is lost, where one scale for a whole tensor loses outliers, as
-language models have them.
+Each block, 32 weights by default, has a scale and a zero point. Four bits are given the ranges of `onnx_ranges`, and
+products that give the logits keep eight. Products become MatMulNBits and embedding tables GatherBlockQuantized, contrib
+operators of ONNX Runtime. On a CPU products round their inputs to eight bits, block by block, which its faster kernels
+want: next to nothing is lost, where one scale for a whole tensor loses outliers, as language models have them.
 A size that is no multiple of the block is padded in its last block.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,8 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from compressor.errors import ExportError
-from exporters import onnx_file, onnx_tied
+from exporters import onnx_file, onnx_ranges, onnx_tied
+from exporters.base import Arrays
 from exporters.onnx_prepare import prepare, quiet
 from exporters.onnx_values import OWN
 
@@ -32,31 +33,48 @@ ENDS = ("_bytes", "_scales", "_zero_points")  # of the names of what a table of 
 AXES = (("MatMul", 0), ("Gather", 1))  # blocks run along the inputs of a product and along a row of a table
 
 
-def quantize(source: Path, target: Path, *, embeddings: bool, block: int, bits: Bits = 4) -> None:
+def quantize(
+    source: Path,
+    target: Path,
+    *,
+    embeddings: bool,
+    block: int,
+    bits: Bits = 4,
+    head_bits: Bits = 8,
+    samples: Sequence[Arrays] = (),
+) -> None:
     """Write the fp32 graph `source` with weights of a few bits as `target`.
 
     Args:
         embeddings: store the tables that Gather reads from so too.
         block: weights to a scale; a power of two from 16.
         bits: of a weight.
+        head_bits: of a weight in the products that give the logits, and of a table that one of them shares.
+        samples: batches of the model's inputs, by which the ranges of four bits are chosen; without them a range is
+            from the least to the greatest number of a block.
 
     Raises:
         ExportError: the quantizer fails.
+        RuntimeFailure: ONNX Runtime fails on the samples.
     """
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        prepared = Path(scratch) / "prepared.onnx"
+        prepared = start = Path(scratch) / "prepared.onnx"
         prepare(source, prepared)
-        model = _loaded(prepared)
+        if samples and bits == 4:
+            start = Path(scratch) / "narrowed.onnx"
+            heads = _heads(onnx.load(prepared, load_external_data=False).graph) if head_bits != bits else ()
+            onnx_ranges.narrow(prepared, start, samples, block=block, bits=bits, but=heads)
+        model = _loaded(start)
         ONNXModel(model).replace_gemm_with_matmul()
         try:
             with quiet(), np.errstate(divide="ignore", invalid="ignore"):  # rows of zeros have no scale
-                quantized = _quantized(model, embeddings, block, bits)
+                quantized = _quantized(model, embeddings, block, bits, head_bits)
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ExportError(
                 f"ONNX Runtime's int{bits} quantizer of blocks fails on this graph: {error}. Export int8."
             ) from error
         graph = onnx_ir.from_proto(quantized)
-        onnx_tied.share_blocks_(graph, onnx_tied.ties(prepared), bits=bits, block=block)
+        onnx_tied.share_blocks_(graph, onnx_tied.ties(prepared), block=block)
         onnx_file.save(graph, target)
 
 
@@ -81,24 +99,53 @@ def _loaded(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _quantized(model: onnx.ModelProto, embeddings: bool, block: int, bits: Bits) -> onnx.ModelProto:
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # importing it turns logging on
-
-    tables = _tables(model.graph)
+def _quantized(model: onnx.ModelProto, embeddings: bool, block: int, bits: Bits, head_bits: Bits) -> onnx.ModelProto:
+    tables, heads = _tables(model.graph), _heads(model.graph)
     if embeddings and bits == 8:
         _quantize_tables(model.graph, tables, block)
+    lookups = [node for node in model.graph.node if node.op_type == "Gather" and node.input[0] in tables]
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    wanted: dict[Bits, list[onnx.NodeProto]] = {bits: lookups if embeddings and bits == 4 else [], head_bits: []}
+    for node in products:
+        wanted[head_bits if node.input[1] in heads else bits].append(node)
+    for width, nodes in wanted.items():
+        model = _in_blocks(model, {node.name for node in nodes}, block, width)
+    _store_once(model.graph)
+    return model
+
+
+def _in_blocks(model: onnx.ModelProto, names: Set[str], block: int, bits: Bits) -> onnx.ModelProto:
+    """The graph with the weights of the nodes of these names in blocks."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # importing it turns logging on
+
     quantizer: Any = MatMulNBitsQuantizer(
         model,
         bits=bits,
         block_size=block,
         accuracy_level=ACCURACY,
-        op_types_to_quantize=("MatMul", "Gather") if embeddings and bits == 4 else ("MatMul",),
+        op_types_to_quantize=tuple(kind for kind, _ in AXES),
         quant_axes=AXES,
-        nodes_to_exclude=[node.name for node in _gathers(model.graph) if node.input[0] not in tables],
+        nodes_to_exclude=[node.name for node in model.graph.node if node.name not in names],
     )
     quantizer.process()
     found: onnx.ModelProto = quantizer.model.model
-    _store_once(found.graph)
+    return found
+
+
+def _heads(graph: onnx.GraphProto) -> set[str]:
+    """The constants by which products give the logits: those between which and the logits there is no other."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    constants = {tensor.name for tensor in graph.initializer}
+    found, seen, waiting = set(), set(), [graph.output[0].name]  # a decoder's cache comes behind
+    while waiting:
+        node = made_by.get(name := waiting.pop())
+        if node is None or name in seen:
+            continue
+        seen.add(name)
+        if node.op_type in ("MatMul", "Gemm") and node.input[1] in constants:
+            found.add(node.input[1])
+        else:
+            waiting.extend(node.input)
     return found
 
 
@@ -111,14 +158,9 @@ def _tables(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     }
 
 
-def _gathers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Nodes that look rows up, in tables or in whatever else is constant, which the quantizer would take too."""
-    return [node for node in graph.node if node.op_type == "Gather"]
-
-
 def _quantize_tables(graph: onnx.GraphProto, tables: Mapping[str, onnx.TensorProto], block: int) -> None:
     """Tables of eight bits, which ONNX Runtime reads but its quantizer does not write."""
-    readers = [node for node in _gathers(graph) if node.input[0] in tables and not _axis(node)]
+    readers = [node for node in graph.node if node.op_type == "Gather" and node.input[0] in tables and not _axis(node)]
     for name in dict.fromkeys(node.input[0] for node in readers):
         parts = in_bytes(numpy_helper.to_array(tables[name]), block)
         stored = zip((f"{name}{end}" for end in ENDS), parts, strict=True)

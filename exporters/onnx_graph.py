@@ -24,6 +24,7 @@ from exporters import onnx_file
 from exporters.tracing import PAST_LENGTH, SEQUENCE, TOTAL, Tracing, require_free, tracing_of
 from exporters.verify import Inputs, is_sequence, positions
 
+TURNED = ".T"  # ends the name of a transposed weight
 PREFIX = "model."  # what a tracing puts before every weight's name
 PART = 4_000_000  # bytes of a matrix that are digested at once
 SEEN = ("_graph", "_match", "_current_node")  # of a matcher, which sets them anew for every node
@@ -150,15 +151,21 @@ def _check_axes(graph: onnx_ir.Model, tracing: Tracing) -> None:
 
 
 def _name_weights(graph: onnx_ir.Model, model: nn.Module) -> None:
-    """Call every weight as the model does; one that was transposed for MatMul gets `.T` behind its name."""
+    """Call every weight as the model does; one that was transposed for MatMul gets `.T` behind its name.
+
+    Where a layer is called several times, its weight was transposed for each call: one of them is kept.
+    """
     weights = graph.graph.initializers
-    transposed = {_key(tensor.mT): f"{name}.T" for name, tensor in _matrices(model).items()}
+    transposed = {_key(tensor.mT): f"{name}{TURNED}" for name, tensor in _matrices(model).items()}
     for value in list(weights.values()):
         name = (value.name or "").removeprefix(PREFIX)
         if value.const_value is not None and len(value.const_value.shape) == 2 and name not in model.state_dict():
             name = transposed.get(_key(torch.from_numpy(value.const_value.numpy())), name)
         if name not in weights:
             value.name = name
+        elif weights[name] is not value and name.endswith(TURNED):
+            value.replace_all_uses_with(weights[name])
+            del weights[str(value.name)]
 
 
 def _matrices(model: nn.Module) -> Mapping[str, Tensor]:

@@ -40,7 +40,7 @@ class Precision:
         stage: makes it of the fp32 graph; None for fp32 itself.
         knobs: fields of the exporter that it heeds.
         devices: where it runs.
-        calibrated: whether it needs batches of the task's data.
+        calibrated: whether it is given batches of the task's data.
         exact: whether it computes the very numbers of the fp32 graph, and is held to the same tolerance.
         beside: precisions that are always exported beside it.
         layer: makes it of a single layer, where there is nothing to fuse; None: as `stage` does.
@@ -85,10 +85,16 @@ def _int8_weights(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays])
     quantize(source, target, embeddings=knobs.embeddings, block=knobs.block, bits=8)
 
 
-def _int4(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays]) -> None:
+def _int4(source: Path, target: Path, knobs: Knobs, samples: Sequence[Arrays]) -> None:
     from exporters.onnx_blocks import quantize
 
-    quantize(source, target, embeddings=knobs.embeddings, block=knobs.block)
+    quantize(source, target, embeddings=knobs.embeddings, block=knobs.block, samples=samples)
+
+
+def _int4_layer(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays]) -> None:
+    from exporters.onnx_blocks import quantize
+
+    quantize(source, target, embeddings=False, block=knobs.block, head_bits=4)
 
 
 def _fused(source: Path, target: Path, _: Knobs, __: Sequence[Arrays]) -> None:
@@ -103,7 +109,7 @@ PRECISIONS: Mapping[str, Precision] = {
     "int8": Precision(_int8, ("embeddings", "reduce_range"), ("cpu",)),
     "int8-static": Precision(_int8_static, ("embeddings", "reduce_range"), ("cpu",), calibrated=True),
     "int8-weights": Precision(_int8_weights, ("embeddings", "block"), ("cpu",)),
-    "int4": Precision(_int4, ("embeddings", "block")),
+    "int4": Precision(_int4, ("embeddings", "block"), calibrated=True, layer=_int4_layer),
     "fp32-fused": Precision(_fused, devices=("cpu",), exact=True, beside=("fp32",)),
     "int8-fused": Precision(_int8_fused, ("embeddings", "reduce_range"), ("cpu",), layer=_int8),
 }

@@ -21,6 +21,11 @@ def prepare(source: Path, target: Path) -> None:
     model = onnx_ir.load(source)
     fold_constants(model, should_fold=_hides_a_weight, output_size_limit=sys.maxsize)
     keep_norms_apart(model.graph)
+    save(model, target)
+
+
+def save(model: onnx_ir.Model, target: Path) -> None:
+    """Write a prepared graph as the quantizers want to read it."""
     onnx_file.save(model, target)
     proto = onnx.load(target, load_external_data=False)
     forget_weight_shapes(proto.graph)

@@ -6,6 +6,7 @@ numbers of both. Here rows are looked up in the numbers that the product has, an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from exporters.onnx_values import OWN
 Ties = Mapping[str, str]  # name of a product's weight (K, N) -> name of the table (N, K) that holds the same numbers
 CHANNELS = ("_quantized", "_scale", "_zero_point")  # ends of the names that a weight's eight bits per channel go by
 HALF = 4  # bits, of which a byte holds two numbers
+BITS = (8, HALF)  # of a product's blocks
+TABLES = ("_bytes", "_Q4")  # ends of the names that a table's blocks go by
 
 
 def ties(path: Path) -> Ties:
@@ -68,14 +71,16 @@ def _look_up_columns(graph: onnx_ir.Graph, lookup: onnx_ir.Node, stored: onnx_ir
     _replace(graph, lookup, dequantized, tape, tape.op("Mul", [floats, sizes]))
 
 
-def share_blocks_(model: onnx_ir.Model, tied: Ties, *, bits: int, block: int) -> None:
+def share_blocks_(model: onnx_ir.Model, tied: Ties, *, block: int) -> None:
     """Look rows up in the blocks of a product, (N, blocks, bytes); rows that do not fill their last block stay."""
     graph = model.graph
-    for factor, table in tied.items():
+    for (factor, table), bits in itertools.product(tied.items(), BITS):
         stored, scales, zeros = _parts(graph, factor, (f"_Q{bits}", "_scales", "_zero_points"))
-        for end in ("_bytes", f"_Q{bits}"):  # of the names that a table goes by
+        if stored is None or scales is None or zeros is None:
+            continue
+        for end in TABLES:
             for lookup in _readers(graph, f"{table}{end}", "GatherBlockQuantized"):
-                if stored is not None and scales is not None and zeros is not None and _fills(lookup, stored, block):
+                if _fills(lookup, stored, block):
                     _look_up_blocks(graph, lookup, (stored, scales, zeros), {"block_size": block, "bits": bits})
             _drop(graph, table, (end, "_scales", "_zero_points"))
 

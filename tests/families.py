@@ -47,6 +47,10 @@ STAGES = {"embed_dim": 16, "depths": [2, 1], "num_heads": [2, 2], "window_size":
 SWIN = RANDOM | STAGES | {"image_size": SIZE, "patch_size": 4}
 PAIR = RANDOM | TEXT | POSITIONS | {"d_model": 32, "decoder_start_token_id": 2, "init_std": 0.2}  # encoder and decoder
 PAIR |= {f"{side}_{size}": number for side in ("encoder", "decoder") for size, number in HALF.items()}
+HIERA = {"embed_dim": 16, "image_size": [SIZE, SIZE], "patch_stride": [4, 4], "depths": [1, 1], "num_heads": [1, 2]}
+HIERA |= {"query_stride": [2, 2], "masked_unit_size": [4, 4], "num_query_pool": 1}
+SEGFORMER = {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [16, 32]}
+SEGFORMER |= {"patch_sizes": [7, 3], "strides": [4, 2], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2]}
 BEIT = VISION | {"use_relative_position_bias": True}
 
 
@@ -85,6 +89,21 @@ KIN = {
     "phi": Family(hf.PhiConfig(**ENCODER), GENERATES),
     "gemma": Family(hf.GemmaConfig(**GROUPED, head_dim=8), GENERATES),
     "llama-classifies": Family(hf.LlamaConfig(**GROUPED)),
+    "qwen3": Family(hf.Qwen3Config(**GROUPED, head_dim=8), GENERATES),  # norms of queries and keys
+    "phi3": Family(hf.Phi3Config(**GROUPED), GENERATES),  # one layer makes query, key and value, one gate and up
+    "granite": Family(hf.GraniteConfig(**GROUPED), GENERATES),
+    "olmo2": Family(hf.Olmo2Config(**GROUPED), GENERATES),
+    "smollm3": Family(hf.SmolLM3Config(**GROUPED), GENERATES),
+    "gemma3": Family(hf.Gemma3TextConfig(**GROUPED, head_dim=8), GENERATES),
+    "starcoder2": Family(hf.Starcoder2Config(**GROUPED), GENERATES),
+    "lfm2": Family(hf.Lfm2Config(**GROUPED), GENERATES),  # convolutions beside attention
+    "siglip": Family(hf.SiglipConfig(vision_config=VISION, text_config=ENCODER), SEES),
+    "clip": Family(hf.CLIPConfig(vision_config=VISION, text_config=ENCODER), SEES),
+    "dinov2-registers": Family(hf.Dinov2WithRegistersConfig(**DINOV2), SEES),
+    "swinv2": Family(hf.Swinv2Config(**SWIN), SEES),  # its bias of positions is a small network
+    "hiera": Family(hf.HieraConfig(**HIERA), SEES),  # patches that overlap
+    "segformer": Family(hf.SegformerConfig(**SEGFORMER), SEES),
+    "convnextv2": Family(hf.ConvNextV2Config(hidden_sizes=[16, 32, 32, 32], depths=[1, 1, 1, 1]), SEES),
 }
 
 

@@ -51,7 +51,7 @@ def _imported() -> Any:
 families = _imported()
 SMALL = families.FAMILIES | families.KIN
 ROWS = [*families.FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in families.KIN)]
-LINEAR = ("Linear", "Conv1D")
+LINEAR = ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear")  # the last: of nn.MultiheadAttention
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 

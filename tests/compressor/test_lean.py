@@ -105,6 +105,18 @@ def test_a_bias_that_is_made_trainable_learns(make: Callable[[], Layer], monkeyp
 
 
 @pytest.mark.parametrize("make", [core_layer, kept_layer])
+@pytest.mark.parametrize("shape", [(4, N), (2, 3, N)])
+def test_what_a_layer_gives_may_be_changed_in_place(make: Callable[[], Layer], shape: tuple[int, ...]) -> None:
+    layer, x = make(), torch.randn(shape, dtype=torch.float64)
+    found = []
+    for relu in (functional.relu_, functional.relu):
+        layer.zero_grad()
+        relu(layer(x)).square().sum().backward()
+        found.append([parameter.grad for parameter in layer.parameters() if parameter.requires_grad])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("make", [core_layer, kept_layer])
 def test_inputs_without_a_gradient_get_none(make: Callable[[], Layer]) -> None:
     layer, x = make(), torch.randn(4, N, dtype=torch.float64)
     layer(x).sum().backward()

@@ -27,7 +27,7 @@ from exporters.onnx_precisions import PRECISIONS
 
 Arrays = Mapping[str, np.ndarray]
 KINDS = ("text", "image", "decoder")
-SMALLER = [name for name, row in PRECISIONS.items() if row.stage and not (row.exact or row.layer)]  # fused: elsewhere
+SMALLER = [name for name, row in PRECISIONS.items() if row.stage and "fused" not in name]  # those: elsewhere
 COST = {
     "fp16": 0.01,
     "int8": 0.2,
@@ -219,16 +219,26 @@ def test_a_decoder_with_its_cache_says_what_it_says_without(
 
 
 def test_int4_rounds_to_sixteen_levels_of_each_block_and_pads_the_last(tmp_path: Path) -> None:
-    layer = nn.Linear(40, 24)
+    layer, head = nn.Linear(40, 24), nn.Linear(24, 4)
     features = torch.randn(3, 40)
-    export = OnnxExporter(precision="int4").export(Plain(layer), {"features": features}, tmp_path / "export")
+    export = OnnxExporter(precision="int4").export(Plain(layer, head), {"features": features}, tmp_path / "export")
     weight = layer.weight.detach().numpy()
     rounded = np.concatenate([levels(weight[:, :32]), levels(weight[:, 32:])], axis=1)
     found = run(export.path, {"features": features.numpy()})
-    expected = features.numpy() @ rounded.T + layer.bias.detach().numpy()
-    np.testing.assert_allclose(found, expected, atol=0.02)
-    assert np.abs(found - layer(features).detach().numpy()).max() > 0.02
-    assert export.facts["matmul_weight_bytes"] == 24 * (2 * 16 + 2 * 4 + 1)  # two blocks of 16 bytes, scales, zeros
+    hidden = features.numpy() @ rounded.T + layer.bias.detach().numpy()
+    expected = head(torch.from_numpy(hidden)).detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    assert np.abs(found - head(layer(features)).detach().numpy()).max() > 0.015
+    stored = 24 * (2 * 16 + 2 * 4 + 1)  # two blocks of 16 bytes, scales, zeros
+    assert export.facts["matmul_weight_bytes"] == stored + 4 * (32 + 4 + 1)  # and a block of 32 bytes
+
+
+def test_the_product_that_gives_the_logits_has_eight_bits_in_int4(exported: Callable[[str, str], Exported]) -> None:
+    for kind, heads in (("text", 1), ("decoder", 1)):
+        nodes = [node for node in stored(exported(kind, "int4").path).node if node.op_type == "MatMulNBits"]
+        bits = [attribute.i for node in nodes for attribute in node.attribute if attribute.name == "bits"]
+        assert Counter(bits) == {4: len(nodes) - heads, 8: heads}
+        assert bits[-1] == 8
 
 
 def test_int8_weights_lose_less_than_int8_where_inputs_have_outliers(tmp_path: Path) -> None:
@@ -278,9 +288,11 @@ def levels(block: np.ndarray, steps: int = 15) -> np.ndarray:
 
 
 def test_a_layer_that_is_used_twice_is_stored_once_in_int4(tmp_path: Path) -> None:
-    export = OnnxExporter(precision="int4").export(Twice(), {"features": torch.randn(3, 64)}, tmp_path / "export")
-    assert export.facts["nodes"]["MatMulNBits"] == 2
-    assert export.facts["matmul_weight_bytes"] == 64 * (2 * 16 + 2 * 4 + 1)
+    features = torch.randn(3, 64)
+    model = Plain(Twice(), nn.Linear(64, 4))
+    export = OnnxExporter(precision="int4").export(model, {"features": features}, tmp_path / "export")
+    assert export.facts["nodes"]["MatMulNBits"] == 3
+    assert export.facts["matmul_weight_bytes"] == 64 * (2 * 16 + 2 * 4 + 1) + 4 * (2 * 32 + 2 * 4 + 2)
 
 
 def test_fp16_takes_means_of_squares_that_it_cannot_hold(tmp_path: Path) -> None:
@@ -355,7 +367,7 @@ def test_an_export_leaves_logging_as_it_was(tmp_path: Path, precision: Precision
 def test_the_table_and_the_type_name_the_same_precisions() -> None:
     assert tuple(PRECISIONS) == get_args(Precision)
     found = {name: registry.exporter("onnx", name) for name in PRECISIONS}
-    assert [name for name, exporter in found.items() if exporter.calibrated] == ["int8-static"]
+    assert [name for name, exporter in found.items() if exporter.calibrated] == ["int8-static", "int4"]
     assert [name for name, exporter in found.items() if "cuda" in exporter.devices] == ["fp32", "fp16", "int4"]
     with pytest.raises(
         InputError,

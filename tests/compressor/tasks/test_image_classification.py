@@ -21,6 +21,8 @@ from transformers import (
     DeiTForImageClassification,
     Dinov2Config,
     Dinov2ForImageClassification,
+    HieraConfig,
+    HieraForImageClassification,
     SwinConfig,
     SwinForImageClassification,
     TimmWrapperConfig,
@@ -437,6 +439,12 @@ def test_a_size_that_patches_do_not_divide_is_refused_with_those_that_fit(tmp_pa
         TASK.processor(path, image_size=30)
     with pytest.raises(ModelError, match=r"Images of 3 x 3 .*such as 8\."):
         TASK.processor(path, image_size=3)
+
+
+def test_patches_that_overlap_take_sizes_that_they_do_not_divide(tmp_path: Path) -> None:
+    config = HieraConfig(embed_dim=8, image_size=[32, 32], depths=[1], num_heads=[1], num_query_pool=0)
+    path = checkpoint(HieraForImageClassification(config), tmp_path / "hiera")  # patches of 7 x 7, every 4
+    assert TASK.example(TASK.processor(path, image_size=32))["pixel_values"].shape[1:] == (3, 32, 32)
 
 
 def test_a_size_that_the_model_does_not_take_is_told_before_any_work(tmp_path: Path) -> None:
