@@ -78,6 +78,7 @@ TAUGHT = (
     Arm("jactus", "JACTUS (R4)", "factors", Jactus(), taught=True),
     Arm("jactus-union", "JACTUS (R4), union 0.1", "factors", Jactus(union=0.1), taught=True),
     Arm("jactus-axes", "JACTUS (R4), axes of the moments", "factors", Jactus(axes="moments"), taught=True),
+    Arm("jactus-uniform", "JACTUS (R4), uniform ranks", "factors", Jactus(), "uniform", True),
     Arm("jactus-updates0", "JACTUS (R4), updates 0", "core", Jactus(updates=0), taught=True),
 )
 AFTERWARDS = (  # adapted first, then compressed: what truncation leaves is what they are

@@ -140,10 +140,11 @@ TEXT: Rates = {
     "core": (1e-3, 2e-3, 4e-3),
     "svd-core": (2e-3, 4e-3),
     "rotation": (1e-3, 4e-3),
+    "jactus-uniform": (2e-3,),  # as chosen for the default
 }
 KIN: Rates = {  # on TREC, as chosen there for another arm that learns the same
     **dict.fromkeys(("svd-lora", "asvd-lora", "fwsvd-lora", "gfwsvd-lora"), (2e-3,)),  # SVD-LLM's
-    **dict.fromkeys(("jactus-r1", "jactus-r2", "jactus-r3"), (1e-3,)),  # the default's
+    **dict.fromkeys(("jactus-r1", "jactus-r2", "jactus-r3", "jactus-uniform"), (1e-3,)),  # the default's
     "cersa": (2e-3,),  # SVD's with a trained core
 }
 IMAGES: Rates = {
