@@ -46,6 +46,7 @@ class Variation:
     samples: int = 512
     probe: bool = True  # the head is trained alone before calibration
     projected: bool = False  # the core starts at U^T W V in place of the weighted least-squares one
+    blind: tuple[str, ...] = ()  # ends of names of layers that are truncated without an output metric, to their ranks
 
     @property
     def arm(self) -> Arm:
@@ -64,6 +65,7 @@ VARIATIONS = (
     *(Variation("calibration", str(samples), samples=samples) for samples in (64, 256, 1024)),
     *(Variation("ridge", f"{ridge:g}", Jactus(ridge=ridge)) for ridge in (1e-3, 1e-1)),
     Variation("core start", "projection", projected=True),
+    Variation("output metric", "not of q and k", blind=("query", "key", "q_proj", "k_proj")),
     Variation("updates", "0", Jactus(updates=0)),
     Variation("head probe", "no", probe=False),
 )
@@ -77,6 +79,13 @@ def projected(model: Any, subspaces: Mapping[str, Subspace], plan: planning.Plan
         weight = matrix(models.dense_layer(model, name)).detach().double()  # (m, n)
         found[name] = replace(kept, core=kept.left.mT @ weight @ kept.right.mT)  # (r, r)
     return found
+
+
+def blinded(bench: Bench, variation: Variation) -> dict[str, Subspace]:
+    """The subspaces of the layers that a variation names, in the metric of their inputs alone."""
+    targets = tuple(one for one in models.find_targets(bench.probed) if one.name.endswith(variation.blind))
+    method = replace(variation.method, metric="input")
+    return factorize.decompose(bench.probed, method, bench.moments(adapted=False), targets=targets)
 
 
 def overlaps(
@@ -103,6 +112,8 @@ def run(bench: Bench, variation: Variation) -> Row:
     """Truncate, measure, train, measure."""
     arm = variation.arm
     subspaces, plan = bench.decomposed(arm), bench.plan(arm, BUDGET)
+    if variation.blind:
+        subspaces = subspaces | blinded(bench, variation)
     shares = overlaps(subspaces, plan, bench.moments(adapted=False))
     used = projected(bench.probed, subspaces, plan) if variation.projected else subspaces
     torch.manual_seed(bench.seed)

@@ -69,7 +69,7 @@ def test_the_projected_core_is_the_best_one_in_the_plain_norm_and_not_in_the_met
 
 def test_every_variation_but_the_first_differs_in_one_knob() -> None:
     default, *others = ablations.VARIATIONS
-    fields = ("method", "strategy", "samples", "probe", "projected")
+    fields = ("method", "strategy", "samples", "probe", "projected", "blind")
     for one in others:
         assert sum(getattr(one, field) != getattr(default, field) for field in fields) == 1
 
@@ -83,3 +83,20 @@ def test_a_variation_is_run_once_and_its_row_can_be_told(tiny_suite: Callable[..
     assert rows[0]["before_training"] is not None
     assert 0 < rows[0]["overlap"]["gradient"]["chance"] < 1
     assert sum(1 for _ in table(rows)) == 2 + 2
+
+
+def test_layers_without_an_output_metric_are_truncated_by_their_inputs_alone(
+    tiny_suite: Callable[..., Suite], tmp_path: Path
+) -> None:
+    bench = Bench(tiny_suite(), 0, 0.1, tmp_path)
+    found = ablations.blinded(bench, ablations.Variation("output metric", "", blind=("query", "key")))
+    names = [target.name for target in ablations.models.find_targets(bench.probed)]
+    assert list(found) == [name for name in names if name.endswith(("query", "key"))]
+    name, subspace = next(iter(found.items()))
+    weight, moment = bench.probed.get_parameter(f"{name}.weight").detach().double(), bench.moments(adapted=False)[name]
+    assert moment.input is not None
+    root = torch.linalg.cholesky(moment.input.matrix.double() + 0.01 * moment.input.matrix.trace() / 32 * torch.eye(32))
+    rank = 5
+    kept = subspace.left[:, :rank] @ subspace.core[:rank, :rank] @ subspace.right[:rank]
+    lost = ((weight - kept) @ root).square().sum()
+    assert float(lost) == pytest.approx(float(torch.linalg.svdvals(weight @ root)[rank:].square().sum()), rel=1e-5)
