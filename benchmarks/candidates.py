@@ -17,21 +17,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from arms import ARMS, Arm
-from bench import DISTILLATION, Bench
+from bench import DISTILLATION, MULTIPLE_OF, Bench
 from comparison import record
 from results import Row, Rows, exit_code
 from suites import SUITES, Suite, located
 
-from compressor import adapt, data, models, progress
+from compressor import adapt, data, factorize, models, planning, progress
 from compressor.distillation import prediction_loss
 from compressor.layers import CoreLinear, FreeCore
 from compressor.methods.base import Moments
-from compressor.planning import Plan
+from compressor.planning import Plan, Spectrum
 from compressor.recipe import Distillation
 from compressor.tasks.base import Outcomes
 
@@ -55,6 +55,8 @@ class Candidate:
     whitened: bool = False  # the core is trained between inputs, and gradients, of one variance
     distillation: Distillation = DISTILLATION
     rate: float = 1.0  # times the arm's
+    strategy: Literal["gain", "energy", "uniform"] = "gain"  # by which a plan buys; of JACTUS alone
+    power: float = 1.0  # of the gains that a plan compares: below 1, ranks are more alike
 
     @property
     def arm(self) -> Arm:
@@ -62,7 +64,9 @@ class Candidate:
         base = ARMS[self.of]
         assert base.method is not None
         method: Any = replace(base.method, **self.method)  # type: ignore[type-var]
-        return replace(base, name=f"{self.of} {method}", method=method)  # alike named where decomposed alike
+        strategy = self.strategy if self.of == "jactus" else base.strategy
+        name = f"{self.of} {method}"  # alike where decomposed alike
+        return replace(base, name=name, method=method, strategy=strategy)
 
 
 CANDIDATES = {
@@ -75,6 +79,8 @@ CANDIDATES = {
         Candidate("half rate", rate=0.5),
         Candidate("whitened, half rate", whitened=True, rate=0.5),
         *(Candidate(f"updates {rank}", method={"updates": rank}) for rank in (8, 32, 64)),
+        Candidate("uniform", strategy="uniform"),
+        Candidate("roots of gains", power=0.5),
         *(
             Candidate("predictions 0.9", of, distillation=Distillation(predictions=0.9))
             for of in ("jactus", "svdllm-lora")
@@ -144,6 +150,17 @@ class Trial(Bench):
     def decomposed(self, arm: Arm) -> Any:
         """The subspaces, turned where the candidate says so: they are the same until they are truncated."""
         return {name: replace(one, turned=self.candidate.rotated) for name, one in super().decomposed(arm).items()}
+
+    def plan(self, arm: Arm, budget: float) -> Plan:
+        """The ranks, by changed gains where the candidate says so."""
+        spectra = factorize.spectra(self.origin(arm), self.decomposed(arm))
+        changed = [self.bent(one) for one in spectra]
+        return planning.allocate(changed, budget=budget, strategy=arm.strategy, multiple_of=MULTIPLE_OF)
+
+    def bent(self, spectrum: Spectrum) -> Spectrum:
+        """Gains to the candidate's power."""
+        gains = [gain**self.candidate.power for gain in spectrum.gains]
+        return replace(spectrum, gains=gains, total=spectrum.total**self.candidate.power)
 
     def start(self, arm: Arm, budget: float) -> tuple[Any, Plan | None]:
         """The untrained model, changed."""
