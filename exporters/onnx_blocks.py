@@ -103,13 +103,14 @@ def _quantized(model: onnx.ModelProto, embeddings: bool, block: int, bits: Bits,
     tables, heads = _tables(model.graph), _heads(model.graph)
     if embeddings and bits == 8:
         _quantize_tables(model.graph, tables, block)
-    lookups = [node for node in model.graph.node if node.op_type == "Gather" and node.input[0] in tables]
-    products = [node for node in model.graph.node if node.op_type == "MatMul"]
-    wanted: dict[Bits, list[onnx.NodeProto]] = {bits: lookups if embeddings and bits == 4 else [], head_bits: []}
-    for node in products:
-        wanted[head_bits if node.input[1] in heads else bits].append(node)
-    for width, nodes in wanted.items():
-        model = _in_blocks(model, {node.name for node in nodes}, block, width)
+    wanted: dict[Bits, set[str]] = {}
+    for node in model.graph.node:
+        if node.op_type == "MatMul":
+            wanted.setdefault(head_bits if node.input[1] in heads else bits, set()).add(node.name)
+        elif node.op_type == "Gather" and node.input[0] in tables and embeddings and bits == 4:
+            wanted.setdefault(bits, set()).add(node.name)
+    for width, names in wanted.items():
+        model = _in_blocks(model, names, block, width)
     _store_once(model.graph)
     return model
 
