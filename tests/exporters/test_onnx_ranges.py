@@ -157,6 +157,32 @@ def test_what_gives_the_logits_and_what_a_lookup_reads_stays(
     assert changed == {"first.weight.T", "second.weight.T"}
 
 
+def test_a_layer_without_tokens_is_cut_along_its_inputs(tmp_path: Path) -> None:
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.head = nn.Linear(40, 24), nn.Linear(24, 4)
+
+        def forward(self, features: Tensor) -> Tensor:
+            return self.head(self.layer(features))
+
+    model = Features()
+    features = torch.randn(16, 40) * torch.linspace(0.1, 5, 40)
+    samples = [{"features": features.numpy()}]
+    export = OnnxExporter(precision="int4").export(model, {"features": features[:3]}, tmp_path / "export", samples)
+    weight, energy = model.layer.weight.detach().numpy(), features.square().sum(0).numpy()
+    narrowed = onnx_ranges.cut(weight, energy, block=BLOCK, bits=4)
+    rounded = [
+        np.concatenate([min_max(part, min(part.min(), 0), max(part.max(), 0), 15) for part in np.split(row, [BLOCK])])
+        for row in narrowed
+    ]
+    hidden = features @ torch.tensor(np.array(rounded), dtype=torch.float32).T + model.layer.bias
+    found = OnnxExporter().load(export.path)(samples[0])["logits"]
+    expected, whole = (model.head(one).detach().numpy() for one in (hidden, model.layer(features)))
+    assert np.abs(found - expected).max() < 0.3 * np.abs(whole - expected).max()  # what is left is of eight bits
+
+
 def test_a_model_without_products_is_exported(tmp_path: Path) -> None:
     class Lookup(nn.Module):
         def __init__(self) -> None:
