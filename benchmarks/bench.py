@@ -65,6 +65,11 @@ class Bench:
         found = data.batches(encoded, self.task, self.processor, size)
         return found if "image" in encoded.column_names else list(found)
 
+    @property
+    def distillation(self) -> Distillation:
+        """What taught arms learn from their teacher."""
+        return DISTILLATION
+
     @cached_property
     def adapted(self) -> Any:
         """The dense model trained on the same rows with the same seed; trained here where it is not there yet."""
@@ -214,17 +219,17 @@ class Bench:
             return training_bytes(model, lambda: model(**batch).loss)
         noted = self.noted(teacher.eval())
         with nullcontext() if noted else one_copy(model, teacher):
-            found = training_bytes(model, lambda: distillation_loss(model, teacher, batch, DISTILLATION, terms)[0])
+            found = training_bytes(model, lambda: distillation_loss(model, teacher, batch, self.distillation, terms)[0])
             return found | {"teacher": 0 if noted else further_bytes(teacher, model)}
 
     def said(self, teacher: Any, batch: dict[str, torch.Tensor]) -> Lesson:
         """The lesson on a batch."""
-        return lesson_of(teacher, batch, DISTILLATION, self.task.terms)
+        return lesson_of(teacher, batch, self.distillation, self.task.terms)
 
     def noted(self, teacher: Any) -> bool:
         """Whether its lessons on the training rows are written once, so that it is not in memory."""
         batches = data.batches(self.data.train, self.task, self.processor, self.suite.batch_size)
-        give = lessons.giving(teacher, DISTILLATION, self.task.terms)
+        give = lessons.giving(teacher, self.distillation, self.task.terms)
         return lessons.expected_bytes(batches.then(give)) <= lessons.MOST
 
     def train(self, model: Any, learning_rate: float, teacher: Any | None) -> adapt.History:
@@ -242,7 +247,7 @@ class Bench:
                 folder=Path(scratch) / "checkpoints",
                 seed=self.seed,
                 teacher=teacher,
-                distillation=DISTILLATION,
+                distillation=self.distillation,
             )
         for one in (model, teacher):
             if one is not None:

@@ -85,6 +85,7 @@ CANDIDATES = {
             Candidate("predictions 0.9", of, distillation=Distillation(predictions=0.9))
             for of in ("jactus", "svdllm-lora")
         ),
+        Candidate("hidden 3", distillation=Distillation(hidden=3)),
     )
 }
 
@@ -151,6 +152,11 @@ class Trial(Bench):
         """The subspaces, turned where the candidate says so: they are the same until they are truncated."""
         return {name: replace(one, turned=self.candidate.rotated) for name, one in super().decomposed(arm).items()}
 
+    @property
+    def distillation(self) -> Distillation:
+        """The candidate's lessons."""
+        return self.candidate.distillation
+
     def plan(self, arm: Arm, budget: float) -> Plan:
         """The ranks, by changed gains where the candidate says so."""
         spectra = factorize.spectra(self.origin(arm), self.decomposed(arm))
@@ -174,7 +180,7 @@ class Trial(Bench):
         return model, plan
 
     def train(self, model: Any, learning_rate: float, teacher: Any | None) -> adapt.History:
-        """By the candidate's lessons."""
+        """With the loss of the last epoch."""
         history = super().train(model, learning_rate, teacher)
         losses = [row["loss"] for row in history if "loss" in row and row["epoch"] > self.suite.epochs - 1]
         self.last_epoch = float(np.mean(losses))

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import candidates
 import pytest
@@ -16,6 +17,8 @@ from results import read
 from suites import SUITES, Suite
 
 from compressor.layers import CoreLinear
+from compressor.planning import Spectrum
+from compressor.recipe import Distillation
 
 
 @pytest.fixture
@@ -64,6 +67,29 @@ def test_vectors_add_all_parameters_with_one_dimension_and_nothing_else(trial: T
     model = started(trial, "default")
     assert after - before
     assert after == before | {name for name, one in model.named_parameters() if one.ndim == 1}
+
+
+def test_ranks_are_bought_by_roots_of_gains_where_a_candidate_says_so(trial: Trial) -> None:
+    spectrum = Spectrum("layer", 8, 8, [16.0, 4.0, 1.0], 25.0)
+    trial.candidate = CANDIDATES["jactus", "roots of gains"]
+    assert trial.bent(spectrum) == Spectrum("layer", 8, 8, [4.0, 2.0, 1.0], 5.0)
+    trial.candidate = CANDIDATES["jactus", "default"]
+    assert trial.bent(spectrum) == spectrum
+
+
+def test_a_candidate_is_trained_by_its_own_lessons(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Distillation] = []
+    adapt_ = candidates.adapt.adapt_
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        seen.append(options["distillation"])
+        return adapt_(*arguments, **options)
+
+    monkeypatch.setattr("bench.adapt.adapt_", spy)
+    for name in ("default", "predictions 0.9"):
+        trial.candidate = CANDIDATES["jactus", name]
+        trial.run(trial.candidate.arm, 0.5, 1e-3)
+    assert [one.predictions for one in seen[-2:]] == [Distillation().predictions, 0.9]
 
 
 def test_the_unseen_rows_are_those_of_train_beyond_the_limit(tiny_suite: Callable[..., Suite], tmp_path: Path) -> None:
