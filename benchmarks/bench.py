@@ -114,10 +114,13 @@ class Bench:
             self.subspaces[arm.name] = factorize.decompose(self.origin(arm), arm.method, moments)
         return self.subspaces[arm.name]
 
+    def spectra(self, arm: Arm) -> list[planning.Spectrum]:
+        """What a plan compares of a compressed arm."""
+        return factorize.spectra(self.origin(arm), self.decomposed(arm))
+
     def plan(self, arm: Arm, budget: float) -> planning.Plan:
         """The ranks of a compressed arm."""
-        spectra = factorize.spectra(self.origin(arm), self.decomposed(arm))
-        return planning.allocate(spectra, budget=budget, strategy=arm.strategy, multiple_of=MULTIPLE_OF)
+        return planning.allocate(self.spectra(arm), budget=budget, strategy=arm.strategy, multiple_of=MULTIPLE_OF)
 
     def start(self, arm: Arm, budget: float) -> tuple[Any, planning.Plan | None]:
         """The untrained model of an arm, and its plan."""

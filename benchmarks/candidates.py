@@ -22,12 +22,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from arms import ARMS, Arm
-from bench import DISTILLATION, MULTIPLE_OF, Bench
+from bench import DISTILLATION, Bench
 from comparison import record
 from results import Row, Rows, exit_code
 from suites import SUITES, Suite, located
 
-from compressor import adapt, data, factorize, models, planning, progress
+from compressor import adapt, data, models, progress
 from compressor.distillation import prediction_loss
 from compressor.layers import CoreLinear, FreeCore
 from compressor.methods.base import Moments
@@ -55,7 +55,7 @@ class Candidate:
     whitened: bool = False  # the core is trained between inputs, and gradients, of one variance
     distillation: Distillation = DISTILLATION
     rate: float = 1.0  # times the arm's
-    strategy: Literal["gain", "energy", "uniform"] = "gain"  # by which a plan buys; of JACTUS alone
+    strategy: Literal["gain", "energy", "uniform"] | None = None  # by which a plan buys; None: the arm's
     power: float = 1.0  # of the gains that a plan compares: below 1, ranks are more alike
 
     @property
@@ -64,9 +64,8 @@ class Candidate:
         base = ARMS[self.of]
         assert base.method is not None
         method: Any = replace(base.method, **self.method)  # type: ignore[type-var]
-        strategy = self.strategy if self.of == "jactus" else base.strategy
         name = f"{self.of} {method}"  # alike where decomposed alike
-        return replace(base, name=name, method=method, strategy=strategy)
+        return replace(base, name=name, method=method, strategy=self.strategy or base.strategy)
 
 
 CANDIDATES = {
@@ -157,11 +156,9 @@ class Trial(Bench):
         """The candidate's lessons."""
         return self.candidate.distillation
 
-    def plan(self, arm: Arm, budget: float) -> Plan:
-        """The ranks, by changed gains where the candidate says so."""
-        spectra = factorize.spectra(self.origin(arm), self.decomposed(arm))
-        changed = [self.bent(one) for one in spectra]
-        return planning.allocate(changed, budget=budget, strategy=arm.strategy, multiple_of=MULTIPLE_OF)
+    def spectra(self, arm: Arm) -> list[Spectrum]:
+        """With changed gains where the candidate says so."""
+        return [self.bent(one) for one in super().spectra(arm)]
 
     def bent(self, spectrum: Spectrum) -> Spectrum:
         """Gains to the candidate's power."""

@@ -183,14 +183,10 @@ def in_bytes(table: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray, np.
 
     Zero is stored as it is.
     """
-    count, width = table.shape
-    blocks = np.pad(table, ((0, 0), (0, -width % block))).reshape(count, -1, block)  # (n, b, block)
-    low, high = blocks.min(-1, initial=0), blocks.max(-1, initial=0)  # (n, b)
-    scales = ((high - low) / 255).astype(np.float32)
-    scales[scales == 0] = 1
-    zeros = np.rint(-low / scales)  # (n, b)
+    blocks, ends = onnx_ranges.in_blocks(table, block)  # (n, b, block), (n, b) each
+    scales, zeros = onnx_ranges.grid(*ends, bits=8)  # (n, b) each
     stored = np.clip(np.rint(blocks / scales[..., None]) + zeros[..., None], 0, 255)  # (n, b, block)
-    return stored.astype(np.uint8).reshape(count, -1)[:, :width], scales, zeros.astype(np.uint8)
+    return stored.astype(np.uint8).reshape(len(table), -1)[:, : table.shape[1]], scales, zeros.astype(np.uint8)
 
 
 def _store_once(graph: onnx.GraphProto) -> None:

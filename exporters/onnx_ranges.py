@@ -30,10 +30,9 @@ ENERGY = "_energy"  # ends the name of E[x^2], behind the name of x
 
 @dataclass(frozen=True)
 class Product:
-    """A product with a constant matrix: the names of what it multiplies, and which axis of the matrix it sums over."""
+    """A product with a constant matrix: the name of its inputs, and which axis of the matrix it sums over."""
 
     inputs: str
-    weight: str
     axis: int
 
 
@@ -54,52 +53,43 @@ def narrow(
         RuntimeFailure: ONNX Runtime fails on the samples.
     """
     model = onnx_ir.load(source)
-    products = [one for one in products_of(model.graph) if one.weight not in but]
-    widths = {one.inputs: _inner(model.graph, one) for one in products}
+    weights = model.graph.initializers
+    found = {name: products for name, products in products_of(model.graph).items() if name not in but}
+    widths = {one.inputs: _array(weights[name]).shape[one.axis] for name, products in found.items() for one in products}
     energies = _energies(source, widths, samples) if widths else {}
-    for name, readers in itertools.groupby(sorted(products, key=_weight), key=_weight):
-        together, value = list(readers), model.graph.initializers[name]
-        weight = value.const_value
-        assert weight is not None  # what products_of looked at
-        energy = np.sum([energies[one.inputs] for one in together], axis=0)  # (k,)
-        make = partial(_narrowed, weight, together[0].axis, energy, block, bits)
-        shape = onnx_ir.Shape(weight.numpy().shape)
-        value.const_value = onnx_ir.LazyTensor(make, weight.dtype, shape, name=name)  # made as it is written
+    for name, products in found.items():
+        array = _array(weights[name])
+        energy = np.sum([energies[one.inputs] for one in products], axis=0)  # (k,)
+        make = partial(_narrowed, array, products[0].axis, energy, block, bits)  # called when it is written
+        weights[name].const_value = onnx_ir.LazyTensor(
+            make, onnx_ir.DataType.FLOAT, onnx_ir.Shape(array.shape), name=name
+        )
     onnx_prepare.save(model, target)
 
 
-def products_of(graph: onnx_ir.Graph) -> list[Product]:
-    """The products with a matrix of floats that nothing but products read, all along one axis of it."""
-    found = [one for node in graph if (one := _product(node)) is not None]
-    axes: dict[str, set[int]] = {}
-    for one in found:
-        axes.setdefault(one.weight, set()).add(one.axis)
-    counts = {name: sum(one.weight == name for one in found) for name in axes}
-    return [
-        one
-        for one in found
-        if len(axes[one.weight]) == 1 and len(graph.initializers[one.weight].uses()) == counts[one.weight]
-    ]
+def products_of(graph: onnx_ir.Graph) -> dict[str, list[Product]]:
+    """Names of matrices that nothing but products read, all along one axis -> those products."""
+    found = {}
+    for name, value in graph.initializers.items():
+        products = [_product(node, place) for node, place in value.uses()] if constant(value, 2) else []
+        known = [one for one in products if one is not None]
+        if known and len(known) == len(products) and len({one.axis for one in known}) == 1:
+            found[name] = known
+    return found
 
 
-def _product(node: onnx_ir.Node) -> Product | None:
-    if node.op_type not in ("MatMul", "Gemm") or node.domain or not constant(node.inputs[1], 2):
-        return None
-    inputs, weight = node.inputs[0], node.inputs[1]
+def _product(node: onnx_ir.Node, place: int) -> Product | None:
+    """The product that reads a matrix as its input of this number; None of any other node."""
     turned: int = node.attributes.get_int("transA", 0)
-    if inputs is None or weight is None or not weight.is_initializer() or turned:
+    if node.op_type not in ("MatMul", "Gemm") or node.domain or place != 1 or turned or node.inputs[0] is None:
         return None
-    return Product(str(inputs.name), str(weight.name), node.attributes.get_int("transB", 0))
+    return Product(str(node.inputs[0].name), node.attributes.get_int("transB", 0))
 
 
-def _weight(product: Product) -> str:
-    return product.weight
-
-
-def _inner(graph: onnx_ir.Graph, product: Product) -> int:
-    weight = graph.initializers[product.weight].const_value
-    assert weight is not None
-    return int(weight.numpy().shape[product.axis])
+def _array(value: onnx_ir.Value) -> np.ndarray:
+    """A constant's numbers, which stay in the file until they are read."""
+    assert value.const_value is not None
+    return value.const_value.numpy()
 
 
 def _energies(path: Path, widths: Mapping[str, int], samples: Sequence[Arrays]) -> dict[str, np.ndarray]:
@@ -134,23 +124,18 @@ def _first(samples: Sequence[Arrays]) -> Iterator[Arrays]:
         yield batch
 
 
-def _narrowed(
-    weight: onnx_ir.TensorProtocol, axis: int, energy: np.ndarray, block: int, bits: int
-) -> onnx_ir.TensorProtocol:
-    matrix = weight.numpy() if axis else weight.numpy().T  # (n, k)
+def _narrowed(weight: np.ndarray, axis: int, energy: np.ndarray, block: int, bits: int) -> onnx_ir.TensorProtocol:
+    matrix = weight if axis else weight.T  # (n, k)
     rows = max(1, PART // matrix.shape[1])
     parts = [cut(matrix[at : at + rows], energy, block=block, bits=bits) for at in range(0, len(matrix), rows)]
     made = np.concatenate(parts)  # (n, k)
-    return onnx_ir.tensor(np.ascontiguousarray(made if axis else made.T), name=weight.name)
+    return onnx_ir.tensor(np.ascontiguousarray(made if axis else made.T))
 
 
 def cut(matrix: np.ndarray, energy: np.ndarray, *, block: int, bits: int) -> np.ndarray:
     """A matrix (n, k) whose rows' blocks are cut to the range of `bits` that loses least by the energies (k,)."""
-    count, width = matrix.shape
-    padding = -width % block
-    blocks = np.pad(matrix, ((0, 0), (0, padding))).reshape(count, -1, block)  # (n, b, block)
-    weights = np.pad(energy, (0, padding)).reshape(-1, block).astype(np.float32)  # (b, block)
-    ends = blocks.min(-1, initial=0), blocks.max(-1, initial=0)  # (n, b) each
+    blocks, ends = in_blocks(matrix, block)  # (n, b, block), (n, b) each
+    weights = in_blocks(energy[None], block)[0][0].astype(np.float32)  # (b, block)
     least = np.full(ends[0].shape, np.inf, np.float32)
     low, high = ends
     for shares in itertools.product(KEPT, KEPT):
@@ -158,14 +143,25 @@ def cut(matrix: np.ndarray, energy: np.ndarray, *, block: int, bits: int) -> np.
         error = np.einsum("nbk,bk->nb", (rounded(blocks, bottom, top, bits) - blocks) ** 2, weights)
         better = error < least
         least, low, high = (np.where(better, *pair) for pair in ((error, least), (bottom, low), (top, high)))
-    return np.clip(blocks, low[..., None], high[..., None]).reshape(count, -1)[:, :width]
+    return np.clip(blocks, low[..., None], high[..., None]).reshape(len(matrix), -1)[:, : matrix.shape[1]]
 
 
 def rounded(blocks: np.ndarray, low: np.ndarray, high: np.ndarray, bits: int) -> np.ndarray:
     """Blocks (n, b, block) on the equal steps between low and high (n, b), of which one is zero."""
-    steps = 2**bits - 1
-    scales = (high - low) / steps
-    scales = np.where(scales == 0, 1, scales)
-    zeros = np.rint(-low / scales)[..., None]
-    found: np.ndarray = (np.clip(np.rint(blocks / scales[..., None]) + zeros, 0, steps) - zeros) * scales[..., None]
+    scales, zeros = (one[..., None] for one in grid(low, high, bits))
+    found: np.ndarray = (np.clip(np.rint(blocks / scales) + zeros, 0, 2**bits - 1) - zeros) * scales
     return found
+
+
+def in_blocks(matrix: np.ndarray, block: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """A matrix (n, k) in blocks (n, b, block), the last one padded, and their ends (n, b), between which zero lies."""
+    count, width = matrix.shape
+    blocks = np.pad(matrix, ((0, 0), (0, -width % block))).reshape(count, -1, block)  # (n, b, block)
+    return blocks, (blocks.min(-1, initial=0), blocks.max(-1, initial=0))
+
+
+def grid(low: np.ndarray, high: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and zero points of equal steps between low and high (n, b), of which one is zero."""
+    scales = ((high - low) / (2**bits - 1)).astype(np.float32)
+    scales[scales == 0] = 1
+    return scales, np.rint(-low / scales)

@@ -36,17 +36,15 @@ class Layers(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def layers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layers, list[Arrays], Path]:
-    """The model, batches of its inputs, and the folder of its fp32 export."""
+def layers() -> tuple[Layers, list[Arrays]]:
+    """The model and batches of its inputs."""
     torch.manual_seed(0)
     model = Layers().eval()
     with torch.no_grad():
         model.first.weight[:, ::7] *= 0.01
         model.table.weight[:, ::7] *= 30  # inputs of very different size, as language models have them
     batches: list[Arrays] = [{"input_ids": np.random.default_rng(seed).integers(0, 50, (3, 7))} for seed in range(40)]
-    folder = tmp_path_factory.mktemp("layers")
-    OnnxExporter().export(model, example(), folder / "onnx-fp32")
-    return model, batches, folder
+    return model, batches
 
 
 def example() -> dict[str, Tensor]:
@@ -96,9 +94,9 @@ def test_rows_end_with_part_of_a_block_and_blocks_of_zeros_stay() -> None:
 
 
 def test_energies_are_those_of_hooks_in_torch(
-    layers: tuple[Layers, list[Arrays], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layers: tuple[Layers, list[Arrays]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, batches, _ = layers
+    model, batches = layers
     found: dict[str, np.ndarray] = {}
 
     def spy(matrix: np.ndarray, energy: np.ndarray, **_: Any) -> np.ndarray:
@@ -128,11 +126,11 @@ def add(sums: dict[str, Tensor], layer: nn.Linear, x: Tensor) -> None:
 
 @pytest.mark.parametrize("large", [False, True])
 def test_int4_errs_less_with_samples_and_stores_the_same_bytes(
-    layers: tuple[Layers, list[Arrays], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+    layers: tuple[Layers, list[Arrays]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
 ) -> None:
     if large:
         monkeypatch.setattr(onnx_file, "LARGE", 1000)  # weights lie beside the graph
-    model, batches, _ = layers
+    model, batches = layers
     error, size = {}, {}
     for name, samples in (("blind", []), ("seeing", batches)):
         exporter = OnnxExporter(precision="int4", embeddings=False)
@@ -146,9 +144,9 @@ def test_int4_errs_less_with_samples_and_stores_the_same_bytes(
 
 
 def test_what_gives_the_logits_and_what_a_lookup_reads_stays(
-    layers: tuple[Layers, list[Arrays], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layers: tuple[Layers, list[Arrays]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, batches, _ = layers
+    model, batches = layers
     seen = written(monkeypatch)
     OnnxExporter(precision="int4").export(model, example(), tmp_path / "int4", batches)
     before, after = (weights(seen[name]) for name in ("prepared.onnx", "narrowed.onnx"))
