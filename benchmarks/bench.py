@@ -22,7 +22,19 @@ from arms import DENSE, MATCHED, MATCHED_BUDGET, Arm
 from suites import Suite
 from training_memory import further_bytes, training_bytes
 
-from compressor import adapt, calibration, data, factorize, lessons, models, planning, probing, progress, storage
+from compressor import (
+    adapt,
+    calibration,
+    data,
+    devices,
+    factorize,
+    lessons,
+    models,
+    planning,
+    probing,
+    progress,
+    storage,
+)
 from compressor.distillation import Lesson, distillation_loss, lesson_of, one_copy
 from compressor.methods.jactus import Jactus
 from compressor.recipe import Distillation
@@ -30,11 +42,6 @@ from compressor.tasks.base import Outcomes
 
 MULTIPLE_OF = 8
 DISTILLATION = Distillation()
-
-
-def device() -> str:
-    """Where models are trained and measured; they are calibrated and decomposed on the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass
@@ -58,7 +65,8 @@ class Bench:
         torch.manual_seed(self.seed)
         self.probed = models.load_dense(path, self.task, self.data.labels)
         if self.probe:
-            probing.probe_head_(self.probed, self.batches(self.data.train, 32))
+            with devices.lent(self.probed):
+                probing.probe_head_(self.probed, self.batches(self.data.train, 32))
 
     def batches(self, encoded: Any, size: int) -> Any:
         """Batches to learn from, kept where they are small."""
@@ -92,13 +100,16 @@ class Bench:
         if adapted not in self.statistics:
             torch.manual_seed(self.seed)
             terms = self.task.terms
-            self.statistics[adapted] = calibration.calibrate(
-                copy.deepcopy(self.adapted if adapted else self.probed),
-                progress.track(self.batches(self.data.calibration, self.suite.calibration.batch_size), "calibrating"),
-                Jactus().needs(),
-                loss=partial(calibration.own_label_loss, terms=terms) if adapted else calibration.model_loss,
-                terms=terms,
-            )
+            model = copy.deepcopy(self.adapted if adapted else self.probed)
+            batches = self.batches(self.data.calibration, self.suite.calibration.batch_size)
+            with devices.lent(model):
+                self.statistics[adapted] = calibration.calibrate(
+                    model,
+                    progress.track(batches, "calibrating"),
+                    Jactus().needs(),
+                    loss=partial(calibration.own_label_loss, terms=terms) if adapted else calibration.model_loss,
+                    terms=terms,
+                )
         return self.statistics[adapted]
 
     def origin(self, arm: Arm) -> Any:
@@ -134,23 +145,20 @@ class Bench:
     def quality(self, model: Any) -> dict[str, Any]:
         """Accuracy or perplexity on what is measured; of several sets also each one's, and their mean."""
         name, found = self.task.qualities[0], dict[str, float]()
-        model.to(device())
-        for label, split in self.data.measured.items():
-            posed = progress.track(data.posed(split, self.task, self.processor), f"measuring {label}")
-            found[label] = _worth(name, data.outcomes(model, self.task, posed))
-        model.to("cpu")
+        with devices.lent(model):
+            for label, split in self.data.measured.items():
+                posed = progress.track(data.posed(split, self.task, self.processor), f"measuring {label}")
+                found[label] = _worth(name, data.outcomes(model, self.task, posed))
         mean = float(np.mean(list(found.values())))
         return {name: mean} | ({"sets": found} if len(found) > 1 else {})
 
     @torch.no_grad()
     def held_out_loss(self, model: Any) -> float:
         """The label loss on what is held out, averaged over its batches."""
-        model.to(device()).eval()
         (split,) = self.data.measured.values()
         batches = data.batches(split, self.task, self.processor, self.suite.batch_size)
-        losses = [model(**{key: one.to(device()) for key, one in batch.items()}).loss.item() for batch in batches]
-        model.to("cpu")
-        return float(np.mean(losses))
+        with devices.lent(model.eval()):
+            return float(np.mean([model(**devices.beside(model, batch)).loss.item() for batch in batches]))
 
     def run(self, arm: Arm, budget: float, learning_rate: float) -> dict[str, Any]:
         """Train one arm and measure it: on the held-out rows where there are some, else on test."""

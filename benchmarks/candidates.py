@@ -27,7 +27,7 @@ from comparison import record
 from results import Row, Rows, exit_code
 from suites import SUITES, Suite, located
 
-from compressor import adapt, data, models, progress
+from compressor import adapt, data, devices, models, progress
 from compressor.distillation import prediction_loss
 from compressor.layers import CoreLinear, FreeCore
 from compressor.methods.base import Moments
@@ -84,7 +84,9 @@ CANDIDATES = {
             Candidate("predictions 0.9", of, distillation=Distillation(predictions=0.9))
             for of in ("jactus", "svdllm-lora")
         ),
-        Candidate("hidden 3", distillation=Distillation(hidden=3)),
+        *(Candidate(f"hidden {weight:g}", distillation=Distillation(hidden=weight)) for weight in (0, 0.3, 3)),
+        Candidate("predictions 0.25", distillation=Distillation(predictions=0.25)),
+        Candidate("predictions 0.25, hidden 0.3", distillation=Distillation(predictions=0.25, hidden=0.3)),
     )
 }
 
@@ -145,7 +147,12 @@ class Trial(Bench):
     @cached_property
     def taught(self) -> Outcomes:
         """What the dense model says there."""
-        return data.outcomes(self.adapted, self.task, self.posed)
+        return self.outcomes(self.adapted)
+
+    def outcomes(self, model: Any) -> Outcomes:
+        """What a model says there."""
+        with devices.lent(model):
+            return data.outcomes(model, self.task, self.posed)
 
     def decomposed(self, arm: Arm) -> Any:
         """The subspaces, turned where the candidate says so: they are the same until they are truncated."""
@@ -185,7 +192,7 @@ class Trial(Bench):
 
     def quality(self, model: Any) -> dict[str, Any]:
         """Accuracy, and what is less noisy."""
-        found, taught = data.outcomes(model, self.task, self.posed), self.taught
+        found, taught = self.outcomes(model), self.taught
         logits, teacher = torch.tensor(found.values), torch.tensor(taught.values)
         self.right = found.predictions == found.labels
         return {

@@ -5,7 +5,9 @@
 For MiniLM, DINOv2-small and SmolLM2: a dense and a low-rank model (JACTUS at half the weights) are trained, exported in
 fp32 and fp16, and held against dense fp32 on the GPU: accuracy, peak memory, latency. Then three steps of training per
 arm: the most memory that torch allocated (`torch.cuda.max_memory_allocated`), beside the count of training_memory.py.
-Rows that are in the file already are not measured again. `--device cpu` runs the same code at tiny sizes without a GPU.
+Rows that are in the file already are not measured again. `--parts prepare` trains and exports alone, which several
+processes may do at once, one per suite; what is timed needs a machine that does nothing else. `--device cpu` runs the
+same code at tiny sizes without a GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from results import Row, Rows
     from suites import Suite
 
+    from validators.base import Subject
+
 Device = Literal["cuda", "cpu"]
 INSTALL = "pip install -e '.[gpu,bench]'"
 NEEDED = (
@@ -44,6 +48,7 @@ SUITES = ("trec", "cifar10", "arc_easy")
 TRAINED = ("dense", "dense-lora", "dense-dora", "dense-psoft", "cersa-pretrained", "psoft-pretrained")
 TRAINED += ("jactus-pretrained", "jactus")
 EXPORTED, BUDGET, SEED, STEPS = "jactus", 0.5, 0, 3
+PRECISIONS: tuple[Literal["fp32", "fp16"], ...] = ("fp32", "fp16")
 LENGTH = 64  # tokens, where memory and latency are measured
 TINY = {"epochs": 0.02, "batch_size": 4, "evaluated": 8, "before": False, "select_rows": None}
 TINY_ROWS, TINY_SAMPLES, TINY_RUNS, RUNS = 500, 32, 10, 200
@@ -89,28 +94,40 @@ def trained(bench: Bench, arm: Arm, budget: float) -> Path:
     return folder
 
 
-def exports(bench: Bench, rows: Rows, device: Device) -> None:
-    """Dense and low-rank in fp32 and fp16, each held against dense fp32."""
+def prepared(bench: Bench, device: Device) -> list[Subject]:
+    """The dense and the low-rank model's exports in fp32 and fp16, trained and exported where they are not there."""
     from arms import ARMS, DENSE
     from deployment import subjects
 
-    from compressor.recipe import ValidateSection
     from exporters.base import Session
+
+    return [
+        subject
+        for arm, budget in ((DENSE, 1.0), (ARMS[EXPORTED], BUDGET))
+        for subject in subjects(trained(bench, arm, budget), bench.suite, Session(device), PRECISIONS)
+    ]
+
+
+def prepare(bench: Bench, _rows: Rows, device: Device) -> None:
+    """Train and export, measure nothing."""
+    prepared(bench, device)
+
+
+def exports(bench: Bench, rows: Rows, device: Device) -> None:
+    """Dense and low-rank in fp32 and fp16, each held against dense fp32."""
+    from arms import ARMS, DENSE
+
+    from compressor.recipe import ValidateSection
     from validators.measure import measure
 
     length, runs = min(LENGTH, bench.suite.max_length), TINY_RUNS if device == "cpu" else RUNS
     knobs = ValidateSection(device=device, sequence_length=length, runs=runs)
     models = ((DENSE, 1.0), (ARMS[EXPORTED], BUDGET))
-    names = [f"{bench.folder(arm, budget, 0.0).name}-{p}" for arm, budget in models for p in ("fp32", "fp16")]
+    names = [f"{bench.folder(arm, budget, 0.0).name}-{p}" for arm, budget in models for p in PRECISIONS]
     keys = {name: {"what": "export", "suite": bench.suite.name, "export": name} | hardware(device) for name in names}
     if all(rows.find(**keys[name]) for name in names[1:]):
         return
-    found = [
-        subject
-        for arm, budget in models
-        for subject in subjects(trained(bench, arm, budget), bench.suite, Session(device), ("fp32", "fp16"))
-    ]
-    dense, *candidates = found
+    dense, *candidates = prepared(bench, device)
     for candidate in candidates:
         if not rows.find(**keys[candidate.name]):
             findings = measure(dense, [candidate], knobs, {})[candidate.name]
@@ -221,6 +238,13 @@ def setting() -> dict[str, Any]:
     return {"machine": machine(), "versions": versions()}
 
 
+PARTS: Mapping[str, Callable[[Bench, Rows, Device], None]] = {
+    "prepare": prepare,
+    "exports": exports,
+    "training": training,
+}
+
+
 def measure_all(arguments: argparse.Namespace) -> None:
     """Every suite's exports, then its training."""
     from bench import Bench
@@ -235,8 +259,8 @@ def measure_all(arguments: argparse.Namespace) -> None:
         suite = tiny(whole) if arguments.device == "cpu" else whole
         rate = suite.rates["weights"][0]
         bench = Bench(suite, SEED, 0.0, arguments.models, rate, kept=("dense", EXPORTED))
-        exports(bench, rows, arguments.device)
-        training(bench, rows, arguments.device)
+        for part in arguments.parts:
+            PARTS[part](bench, rows, arguments.device)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -244,6 +268,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"default: {' '.join(SUITES)}")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: the same code at tiny sizes")
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(PARTS), default=["exports", "training"], help="default: both"
+    )
     parser.add_argument("--out", type=Path, help="default: gpu.jsonl of benchmarks/results; of build/ on the cpu")
     parser.add_argument("--models", type=Path, default=Path("build/gpu"))
     arguments = parser.parse_args(words)

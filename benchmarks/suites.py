@@ -140,12 +140,6 @@ TEXT: Rates = {
     "core": (1e-3, 2e-3, 4e-3),
     "svd-core": (2e-3, 4e-3),
     "rotation": (1e-3, 4e-3),
-    "jactus-uniform": (2e-3,),  # as chosen for the default
-}
-KIN: Rates = {  # on TREC, as chosen there for another arm that learns the same
-    **dict.fromkeys(("svd-lora", "asvd-lora", "fwsvd-lora", "gfwsvd-lora"), (2e-3,)),  # SVD-LLM's
-    **dict.fromkeys(("jactus-r1", "jactus-r2", "jactus-r3", "jactus-uniform"), (1e-3,)),  # the default's
-    "cersa": (2e-3,),  # SVD's with a trained core
 }
 IMAGES: Rates = {
     "weights": (3e-5, 1e-4),
@@ -155,10 +149,13 @@ IMAGES: Rates = {
     "rotation": (3e-4, 1e-3),
 }
 FIVE_THOUSAND: Rates = {
-    "dense": (3e-5,),  # as chosen on a fifth of the images
-    "dense-lora": (3e-4,),
-    "svdllm-lora": (3e-4, 1e-3),
-    "jactus": (1e-4, 3e-4),
+    "weights": (1e-5, 3e-5, 1e-4),
+    "adapter": (3e-4, 1e-3),
+    "factors": (3e-4, 1e-3),
+    "core": (3e-4, 1e-3),
+    "rotation": (3e-4, 1e-3),
+    "svdllm-lora": (3e-4, 1e-3, 3e-3),
+    "jactus": (1e-4, 3e-4, 1e-3),
 }
 WORDS: Rates = {"weights": (2e-5,), "adapter": (2e-4,), "factors": (2e-4,), "core": (2e-4,), "rotation": (2e-4,)}
 COMMONSENSE: Rates = {
@@ -170,10 +167,10 @@ COMMONSENSE: Rates = {
 }
 
 
-def _text(name: str, epochs: float, limit: int | None = None, rates: Rates = TEXT) -> Suite:
+def _text(name: str, epochs: float, limit: int | None = None) -> Suite:
     train, test = Source(path=name, limit=limit), Source(path=name, split="test")
     full = {"train": Source(path=name)} if limit else {}
-    return Suite(name, "minilm-l6", "text-classification", train, test, epochs, rates, budgets=TEXT_BUDGETS, full=full)
+    return Suite(name, "minilm-l6", "text-classification", train, test, epochs, TEXT, budgets=TEXT_BUDGETS, full=full)
 
 
 def _questions(name: str, split: str, limit: int | None = None) -> Source:
@@ -186,7 +183,7 @@ LEARNED = ("arc_easy", "arc_challenge", "openbookqa")
 SUITES = {
     suite.name: suite
     for suite in (
-        _text("trec", 3, rates={**TEXT, **KIN}),
+        _text("trec", 3),
         _text("banking77", 5, limit=4000),
         _text("sst2", 3, limit=3000),
         _text("snips", 2, limit=3000),

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from compressor.devices import beside
 from compressor.errors import ArtifactError, DataError, ModelError
 from compressor.forms import Form
 from compressor.linalg import SecondMoment
@@ -111,7 +112,7 @@ def calibrate(
     loss: Loss = model_loss,
     terms: Terms = labeled,
 ) -> Statistics:
-    """Gather the moments that a method needs, in float32, in one pass in evaluation mode.
+    """Gather the moments that a method needs, in one pass in evaluation mode where the model is; float32, on the CPU.
 
     Gradients are those of each loss term (the mean loss times its number of terms), so that half of
     tr(E[gg^T] D E[xx^T] D^T) estimates a weight error D's loss change per token (K-FAC). Padding is dropped where the
@@ -150,7 +151,7 @@ def calibrate(
         hooks.callback(partial(model.train, was_training))
         model.eval()
         for batch in batches:
-            gather.add(model, batch, loss)
+            gather.add(model, beside(model, batch), loss)
     return gather.statistics()
 
 
@@ -241,4 +242,4 @@ class _Gather:
 
     def _means(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sums are taken out one by one, so that all of a large model's are not there twice."""
-        return {name: mirrored(sums.pop(name)).div_(self.rows[name]) for name in list(sums)}
+        return {name: mirrored(sums.pop(name)).div_(self.rows[name]).cpu() for name in list(sums)}

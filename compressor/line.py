@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from compressor import adapt, data, factorize, measured, models, planning, probing, progress, registry, storage
+from compressor import adapt, data, devices, factorize, measured, models, planning, probing, progress, registry, storage
 from compressor.adapt import History
 from compressor.artifact import MANIFEST, Artifact, Run, read_json, seal, write_json
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
@@ -92,7 +92,8 @@ class Line:
             head = models.head_parameters(model)
             if head:
                 rows = self.data.train.shuffle(seed=self.recipe.seed).select(range(min(PROBED, len(self.data.train))))
-                probing.probe_head_(model, data.batches(rows, self.task, self.processor, 32))
+                with devices.lent(model):
+                    probing.probe_head_(model, data.batches(rows, self.task, self.processor, 32))
             storage.save_tensors(head, scratch / "head.safetensors")
 
     def baseline(self) -> None:
@@ -120,7 +121,8 @@ class Line:
                 terms = self.task.terms
                 loss = partial(own_label_loss, terms=terms) if self.recipe.starts_adapted else model_loss
                 tracked = progress.track(batches, "calibrating")
-                found = calibrate(model, tracked, needs, targets=names, loss=loss, terms=terms)
+                with devices.lent(model):
+                    found = calibrate(model, tracked, needs, targets=names, loss=loss, terms=terms)
                 found.save(scratch / path.name)
         return Statistics.load(path)
 

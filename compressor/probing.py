@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compressor import progress
 from compressor.calibration import Batch, model_loss
+from compressor.devices import beside
 from compressor.models import head_parameters
 
 EPOCHS = 4  # passes of the whole model
@@ -52,7 +53,7 @@ class _Whole(Sequence[Callable[[], Tensor]]):
         return len(self.batches)
 
     def __getitem__(self, number: Any) -> Any:
-        return partial(model_loss, self.model, self.batches[number])
+        return partial(model_loss, self.model, beside(self.model, self.batches[number]))
 
 
 def _descend(
@@ -75,6 +76,7 @@ def _replayed(model: nn.Module, batches: Sequence[Batch]) -> list[Callable[[], T
         return None
     losses: list[Callable[[], Tensor]] = []
     for batch in progress.track(batches, "encoding for the head"):
+        batch = beside(model, batch)
         whole, calls = _read(model, head, batch)
         if len(calls) != 1 or _bytes(calls[0]) * len(batches) > MOST:
             return None

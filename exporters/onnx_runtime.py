@@ -5,7 +5,9 @@ Imports neither torch nor onnx.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ class OnnxRunner:
     session: onnxruntime.InferenceSession
     feed: Feed
     outputs: tuple[str, ...]
+    asked: Session = Session()  # noqa: RUF009 (frozen)
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Named arrays in, the logits out; inputs that the graph lacks are ignored, dtypes are cast to the graph's.
@@ -66,6 +69,34 @@ class OnnxRunner:
     def step(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """The same with all outputs: the logits and the cache that the next step continues from."""
         return self._run(inputs, self.outputs)
+
+    def bound(self, inputs: Arrays, *, replayed: bool = False) -> Callable[[], object]:
+        """A run on these inputs, which lie on the device already, as its outputs do: nothing is copied (IO binding).
+
+        Args:
+            replayed: the run is recorded once and replayed as one CUDA graph, in a session of its own.
+
+        Raises:
+            RuntimeFailure: it fails on these inputs, or cannot be recorded: a part of it runs on the CPU.
+        """
+        session = _open(self.path, self.asked, NOTHING, replayed=True) if replayed else self.session
+        binding, place = session.io_binding(), self.asked.device
+        for name, array in self.feed(inputs).items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, place, 0))
+        for name, array in self(inputs).items():
+            binding.bind_ortvalue_output(
+                name, onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, place, 0)
+            )
+
+        def run() -> onnxruntime.IOBinding:
+            try:
+                session.run_with_iobinding(binding)
+            except FAILURES as error:
+                raise RuntimeFailure(f"ONNX Runtime failed to run {self.path} on bound inputs: {error}") from error
+            return binding
+
+        run()
+        return run
 
     @property
     def cached(self) -> bool:
@@ -99,20 +130,25 @@ def load(folder: Path, session: Session, settings: Mapping[str, str] = NOTHING) 
         raise ArtifactError(f"{folder / GRAPH} does not exist, so {folder} is no ONNX export. Export the model again.")
     if session.device == "cuda" and CUDA not in onnxruntime.get_available_providers():
         raise DependencyError(_no_cuda("offers no CUDA"))
+    if session.device == "cuda":
+        _preload()
     loaded = _open(path, session, settings)
     if session.device == "cuda":
         _check_cuda(path, loaded)
     dtypes = {node.name: np.dtype(DTYPES[node.type]) for node in loaded.get_inputs()}
     cache = {node.name: (node.shape[1], node.shape[3]) for node in loaded.get_inputs() if node.name.startswith(PAST)}
-    return OnnxRunner(path, loaded, Feed(path, dtypes, cache), tuple(node.name for node in loaded.get_outputs()))
+    outputs = tuple(node.name for node in loaded.get_outputs())
+    return OnnxRunner(path, loaded, Feed(path, dtypes, cache), outputs, session)
 
 
-def _open(path: Path, session: Session, settings: Mapping[str, str]) -> onnxruntime.InferenceSession:
+def _open(
+    path: Path, session: Session, settings: Mapping[str, str], *, replayed: bool = False
+) -> onnxruntime.InferenceSession:
     chosen = options(session)
     for key, value in {**settings, **(MAPPED if path.suffix == Path(ORT_GRAPH).suffix else NOTHING)}.items():
         chosen.add_session_config_entry(key, value)
     try:
-        return onnxruntime.InferenceSession(path, chosen, providers=_providers(session), enable_fallback=0)
+        return onnxruntime.InferenceSession(path, chosen, providers=_providers(session, replayed), enable_fallback=0)
     except FAILURES as error:
         raise RuntimeFailure(
             f"ONNX Runtime refuses {path} ({path.stat().st_size} bytes): {error}. If the file was cut off or edited, "
@@ -133,10 +169,17 @@ def options(session: Session) -> onnxruntime.SessionOptions:
     return chosen
 
 
-def _providers(session: Session) -> list[str | tuple[str, dict[str, Any]]]:
+def _providers(session: Session, replayed: bool = False) -> list[str | tuple[str, dict[str, Any]]]:
     if session.device == "cpu":
         return [CPU]
-    return [(CUDA, {"arena_extend_strategy": "kSameAsRequested"}), CPU]
+    graph = {"enable_cuda_graph": "1"} if replayed else {}
+    return [(CUDA, {"arena_extend_strategy": "kSameAsRequested"} | graph), CPU]
+
+
+def _preload() -> None:
+    """Load CUDA from its packages (`onnxruntime-gpu[cuda,cudnn]`): the linker does not search there by itself."""
+    with redirect_stdout(io.StringIO()):  # it prints what it does not find; a session that needs it says so
+        onnxruntime.preload_dlls()
 
 
 def _check_cuda(path: Path, loaded: onnxruntime.InferenceSession) -> None:

@@ -24,6 +24,10 @@ from compressor.errors import DependencyError, InputError, RankfoldError, Resour
 from exporters.base import Arrays, Exporter, Runner, Session
 from validators.gauges import gauge
 
+Call = Callable[[], object]
+PLAIN, COPIED = "arrays in, arrays out", "arrays in, arrays out, copied to the GPU and back"
+BOUND, REPLAYED = "inputs and outputs on the GPU", "inputs and outputs on the GPU, replayed as CUDA graphs"
+
 
 def memory(request: dict[str, Any]) -> dict[str, float]:
     """MiB at each stage of one export's life: floor (imports done), load, first run, steady, and the peak."""
@@ -42,19 +46,33 @@ def memory(request: dict[str, Any]) -> dict[str, float]:
     return stages | {"load_peak": loaded.peak, "peak": max(loaded.peak, steady.peak)}
 
 
-def latency(request: dict[str, Any]) -> dict[str, list[list[int]]]:
-    """Nanoseconds of each timed run: (runs, 2), one column per subject, the two alternating run by run."""
+def latency(request: dict[str, Any]) -> dict[str, Any]:
+    """Nanoseconds of each timed run: (runs, 2), one column per subject, the two alternating run by run; and its way."""
     inputs = _inputs(request)
     runners = [_load(_exporter(subject), subject) for subject in request["subjects"]]
+    way, calls = ways(runners, inputs, on_gpu=all(one["device"] == "cuda" for one in request["subjects"]))
     for _ in range(request["warmup"]):
-        for runner in runners:
-            runner(inputs)
-    return {"nanoseconds": alternate(runners, inputs, request["runs"], request["seed"])}
+        for call in calls:
+            call()
+    return {"nanoseconds": alternate(calls, request["runs"], request["seed"]), "way": way}
 
 
-def alternate(runners: Sequence[Runner], inputs: Arrays, runs: int, seed: int) -> list[list[int]]:
-    """Nanoseconds (runs, runners): every runner once per round, in a random order so that neither always follows."""
-    with closing(turns.rounds([partial(runner, inputs) for runner in runners], seed)) as rounds:
+def ways(runners: Sequence[Any], inputs: Arrays, *, on_gpu: bool) -> tuple[str, Sequence[Call]]:
+    """How a run is timed, and the runs: on a GPU without copies, as CUDA graphs where all of them can be recorded."""
+    plain = [partial(runner, inputs) for runner in runners]
+    if not on_gpu:
+        return PLAIN, plain
+    if not all(hasattr(runner, "bound") for runner in runners):
+        return COPIED, plain
+    try:
+        return REPLAYED, [runner.bound(inputs, replayed=True) for runner in runners]
+    except RuntimeFailure:
+        return BOUND, [runner.bound(inputs) for runner in runners]
+
+
+def alternate(calls: Sequence[Call], runs: int, seed: int) -> list[list[int]]:
+    """Nanoseconds (runs, calls): every call once per round, in a random order so that neither always follows."""
+    with closing(turns.rounds(calls, seed)) as rounds:
         return list(islice(rounds, runs))
 
 

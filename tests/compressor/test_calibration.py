@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
 
+from compressor import devices
 from compressor.calibration import IGNORED, Batch, Statistics, calibrate, own_label_loss
 from compressor.errors import ArtifactError, DataError, ModelError
 from compressor.methods.base import Moment
@@ -189,6 +190,21 @@ def test_a_damaged_file_is_refused(tagged: tuple[Tagger, list[Batch], Statistics
 
 
 # ---- what cannot be calibrated ----
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of torch")
+def test_moments_gathered_on_a_gpu_are_those_of_the_cpu_and_lie_there(
+    tagged: tuple[Tagger, list[Batch], Statistics],
+) -> None:
+    model, batches, expected = tagged
+    with devices.lent(model):
+        found = calibrate(model, batches, BOTH, loss=mean_loss)
+    assert next(model.parameters()).device.type == "cpu"
+    for name, pair in expected.items():
+        for side in ("input", "gradient"):
+            one, other = getattr(found[name], side).matrix, getattr(pair, side).matrix
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_empty_data_is_refused() -> None:

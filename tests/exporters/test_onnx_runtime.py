@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -76,7 +78,7 @@ def test_cuda_without_a_cuda_runtime_says_what_to_install(folder: Path) -> None:
 
 def test_a_session_that_fell_back_to_the_cpu_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [onnx_runtime.CUDA, onnx_runtime.CPU])
-    monkeypatch.setattr(onnx_runtime, "_providers", lambda _: [onnx_runtime.CPU])
+    monkeypatch.setattr(onnx_runtime, "_providers", lambda *_: [onnx_runtime.CPU])
     with pytest.raises(DependencyError, match="could not start CUDA"):
         OnnxExporter().load(folder, Session(device="cuda"))
 
@@ -93,6 +95,29 @@ def test_cuda_runs_the_graph(folder: Path) -> None:
     runner = OnnxExporter().load(folder, Session(device="cuda"))
     assert runner.providers[0] == onnx_runtime.CUDA
     np.testing.assert_allclose(runner({"x": np.ones((3, 2), np.float32)})["logits"], np.full((3, 2), 2.0))
+
+
+def outcome(run: Callable[[], Any]) -> np.ndarray:
+    (logits,) = run().copy_outputs_to_cpu()
+    return logits
+
+
+def test_a_bound_run_gives_what_a_plain_one_does(folder: Path) -> None:
+    runner, inputs = OnnxExporter().load(folder), {"x": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    run = runner.bound(inputs)
+    np.testing.assert_array_equal(outcome(run), runner(inputs)["logits"])
+    np.testing.assert_array_equal(outcome(run), runner(inputs)["logits"])  # again, in the same place
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(NO_CUDA, reason="needs onnxruntime-gpu and an NVIDIA GPU")
+@pytest.mark.parametrize("replayed", [False, True])
+def test_a_run_bound_on_a_gpu_or_replayed_there_gives_what_a_plain_one_does(folder: Path, replayed: bool) -> None:
+    runner = OnnxExporter().load(folder, Session(device="cuda"))
+    inputs = {"x": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    run = runner.bound(inputs, replayed=replayed)
+    for _ in range(3):
+        np.testing.assert_allclose(outcome(run), runner(inputs)["logits"])
 
 
 def test_loading_and_running_imports_neither_torch_nor_onnx(folder: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from validators.child import ask
 Padded = Callable[..., dict[str, Tensor]]
 Folded = Callable[[Any], Any]
 ONE = Session(threads=1)
+NO_CUDA, NEEDS_CUDA = not torch.cuda.is_available(), "needs an NVIDIA GPU and a CUDA build of torch"
 
 
 class FixedLength(nn.Module):
@@ -216,13 +217,38 @@ def test_cuda_without_cuda_is_refused(exported: Exported) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of torch")
+@pytest.mark.skipif(NO_CUDA, reason=NEEDS_CUDA)
 def test_cuda_runs_the_program(exported: Exported, padded: Padded) -> None:
     inputs = arrays(padded(3, 5))
     runner = TorchExporter().load(exported.path, Session(device="cuda"))
     assert runner.providers == ("CUDA",)
     expected = TorchExporter().load(exported.path, ONE)(inputs)["logits"]
     np.testing.assert_allclose(runner(inputs)["logits"], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("device", "replayed"),
+    [
+        ("cpu", False),
+        *(
+            pytest.param("cuda", replayed, marks=[pytest.mark.gpu, pytest.mark.skipif(NO_CUDA, reason=NEEDS_CUDA)])
+            for replayed in (False, True)
+        ),
+    ],
+)
+def test_a_bound_run_gives_what_a_plain_one_does(
+    exported: Exported, padded: Padded, device: Literal["cpu", "cuda"], replayed: bool
+) -> None:
+    inputs, runner = arrays(padded(3, 5)), TorchExporter().load(exported.path, Session(device, 1))
+    given: Any = runner.bound(inputs, replayed=replayed)()
+    if not replayed:  # a replay leaves its outputs where they were recorded
+        np.testing.assert_allclose(given.cpu().numpy(), runner(inputs)["logits"], atol=1e-6)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this torch has CUDA")
+def test_without_a_gpu_no_run_is_recorded(exported: Exported, padded: Padded) -> None:
+    with pytest.raises(RuntimeFailure, match="CUDA graphs need an NVIDIA GPU"):
+        TorchExporter().load(exported.path, ONE).bound(arrays(padded(3, 5)), replayed=True)
 
 
 def test_a_precision_that_it_cannot_write_is_refused() -> None:

@@ -70,9 +70,11 @@ def test_one_run_and_equal_times_are_no_special_case():
 
 def test_percentiles_are_those_of_the_childs_times(pair: tuple[Subject, Subject], monkeypatch: pytest.MonkeyPatch):
     times = noisy(200, 0.5, seed=2)
-    monkeypatch.setattr(latency, "ask", lambda *args, **knobs: {"nanoseconds": np.rint(times * 1e6).tolist()})
+    answer = {"nanoseconds": np.rint(times * 1e6).tolist(), "way": "inputs and outputs on the GPU"}
+    monkeypatch.setattr(latency, "ask", lambda *args, **knobs: answer)
     found = Latency(confidence=0.9).run(*pair)
     assert [f.quantity for f in found] == ["latency_p50", "latency_p90", "latency_p99"]
+    assert found[0].details["way"] == "inputs and outputs on the GPU"
     assert found[0].dense == pytest.approx(np.median(times[:, 0]), rel=1e-5)
     assert found[1].candidate == pytest.approx(np.percentile(times[:, 1], 90), rel=1e-5)
     assert found[0].interval is not None

@@ -33,26 +33,57 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="kills by POSIX signa
 
 
 class Counting:
-    """A runner that notes who ran, and whether the garbage collector was on."""
+    """A runner, and a run of it, that notes who ran, and whether the garbage collector was on."""
 
     providers = ("CPUExecutionProvider",)
 
     def __init__(self, name: str, log: list[tuple[str, bool]]) -> None:
         self.name, self.log = name, log
 
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, inputs: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         self.log.append((self.name, gc.isenabled()))
         return {}
 
 
 class Breaking(Counting):
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, inputs: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         raise RuntimeFailure("broken")
+
+
+class Bound(Counting):
+    """A runner on a GPU, whose run can be recorded or not."""
+
+    def __init__(self, name: str, *, recorded: bool) -> None:
+        super().__init__(name, [])
+        self.recorded = recorded
+
+    def bound(self, inputs: Mapping[str, np.ndarray], *, replayed: bool = False) -> Callable[[], str]:
+        if replayed and not self.recorded:
+            raise RuntimeFailure("a part of it runs on the CPU")
+        return lambda: f"{self.name} {'replayed' if replayed else 'bound'}"
+
+
+def test_on_the_cpu_arrays_go_in_and_come_out() -> None:
+    way, calls = probe.ways([Bound("a", recorded=True)], {}, on_gpu=False)
+    assert (way, calls[0]()) == (probe.PLAIN, {})
+
+
+def test_on_a_gpu_nothing_is_copied_and_all_are_replayed_or_none() -> None:
+    both, one = [Bound("a", recorded=True), Bound("b", recorded=True)], Bound("c", recorded=False)
+    way, calls = probe.ways(both, {}, on_gpu=True)
+    assert (way, [call() for call in calls]) == (probe.REPLAYED, ["a replayed", "b replayed"])
+    way, calls = probe.ways([both[0], one], {}, on_gpu=True)
+    assert (way, [call() for call in calls]) == (probe.BOUND, ["a bound", "c bound"])
+
+
+def test_a_runner_that_cannot_bind_is_timed_with_its_copies_and_so_is_the_other() -> None:
+    way, calls = probe.ways([Bound("a", recorded=True), Counting("b", [])], {}, on_gpu=True)
+    assert (way, [call() for call in calls]) == (probe.COPIED, [{}, {}])
 
 
 def test_every_round_times_each_subject_once_in_an_order_that_changes():
     log: list[tuple[str, bool]] = []
-    times = probe.alternate([Counting("a", log), Counting("b", log)], {}, runs=60, seed=0)
+    times = probe.alternate([Counting("a", log), Counting("b", log)], runs=60, seed=0)
     rounds = ["".join(name for name, _ in log[i : i + 2]) for i in range(0, 120, 2)]
     assert (len(times), {len(row) for row in times}) == (60, {2})
     assert set(rounds) == {"ab", "ba"}
@@ -63,7 +94,7 @@ def test_every_round_times_each_subject_once_in_an_order_that_changes():
 def test_a_seed_gives_the_same_order():
     def order(seed: int) -> list[str]:
         log: list[tuple[str, bool]] = []
-        probe.alternate([Counting("a", log), Counting("b", log)], {}, runs=20, seed=seed)
+        probe.alternate([Counting("a", log), Counting("b", log)], runs=20, seed=seed)
         return [name for name, _ in log]
 
     assert order(1) == order(1) != order(2)
@@ -71,10 +102,10 @@ def test_a_seed_gives_the_same_order():
 
 def test_the_garbage_collector_is_off_while_timing_and_on_again_after_an_error():
     log: list[tuple[str, bool]] = []
-    probe.alternate([Counting("a", log)], {}, runs=3, seed=0)
+    probe.alternate([Counting("a", log)], runs=3, seed=0)
     assert not any(enabled for _, enabled in log)
     with pytest.raises(RuntimeFailure):
-        probe.alternate([Breaking("a", log)], {}, runs=3, seed=0)
+        probe.alternate([Breaking("a", log)], runs=3, seed=0)
     assert gc.isenabled()
 
 
