@@ -44,6 +44,7 @@ def convert(source: Path, target: Path) -> None:
             )
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, AssertionError) as error:
             raise ExportError(f"ONNX Runtime's fp16 converter fails on this graph: {error}. Export fp32.") from error
+        _cast_once(converted.graph)
         _stay_in_float32(converted.graph)
         model = onnx_ir.from_proto(converted)
         RemoveUnusedNodesPass()(model)
@@ -61,6 +62,15 @@ def _kept(graph: onnx.GraphProto) -> list[str]:
             angles |= set(node.input)
             names.append(node.name)
     return names
+
+
+def _cast_once(graph: onnx.GraphProto) -> None:
+    """Drop the casts that the converter repeats for each reader of a value; before ONNX Runtime 1.32 it does."""
+    for repeated in (graph.node, graph.value_info):
+        first: dict[bytes, int] = {}
+        places = [first.setdefault(one.SerializeToString(deterministic=True), n) for n, one in enumerate(repeated)]
+        for place in reversed([n for n, place in enumerate(places) if n != place]):
+            del repeated[place]
 
 
 def _stay_in_float32(graph: onnx.GraphProto) -> None:

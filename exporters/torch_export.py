@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -100,7 +101,9 @@ class TorchExporter:
             )
         torch.set_num_threads(session.threads or usable_threads())
         try:
-            program = torch.export.load(file)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11 of its own buffer
+                program = torch.export.load(file)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             raise RuntimeFailure(
                 f"torch {torch.__version__} refuses {file} ({file.stat().st_size} bytes): {first_line(error)}. If the "

@@ -20,6 +20,7 @@ from compressor import registry
 from compressor.errors import ExportError, InputError
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
+from exporters import onnx_fp16
 from exporters.base import EXPORT_FILE, Exported
 from exporters.generate import continuation
 from exporters.onnx import OnnxExporter, Precision
@@ -176,10 +177,21 @@ def test_the_folder_says_how_it_was_made_and_how_far_it_is_from_torch(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fp16_stores_every_weight_in_two_bytes(exported: Callable[[str, str], Exported], kind: str) -> None:
-    weights = [tensor for tensor in stored(exported(kind, "fp16").path).initializer if len(tensor.dims) > 1]
+    initializers = stored(exported(kind, "fp16").path).initializer
+    weights = [tensor for tensor in initializers if sum(size > 1 for size in tensor.dims) > 1]  # no angles' frequencies
     floats = [tensor for tensor in weights if tensor.data_type != onnx.TensorProto.INT64]
     assert floats
     assert {tensor.data_type for tensor in floats} == {onnx.TensorProto.FLOAT16}
+
+
+def test_a_cast_that_a_converter_repeats_for_each_reader_is_there_once() -> None:
+    cast = onnx.helper.make_node("Cast", ["x"], ["y"], to=onnx.TensorProto.FLOAT)
+    other = onnx.helper.make_node("Cast", ["x"], ["z"], to=onnx.TensorProto.FLOAT)
+    value = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2])
+    graph = onnx.helper.make_graph([cast, other, cast], "g", [], [], value_info=[value, value])
+    onnx_fp16._cast_once(graph)
+    assert [node.output[0] for node in graph.node] == ["y", "z"]  # readers come behind the first
+    assert len(graph.value_info) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
