@@ -89,6 +89,7 @@ def record(arm: Arm, suite: Suite) -> dict[str, Any]:
         "multiple_of": MULTIPLE_OF,
         "model": suite.model,
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "machine": machine(),
         "versions": versions(),
     }

@@ -1,5 +1,7 @@
 """Classification at a glance: how far each arm ends above or below full fine-tuning of the same seed, in points.
 
+Rows from a GPU are held against full fine-tuning there, those from a CPU against that on a CPU.
+
 Language models' suites are too short for a mean of all: their own tables have them.
 """
 
@@ -38,14 +40,19 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
     found: dict[tuple[str, float], dict[str, list[float]]] = {}
     for suite in (one for one in suites_of(rows) if one in SUITES):
         there = summaries(rows, suite)
-        dense = {row["seed"]: row["accuracy"] for one in there if one.arm == DENSE.name for row in trained(one)}
+        dense = {pairing(row): row["accuracy"] for one in there if one.arm == DENSE.name for row in trained(one)}
         for one in (one for one in there if one.arm != DENSE.name):
-            points = [100 * (row["accuracy"] - dense[row["seed"]]) for row in trained(one) if row["seed"] in dense]
+            points = [100 * (row["accuracy"] - dense[pairing(row)]) for row in trained(one) if pairing(row) in dense]
             if points:
                 found.setdefault((one.arm, one.budget), {})[suite] = points
     order = list(ARMS)
     made = [Standing(*key, points) for key, points in found.items() if len(points) >= FEWEST]
     return sorted(made, key=lambda one: (-one.budget, order.index(one.arm) if one.arm in order else len(order)))
+
+
+def pairing(row: Row) -> tuple[int, str | None]:
+    """Seed and GPU: what a row has in common with the full fine-tuning that it is held against."""
+    return row["seed"], row.get("gpu")
 
 
 def trained(one: Summary) -> list[Row]:

@@ -64,7 +64,8 @@ def at_a_glance(rows: Sequence[Row], images: Path, link: str) -> Iterator[str]:
     """All suites of classification in one table, where arms have rows of several."""
     if overview.standings(rows):
         yield from ("", "### At a glance", "")
-        yield "Accuracy in points above or below full fine-tuning of the same seed, averaged over the seeds of both."
+        yield "Accuracy in points above or below full fine-tuning of the same seed, both on a GPU or both on a CPU,"
+        yield "averaged over the seeds of both."
         yield from ("", *overview.table(rows))
         file = overview.draw(rows, images / "bench-overview.png")
         if file:

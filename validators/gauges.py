@@ -5,6 +5,7 @@ Never `ru_maxrss`: Linux carries the parent's value over exec, so a child of a l
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -66,7 +67,8 @@ def _device_gauge() -> Gauge:
     """Memory on the first visible GPU: of this process where the driver lists it, else what was added since now.
 
     Containers hide process ids from the driver; the increase is then right as long as nobody else uses the GPU.
-    The peak is the largest reading: the arena of ONNX Runtime gives nothing back while its session lives.
+    The peak is the largest reading: the arena of ONNX Runtime gives nothing back while its session lives. CUDA's own
+    context, some hundred MiB that any program has, is begun here, so that the first reading, the floor, has it.
     """
     import pynvml
 
@@ -76,6 +78,7 @@ def _device_gauge() -> Gauge:
     except pynvml.NVMLError as error:
         raise DependencyError(f"No NVIDIA GPU can be measured here: {error}. Set `validate.device: cpu`.") from error
     before, peak = int(pynvml.nvmlDeviceGetMemoryInfo(handle).used), 0.0
+    _begin_context()
 
     def read() -> Reading:
         nonlocal peak
@@ -86,6 +89,17 @@ def _device_gauge() -> Gauge:
         return Reading(used / MIB, peak)
 
     return read
+
+
+def _begin_context() -> None:
+    """Retain the context that CUDA's runtime libraries share; where that fails, loading says what is wrong."""
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    if not cuda.cuInit(0) and not cuda.cuDeviceGet(ctypes.byref(device), 0):
+        cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
 
 
 def _first_visible(pynvml: Any) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from compressor.threads import usable_threads
 from validators.base import Finding, Subject, percentile_interval
 from validators.child import ask, tiled
+from validators.ways import BOUND, REPLAYED
 
 PERCENTILES = (50, 90, 99)
 CHUNK = 2_000_000  # resampled rounds held at once, 32 MB
@@ -20,7 +21,7 @@ class Latency:
     """Milliseconds per run at the 50th, 90th and 99th percentile, with a bootstrap interval of candidate / dense.
 
     On a GPU inputs and outputs stay there, and the runs are replayed as CUDA graphs where both can be recorded; the
-    details say which way was timed.
+    details say whether they did and were, as 1 or 0.
     """
 
     quantities: ClassVar[tuple[str, ...]] = tuple(f"latency_p{p}" for p in PERCENTILES)
@@ -43,8 +44,10 @@ class Latency:
         answer = ask("latency", [dense, candidate], inputs, **knobs)
         times = np.asarray(answer["nanoseconds"]) / 1e6  # (runs, 2) ms
         p50, *tails = self._findings(times)
-        details = _details(times) | {"warmup": self.warmup, "way": answer["way"]}
-        details["threads"] = dense.session.threads or usable_threads()
+        details = _details(times) | {"warmup": self.warmup, "threads": dense.session.threads or usable_threads()}
+        if dense.session.device == "cuda":
+            bound, replayed = answer["way"] in (BOUND, REPLAYED), answer["way"] == REPLAYED
+            details |= {"kept_on_gpu": float(bound), "cuda_graphs": float(replayed)}
         return (replace(p50, details=details), *tails)
 
     def _findings(self, times: np.ndarray) -> list[Finding]:
@@ -81,8 +84,8 @@ def _ratios(times: np.ndarray) -> np.ndarray:
     return values[:, :, 1] / values[:, :, 0]
 
 
-def _details(times: np.ndarray) -> dict[str, Any]:
-    details: dict[str, Any] = {"runs": len(times)}
+def _details(times: np.ndarray) -> dict[str, float]:
+    details: dict[str, float] = {"runs": len(times)}
     for name, column in zip(("dense", "candidate"), times.T, strict=True):
         details |= {f"{name}_mean": float(column.mean()), f"{name}_min": float(column.min())}
         details |= {f"{name}_std": float(column.std(ddof=1))}

@@ -12,7 +12,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,7 @@ from compressor import registry, turns
 from compressor.errors import DependencyError, InputError, RankfoldError, ResourceError, RuntimeFailure
 from exporters.base import Arrays, Exporter, Runner, Session
 from validators.gauges import gauge
-
-Call = Callable[[], object]
-PLAIN, COPIED = "arrays in, arrays out", "arrays in, arrays out, copied to the GPU and back"
-BOUND, REPLAYED = "inputs and outputs on the GPU", "inputs and outputs on the GPU, replayed as CUDA graphs"
+from validators.ways import Call, ways
 
 
 def memory(request: dict[str, Any]) -> dict[str, float]:
@@ -55,19 +51,6 @@ def latency(request: dict[str, Any]) -> dict[str, Any]:
         for call in calls:
             call()
     return {"nanoseconds": alternate(calls, request["runs"], request["seed"]), "way": way}
-
-
-def ways(runners: Sequence[Any], inputs: Arrays, *, on_gpu: bool) -> tuple[str, Sequence[Call]]:
-    """How a run is timed, and the runs: on a GPU without copies, as CUDA graphs where all of them can be recorded."""
-    plain = [partial(runner, inputs) for runner in runners]
-    if not on_gpu:
-        return PLAIN, plain
-    if not all(hasattr(runner, "bound") for runner in runners):
-        return COPIED, plain
-    try:
-        return REPLAYED, [runner.bound(inputs, replayed=True) for runner in runners]
-    except RuntimeFailure:
-        return BOUND, [runner.bound(inputs) for runner in runners]
 
 
 def alternate(calls: Sequence[Call], runs: int, seed: int) -> list[list[int]]:

@@ -84,6 +84,35 @@ def test_gpu_memory_is_that_of_this_process_where_the_driver_lists_it(driver: An
     assert gauge("cuda")().now == 700
 
 
+def test_the_floor_on_a_gpu_has_cudas_own_context(driver: Any, monkeypatch: pytest.MonkeyPatch):
+    called: list[str] = []
+
+    class Cuda:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: called.append(name) or 0  # 0: success
+
+    monkeypatch.setattr(gauges.ctypes, "CDLL", lambda _: Cuda())
+    driver((5000, {}), (5600, {os.getpid(): 590}))
+    assert gauge("cuda")().now == 590
+    assert called == ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain"]
+
+
+@pytest.mark.parametrize("failing", ["cuInit", "cuDeviceGet"])
+def test_a_driver_that_gives_no_context_is_left_to_the_runtime_to_tell(
+    driver: Any, monkeypatch: pytest.MonkeyPatch, failing: str
+):
+    called: list[str] = []
+
+    class Cuda:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: called.append(name) or int(name == failing)
+
+    monkeypatch.setattr(gauges.ctypes, "CDLL", lambda _: Cuda())
+    driver((5000, {}), (5600, {os.getpid(): 590}))
+    gauge("cuda")
+    assert called[-1] == failing
+
+
 @pytest.mark.parametrize("hidden", [{}, {os.getpid(): None}])
 def test_gpu_memory_is_the_increase_where_process_ids_are_hidden(driver: Any, hidden: dict[int, int | None]):
     driver((1000, hidden), (1600, hidden), (1250, hidden))

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from compressor.recipe import Gate
-from validators import latency
+from exporters.base import Session
+from validators import latency, wording
 from validators.base import Subject
 from validators.latency import Latency, ratio_intervals
+from validators.ways import BOUND, COPIED, PLAIN, REPLAYED
 
 
 def noisy(runs: int, ratio: float, seed: int) -> np.ndarray:
@@ -70,11 +74,11 @@ def test_one_run_and_equal_times_are_no_special_case():
 
 def test_percentiles_are_those_of_the_childs_times(pair: tuple[Subject, Subject], monkeypatch: pytest.MonkeyPatch):
     times = noisy(200, 0.5, seed=2)
-    answer = {"nanoseconds": np.rint(times * 1e6).tolist(), "way": "inputs and outputs on the GPU"}
+    answer = {"nanoseconds": np.rint(times * 1e6).tolist(), "way": PLAIN}
     monkeypatch.setattr(latency, "ask", lambda *args, **knobs: answer)
     found = Latency(confidence=0.9).run(*pair)
     assert [f.quantity for f in found] == ["latency_p50", "latency_p90", "latency_p99"]
-    assert found[0].details["way"] == "inputs and outputs on the GPU"
+    assert "cuda_graphs" not in found[0].details
     assert found[0].dense == pytest.approx(np.median(times[:, 0]), rel=1e-5)
     assert found[1].candidate == pytest.approx(np.percentile(times[:, 1], 90), rel=1e-5)
     assert found[0].interval is not None
@@ -92,3 +96,15 @@ def test_an_export_beside_itself_is_neither_better_nor_worse(pair: tuple[Subject
     assert p50.interval[0] < p50.interval[1]
     assert p50.details["threads"] == 1
     assert 0 < p50.details["dense_min"] <= p50.dense
+
+
+@pytest.mark.parametrize(("way", "kept", "graphs"), [(COPIED, 0, 0), (BOUND, 1, 0), (REPLAYED, 1, 1)])
+def test_on_a_gpu_the_details_say_in_numbers_which_way_was_timed(
+    pair: tuple[Subject, Subject], monkeypatch: pytest.MonkeyPatch, way: str, kept: int, graphs: int
+):
+    on_gpu = [replace(subject, session=Session("cuda")) for subject in pair]
+    answer = {"nanoseconds": np.rint(noisy(20, 0.5, seed=2) * 1e6).tolist(), "way": way}
+    monkeypatch.setattr(latency, "ask", lambda *args, **knobs: answer)
+    details = Latency().run(*on_gpu)[0].details
+    assert (details["kept_on_gpu"], details["cuda_graphs"]) == (kept, graphs)
+    assert all(wording.detail(value) for value in details.values())  # as the report writes them

@@ -50,37 +50,6 @@ class Breaking(Counting):
         raise RuntimeFailure("broken")
 
 
-class Bound(Counting):
-    """A runner on a GPU, whose run can be recorded or not."""
-
-    def __init__(self, name: str, *, recorded: bool) -> None:
-        super().__init__(name, [])
-        self.recorded = recorded
-
-    def bound(self, inputs: Mapping[str, np.ndarray], *, replayed: bool = False) -> Callable[[], str]:
-        if replayed and not self.recorded:
-            raise RuntimeFailure("a part of it runs on the CPU")
-        return lambda: f"{self.name} {'replayed' if replayed else 'bound'}"
-
-
-def test_on_the_cpu_arrays_go_in_and_come_out() -> None:
-    way, calls = probe.ways([Bound("a", recorded=True)], {}, on_gpu=False)
-    assert (way, calls[0]()) == (probe.PLAIN, {})
-
-
-def test_on_a_gpu_nothing_is_copied_and_all_are_replayed_or_none() -> None:
-    both, one = [Bound("a", recorded=True), Bound("b", recorded=True)], Bound("c", recorded=False)
-    way, calls = probe.ways(both, {}, on_gpu=True)
-    assert (way, [call() for call in calls]) == (probe.REPLAYED, ["a replayed", "b replayed"])
-    way, calls = probe.ways([both[0], one], {}, on_gpu=True)
-    assert (way, [call() for call in calls]) == (probe.BOUND, ["a bound", "c bound"])
-
-
-def test_a_runner_that_cannot_bind_is_timed_with_its_copies_and_so_is_the_other() -> None:
-    way, calls = probe.ways([Bound("a", recorded=True), Counting("b", [])], {}, on_gpu=True)
-    assert (way, [call() for call in calls]) == (probe.COPIED, [{}, {}])
-
-
 def test_every_round_times_each_subject_once_in_an_order_that_changes():
     log: list[tuple[str, bool]] = []
     times = probe.alternate([Counting("a", log), Counting("b", log)], runs=60, seed=0)
