@@ -28,7 +28,10 @@ MAPPED = {"session.use_memory_mapped_ort_model": "1", "session.use_ort_model_byt
 ONCE = {"session.disable_prepacking": "1", "optimization.constant_folding_max_output_size_in_bytes": "16000000"}
 NOTHING: Mapping[str, str] = {}
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-FAILURES = tuple(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception))
+FAILURES: tuple[type[Exception], ...] = tuple(
+    kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception)
+)
+UNBOUND: tuple[type[Exception], ...] = (*FAILURES, RuntimeError, ValueError)  # how a place on the device is refused
 DTYPES: Mapping[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
@@ -80,22 +83,22 @@ class OnnxRunner:
             RuntimeFailure: it fails on these inputs, or cannot be recorded: a part of it runs on the CPU.
         """
         session = _open(self.path, self.asked, NOTHING, replayed=True) if replayed else self.session
-        binding, place = session.io_binding(), self.asked.device
-        for name, array in self.feed(inputs).items():
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, place, 0))
-        for name, array in self(inputs).items():
-            binding.bind_ortvalue_output(
-                name, onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, place, 0)
-            )
+        binding, place, value = session.io_binding(), self.asked.device, onnxruntime.OrtValue
 
         def run() -> onnxruntime.IOBinding:
-            try:
-                session.run_with_iobinding(binding)
-            except FAILURES as error:
-                raise RuntimeFailure(f"ONNX Runtime failed to run {self.path} on bound inputs: {error}") from error
+            session.run_with_iobinding(binding)
             return binding
 
-        run()
+        given, results = self.feed(inputs), self(inputs)
+        try:
+            for name, array in given.items():
+                binding.bind_ortvalue_input(name, value.ortvalue_from_numpy(array, place, 0))
+            for name, array in results.items():
+                there = value.ortvalue_from_shape_and_type(array.shape, array.dtype, place, 0)
+                binding.bind_ortvalue_output(name, there)
+            run()
+        except UNBOUND as error:
+            raise RuntimeFailure(f"ONNX Runtime failed to run {self.path} on {shapes(given)}: {error}") from error
         return run
 
     @property

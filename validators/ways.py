@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,13 +16,15 @@ BOUND, REPLAYED = "inputs and outputs on the GPU", "inputs and outputs on the GP
 
 
 def ways(runners: Sequence[Any], inputs: Arrays, *, on_gpu: bool) -> tuple[str, Sequence[Call]]:
-    """How a run is timed, and the runs: on a GPU without copies, as CUDA graphs where all of them can be recorded."""
+    """How a run is timed, and the runs: on a GPU the first of three ways that all of the runners can go.
+
+    These are one CUDA graph without copies, a run without copies, and a run with them.
+    """
     plain = [partial(runner, inputs) for runner in runners]
     if not on_gpu:
         return PLAIN, plain
-    if not all(hasattr(runner, "bound") for runner in runners):
-        return COPIED, plain
-    try:
-        return REPLAYED, [runner.bound(inputs, replayed=True) for runner in runners]
-    except RuntimeFailure:
-        return BOUND, [runner.bound(inputs) for runner in runners]
+    able = all(hasattr(runner, "bound") for runner in runners)
+    for way, replayed in ((REPLAYED, True), (BOUND, False)) if able else ():
+        with suppress(RuntimeFailure):
+            return way, [runner.bound(inputs, replayed=replayed) for runner in runners]
+    return COPIED, plain

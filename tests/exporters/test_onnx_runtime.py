@@ -159,3 +159,13 @@ def test_a_container_quota_limits_the_threads(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert threads.usable_threads() == expected
+
+
+def test_a_graph_that_fails_on_bound_inputs_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no memory there")
+
+    runner = OnnxExporter().load(folder)
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", refuse)
+    with pytest.raises(RuntimeFailure, match=r"failed to run .*model.onnx on x \(3, 2\): no memory there"):
+        runner.bound({"x": np.ones((3, 2), np.float32)})

@@ -42,6 +42,15 @@ def test_on_a_gpu_nothing_is_copied_and_all_are_replayed_or_none() -> None:
     assert (way, [call() for call in calls]) == (BOUND, ["a bound", "c bound"])
 
 
+def test_where_binding_fails_the_runs_are_timed_with_their_copies() -> None:
+    class Unbound(Plain):
+        def bound(self, inputs: Mapping[str, np.ndarray], *, replayed: bool = False) -> Callable[[], str]:
+            raise RuntimeFailure("an input is empty")
+
+    way, calls = ways([Bound("a", recorded=True), Unbound()], {}, on_gpu=True)
+    assert (way, [call() for call in calls]) == (COPIED, ["plain", "plain"])
+
+
 def test_a_runner_that_cannot_bind_is_timed_with_its_copies_and_so_is_the_other() -> None:
     way, calls = ways([Bound("a", recorded=True), Plain()], {}, on_gpu=True)
     assert (way, [call() for call in calls]) == (COPIED, ["plain", "plain"])
