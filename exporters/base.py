@@ -31,7 +31,11 @@ class Session:
 
 
 class Runner(Protocol):
-    """A loaded export: named arrays in, named arrays out."""
+    """A loaded export: named arrays in, named arrays out.
+
+    One that runs on a GPU may also have `bound(inputs, *, replayed=False)`: a run () -> anything on these inputs that
+    copies nothing, recorded as a CUDA graph where `replayed`; RuntimeFailure where it cannot be. Latency is timed so.
+    """
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """`input_ids (B, T)`, ... -> `logits (B, labels)`; inputs that the graph does not take are ignored."""
