@@ -89,12 +89,12 @@ def described(rows: Sequence[Row]) -> str:
     """Model, sizes and machine, as the rows have them."""
     first = rows[0]
     trains = counted(first["epochs"], "epoch") if first["epochs"] else "nothing trained"
-    cpus = sorted({row["machine"]["cpu"] for row in rows})
+    machines = sorted({row.get("gpu") or row["machine"]["cpu"] for row in rows})
     threads = sorted({row["threads"] for row in rows})
     counts = " or ".join(f"{count:,}" for count in sorted({row["rows"]["train"] for row in rows}))
     return (
         f"{first['model']}, {counts} training rows, {first['rows']['measured']:,} measured rows, {trains}; {len(rows)} "
-        f"runs on\n{' or '.join(cpus)} with {' or '.join(counted(count, 'thread') for count in threads)}."
+        f"runs on\n{' or '.join(machines)} with {' or '.join(counted(count, 'thread') for count in threads)}."
     )
 
 
