@@ -147,6 +147,17 @@ def test_the_overview_holds_each_seed_against_full_fine_tuning_of_that_seed() ->
     assert len(found) == 2  # CERSA has rows of one suite alone
 
 
+def test_rows_of_a_gpu_are_held_against_full_fine_tuning_there_alone() -> None:
+    moved = [one | ({"gpu": "a card"} if one["arm"] == "jactus" else {}) for one in TWO]
+    assert {one.arm for one in overview.standings(moved)} == {"svdllm-lora"}
+    both = [*moved, *(one | {"gpu": "a card"} for one in TWO if one["arm"] == "dense")]
+    assert {one.arm for one in overview.standings(both)} == {"svdllm-lora", "jactus"}
+
+
+def test_a_suites_machine_is_the_gpu_where_there_was_one() -> None:
+    assert "\na card or one with 1 thread" in report.described([ROWS[0], ROWS[1] | {"gpu": "a card"}])
+
+
 def test_an_arm_without_rows_of_a_suite_has_no_mean() -> None:
     rows = [*TWO, row("dense", 1.0, 0, 0.9, suite="snips"), row("jactus", 0.5, 0, 0.9, suite="snips")]
     _, _, *lines = map(cells, overview.table(rows))
