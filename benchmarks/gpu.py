@@ -94,16 +94,22 @@ def trained(bench: Bench, arm: Arm, budget: float) -> Path:
     return folder
 
 
+def compared() -> tuple[tuple[Arm, float], ...]:
+    """The dense and the low-rank model, each an arm at a budget."""
+    from arms import ARMS, DENSE
+
+    return (DENSE, 1.0), (ARMS[EXPORTED], BUDGET)
+
+
 def prepared(bench: Bench, device: Device) -> list[Subject]:
     """The dense and the low-rank model's exports in fp32 and fp16, trained and exported where they are not there."""
-    from arms import ARMS, DENSE
     from deployment import subjects
 
     from exporters.base import Session
 
     return [
         subject
-        for arm, budget in ((DENSE, 1.0), (ARMS[EXPORTED], BUDGET))
+        for arm, budget in compared()
         for subject in subjects(trained(bench, arm, budget), bench.suite, Session(device), PRECISIONS)
     ]
 
@@ -115,15 +121,12 @@ def prepare(bench: Bench, _rows: Rows, device: Device) -> None:
 
 def exports(bench: Bench, rows: Rows, device: Device) -> None:
     """Dense and low-rank in fp32 and fp16, each held against dense fp32."""
-    from arms import ARMS, DENSE
-
     from compressor.recipe import ValidateSection
     from validators.measure import measure
 
     length, runs = min(LENGTH, bench.suite.max_length), TINY_RUNS if device == "cpu" else RUNS
     knobs = ValidateSection(device=device, sequence_length=length, runs=runs)
-    models = ((DENSE, 1.0), (ARMS[EXPORTED], BUDGET))
-    names = [f"{bench.folder(arm, budget, 0.0).name}-{p}" for arm, budget in models for p in PRECISIONS]
+    names = [f"{bench.folder(arm, budget, 0.0).name}-{p}" for arm, budget in compared() for p in PRECISIONS]
     keys = {name: {"what": "export", "suite": bench.suite.name, "export": name} | hardware(device) for name in names}
     if all(rows.find(**keys[name]) for name in names[1:]):
         return

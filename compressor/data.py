@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.devices import beside
 from compressor.errors import DataError, did_you_mean, first_line
 from compressor.recipe import Source
 from compressor.tasks import image
@@ -230,11 +231,10 @@ def _hold_out(train: Any, share: float, seed: int) -> dict[str, Any]:
 @torch.no_grad()
 def outcomes(model: torch.nn.Module, task: Task, inputs: Iterable[Mapping[str, Tensor]]) -> Outcomes:
     """What a torch model says about posed batches, in evaluation mode."""
-    device = next(model.parameters()).device
     model.eval()
     found = []
     for batch in inputs:
-        logits = model(**{key: value.to(device) for key, value in inputs_of(batch).items()}).logits
+        logits = model(**beside(model, inputs_of(batch))).logits
         found.append(task.outcomes(logits.float().cpu().numpy(), arrays(batch)))
     return together(found)
 

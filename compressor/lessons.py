@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor import data, progress
+from compressor.devices import beside
 from compressor.distillation import Lesson, lesson_of
 from compressor.recipe import Distillation
 from compressor.tasks.base import Task
@@ -98,10 +99,9 @@ def giving(
     teacher: nn.Module, section: Distillation, terms: Callable[[Mapping[str, Tensor]], Tensor]
 ) -> Callable[[Mapping[str, Tensor]], Lesson]:
     """A collated batch -> the lesson on it, on the CPU in float32."""
-    device = next(teacher.parameters()).device
 
     def give(batch: Mapping[str, Tensor]) -> Lesson:
-        found = lesson_of(teacher, {key: value.to(device) for key, value in batch.items()}, section, terms)
+        found = lesson_of(teacher, beside(teacher, batch), section, terms)
         return found.to("cpu", torch.float32)
 
     return give
