@@ -12,24 +12,22 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from results import Rows
 from suites import Suite, located, named
 from transformers import AutoConfig
 
-from compressor import data, models, progress, storage
+from compressor import data, models, progress, registry, storage
 from compressor.factorize import restructure_
 from compressor.machine import machine, versions
 from compressor.planning import Plan
 from compressor.recipe import ValidateSection
 from exporters.base import Session
-from exporters.onnx import OnnxExporter
 from validators.base import Evaluation, Subject
 from validators.measure import measure
 
-Precision = Literal["fp32", "fp16", "int8", "int8-fused"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+PRECISIONS = ("fp32", "int8")
 
 
 def load(folder: Path, suite: Suite) -> Any:
@@ -44,8 +42,9 @@ def subjects(
     folder: Path,
     suite: Suite,
     session: Session,
-    precisions: Sequence[Precision] = PRECISIONS,
+    precisions: Sequence[str] = PRECISIONS,
     root: Path | None = None,
+    runtime: str = "onnx",
 ) -> list[Subject]:
     """The exports of one saved model, with the test set that they run on.
 
@@ -60,11 +59,11 @@ def subjects(
     reference = data.outcomes(model, task, posed)
     found = []
     for precision in precisions:
-        path = (root or folder) / f"onnx-{precision}"
+        path = (root or folder) / f"{runtime}-{precision}"
         if not path.exists():
-            OnnxExporter(precision=precision).export(model, task.example(processor), path)
+            registry.exporter(runtime, precision).export(model, task.example(processor), path)
         name = f"{folder.name}-{precision}"
-        found.append(Subject(name, "onnx", path, evaluation, session, reference))
+        found.append(Subject(name, runtime, path, evaluation, session, reference))
     return found
 
 

@@ -33,16 +33,17 @@ def _ratio(finding: Row) -> str:
 
 
 def gpu_exports(rows: Sequence[Row]) -> Iterator[str]:
-    """Each export on its GPU, dense fp32 first, which the others are held against; memory in MiB, time in ms."""
-    yield from head(("suite", "export", "device", "accuracy", "peak memory (MiB)", "latency p50 (ms)"))
-    told: set[tuple[str, str]] = set()
+    """Each export on its GPU, dense fp32 first, which the runtime's others are held against; MiB and ms."""
+    yield from head(("suite", "runtime", "export", "device", "accuracy", "peak memory (MiB)", "latency p50 (ms)"))
+    told: set[tuple[str, str, str]] = set()
     for row in (row for row in rows if row["what"] == "export"):
         findings, place = row["findings"], row["gpu"] or row["device"]
-        if (row["suite"], place) not in told:
-            told.add((row["suite"], place))
-            yield line([row["suite"], "dense fp32", place, *_measured(findings, "dense")])
-        name = row["export"].removeprefix(f"{row['suite']}-")
-        yield line([row["suite"], name, place, *_measured(findings, "candidate")])
+        suite, runtime = row["suite"], row["runtime"]
+        if (suite, runtime, place) not in told:
+            told.add((suite, runtime, place))
+            yield line([suite, runtime, "dense fp32", place, *_measured(findings, "dense")])
+        name = row["export"].removeprefix(f"{suite}-")
+        yield line([suite, runtime, name, place, *_measured(findings, "candidate")])
 
 
 def _measured(findings: Row, side: str) -> list[str]:

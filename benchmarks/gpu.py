@@ -2,8 +2,9 @@
 
     RANKFOLD_MODELS=... RANKFOLD_DATA=... make bench-gpu PYTHON=python
 
-For MiniLM, DINOv2-small and SmolLM2: a dense and a low-rank model (JACTUS at half the weights) are trained, exported in
-fp32 and fp16, and held against dense fp32 on the GPU: accuracy, peak memory, latency. Then three steps of training per
+For MiniLM, DINOv2-small and SmolLM2: a dense and a low-rank model (JACTUS at half the weights) are trained, exported to
+ONNX in fp32 and fp16 and to torch.export in fp32 and bf16, and held against the same runtime's dense fp32 on the GPU:
+accuracy, peak memory, latency. Then three steps of training per
 arm: the most memory that torch allocated (`torch.cuda.max_memory_allocated`), beside the count of training_memory.py.
 Rows that are in the file already are not measured again. `--parts prepare` trains and exports alone, which several
 processes may do at once, one per suite; what is timed needs a machine that does nothing else. `--device cpu` runs the
@@ -48,7 +49,7 @@ SUITES = ("trec", "cifar10", "arc_easy")
 TRAINED = ("dense", "dense-lora", "dense-dora", "dense-psoft", "cersa-pretrained", "psoft-pretrained")
 TRAINED += ("jactus-pretrained", "jactus")
 EXPORTED, BUDGET, SEED, STEPS = "jactus", 0.5, 0, 3
-PRECISIONS: tuple[Literal["fp32", "fp16"], ...] = ("fp32", "fp16")
+PRECISIONS: Mapping[str, tuple[str, ...]] = {"onnx": ("fp32", "fp16"), "torch-export": ("fp32", "bf16")}
 LENGTH = 64  # tokens, where memory and latency are measured
 TINY = {"epochs": 0.02, "batch_size": 4, "evaluated": 8, "before": False, "select_rows": None}
 TINY_ROWS, TINY_SAMPLES, TINY_RUNS, RUNS = 500, 32, 10, 200
@@ -101,8 +102,8 @@ def compared() -> tuple[tuple[Arm, float], ...]:
     return (DENSE, 1.0), (ARMS[EXPORTED], BUDGET)
 
 
-def prepared(bench: Bench, device: Device) -> list[Subject]:
-    """The dense and the low-rank model's exports in fp32 and fp16, trained and exported where they are not there."""
+def prepared(bench: Bench, device: Device, runtime: str) -> list[Subject]:
+    """The dense and the low-rank model's exports to a runtime, trained and exported where they are not there."""
     from deployment import subjects
 
     from exporters.base import Session
@@ -110,27 +111,36 @@ def prepared(bench: Bench, device: Device) -> list[Subject]:
     return [
         subject
         for arm, budget in compared()
-        for subject in subjects(trained(bench, arm, budget), bench.suite, Session(device), PRECISIONS)
+        for subject in subjects(
+            trained(bench, arm, budget), bench.suite, Session(device), PRECISIONS[runtime], runtime=runtime
+        )
     ]
 
 
 def prepare(bench: Bench, _rows: Rows, device: Device) -> None:
     """Train and export, measure nothing."""
-    prepared(bench, device)
+    for runtime in PRECISIONS:
+        prepared(bench, device, runtime)
 
 
 def exports(bench: Bench, rows: Rows, device: Device) -> None:
-    """Dense and low-rank in fp32 and fp16, each held against dense fp32."""
+    """Dense and low-rank on each runtime, in fp32 and in half precision, held against its dense fp32."""
+    for runtime in PRECISIONS:
+        _exports(bench, rows, device, runtime)
+
+
+def _exports(bench: Bench, rows: Rows, device: Device, runtime: str) -> None:
     from compressor.recipe import ValidateSection
     from validators.measure import measure
 
     length, runs = min(LENGTH, bench.suite.max_length), TINY_RUNS if device == "cpu" else RUNS
     knobs = ValidateSection(device=device, sequence_length=length, runs=runs)
-    names = [f"{bench.folder(arm, budget, 0.0).name}-{p}" for arm, budget in compared() for p in PRECISIONS]
-    keys = {name: {"what": "export", "suite": bench.suite.name, "export": name} | hardware(device) for name in names}
+    names = [f"{bench.folder(arm, budget, 0.0).name}-{p}" for arm, budget in compared() for p in PRECISIONS[runtime]]
+    shared = {"what": "export", "suite": bench.suite.name, "runtime": runtime} | hardware(device)
+    keys = {name: shared | {"export": name} for name in names}
     if all(rows.find(**keys[name]) for name in names[1:]):
         return
-    dense, *candidates = prepared(bench, device)
+    dense, *candidates = prepared(bench, device, runtime)
     for candidate in candidates:
         if not rows.find(**keys[candidate.name]):
             findings = measure(dense, [candidate], knobs, {})[candidate.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 import zipfile
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -25,7 +26,9 @@ from exporters.staged import save_config
 if TYPE_CHECKING:
     import torch
 
+Precision = Literal["fp32", "fp16", "bf16"]
 PROGRAM = "model.pt2"
+DTYPES: Mapping[str, str] = {"fp16": "float16", "bf16": "bfloat16"}  # torch's names
 LISTS = re.compile(r"[^/]+/data/(weights|constants)/model_(weights|constants)_config\.json")  # how tensors are stored
 PLAIN = re.compile(
     r"[^/]+/(data/weights/weight_\d+|data/constants/tensor_\d+|models/model\.json|archive_(format|version)|byteorder"
@@ -42,19 +45,20 @@ class TorchExporter:
     A model that generates is exported without a cache: tokens in, the logits of all positions out.
 
     Attributes:
-        precision: "fp32".
-        tolerance: largest difference of a logit that the program may have from the torch model, or 1e-4 of the
-            largest logit where that is more.
+        precision: "fp32"; "fp16" or "bf16": weights are stored and all is computed so, from and to fp32.
+        tolerance: largest difference of a logit that the fp32 program may have from the torch model, or 1e-4 of the
+            largest logit where that is more. What the others cost is for the parity and accuracy gates to say.
     """
 
-    precision: Literal["fp32"] = "fp32"
+    precision: Precision = "fp32"
     tolerance: float = 1e-3
     name: ClassVar[str] = "torch-export"
     packages: ClassVar[Mapping[str, str]] = {"torch": "pip install torch"}
 
     def __post_init__(self) -> None:
-        if self.precision != "fp32":
-            raise ExportError(f"The torch.export exporter writes fp32, not '{self.precision}'.")
+        if self.precision not in get_args(Precision):
+            *most, last = get_args(Precision)
+            raise ExportError(f"The torch.export exporter writes {', '.join(most)} and {last}, not '{self.precision}'.")
 
     def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
         """Write `model` as a new folder `path`: `model.pt2`, `export.json` and the model's config.
@@ -70,10 +74,11 @@ class TorchExporter:
 
         with new_folder(path) as scratch, verify.settled(model):
             inputs = verify.beside(model, example)
-            program = _write(model, inputs, scratch / PROGRAM)
+            program = _write(model, inputs, scratch / PROGRAM, DTYPES.get(self.precision))
             facts = torch_program.facts(self, model, scratch / PROGRAM, ["torch"]) | program
             (scratch / EXPORT_FILE).write_text(json.dumps(facts))  # read by load
-            facts["parity"] = verify.compare(model, self.load(scratch), verify.trials(model, inputs), self.tolerance)
+            limit = math.inf if self.precision in DTYPES else self.tolerance
+            facts["parity"] = verify.compare(model, self.load(scratch), verify.trials(model, inputs), limit)
             save_config(getattr(model, "config", None), scratch)
             (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         return Exported(path, (PROGRAM,), facts)
@@ -193,7 +198,9 @@ def _finished(call: Callable[[], object], device: str) -> object:
     return result
 
 
-def _write(model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
+def _write(
+    model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path, dtype: str | None
+) -> dict[str, Any]:
     """Trace the model and save the program, without example inputs and without paths of this machine; its facts."""
     import torch
 
@@ -201,6 +208,8 @@ def _write(model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Pa
     from exporters.tracing import BATCH, SEQUENCE, tracing_of
 
     tracing = tracing_of(model, example, cache=False)
+    if dtype is not None:
+        tracing = torch_program.lowered(tracing, getattr(torch, dtype))
     # named axes would have to be free without end, but positions end somewhere
     program = torch_program.traced(tracing, dict.fromkeys((BATCH, SEQUENCE), torch.export.Dim.AUTO))
     program._example_inputs = None  # would be pickled into the file

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from compressor.errors import ExportError, first_line
 from compressor.storage import weights_digest
@@ -57,8 +60,30 @@ def inputs(tracing: Tracing) -> list[dict[str, Any]]:
     return [_value(name, tracing) for name in tracing.inputs]
 
 
-def _inner(module: torch.nn.Module) -> torch.nn.Module:
-    return getattr(module, "model", module)
+class _Lowered(nn.Module):
+    """A copy of a traced module that computes in another float type, from and to fp32."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.lowered, self.dtype = copy.deepcopy(module), dtype
+        for tensor in self.lowered.state_dict(keep_vars=True).values():  # not rotary tables, which no checkpoint has
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+
+    def forward(self, *values: Tensor) -> Tensor:
+        given = (value.to(self.dtype) if value.is_floating_point() else value for value in values)
+        logits: Tensor = self.lowered(*given)
+        return logits.float()
+
+
+def lowered(tracing: Tracing, dtype: torch.dtype) -> Tracing:
+    """What is traced, computed in another float type: inputs and logits stay fp32, as do buffers that are not saved."""
+    return replace(tracing, module=_Lowered(tracing.module, dtype))
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    inside = getattr(module, "lowered", module)
+    return getattr(inside, "model", inside)
 
 
 def _check_axes(program: torch.export.ExportedProgram, tracing: Tracing) -> None:

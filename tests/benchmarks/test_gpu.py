@@ -61,16 +61,20 @@ def test_the_same_code_runs_on_the_cpu_and_measures_nothing_twice(
     for _ in range(2):
         assert gpu.main(words) == 0, capsys.readouterr().err
         rows = read(tmp_path / "gpu.jsonl")
-        assert [row["what"] for row in rows] == ["export"] * 3 + ["training"] * 4
-    exported = {row["export"]: row["findings"] for row in rows if row["what"] == "export"}
-    assert set(exported) == {"tiny-tiny-dense-1.0-0-fp16", "tiny-tiny-jactus-0.5-0-fp32", "tiny-tiny-jactus-0.5-0-fp16"}
+        assert [row["what"] for row in rows] == ["export"] * 6 + ["training"] * 4
+    exported = {(row["runtime"], row["export"]): row["findings"] for row in rows if row["what"] == "export"}
+    assert set(exported) == {
+        (runtime, f"tiny-tiny-{name}-0-{precision}")
+        for runtime, half in (("onnx", "fp16"), ("torch-export", "bf16"))
+        for name, precision in (("dense-1.0", half), ("jactus-0.5", "fp32"), ("jactus-0.5", half))
+    }
     for findings in exported.values():
         assert {"accuracy", "peak_memory", "latency_p50"} <= set(findings)
     by_arm = {row["arm"]: row for row in rows if row["what"] == "training"}
     assert all(row["peak_bytes"] is None and row["counted_bytes"]["peak"] > 0 for row in by_arm.values())
     assert "teacher" in by_arm["jactus"]["counted_bytes"]
     assert by_arm["dense-lora"]["trainable"] < by_arm["dense"]["trainable"]
-    assert sum(1 for _ in export_tables.gpu_exports(rows)) == 2 + 4  # dense fp32 too, which the others are held against
+    assert sum(1 for _ in export_tables.gpu_exports(rows)) == 2 + 8  # dense fp32 of each runtime too
     assert sum(1 for _ in export_tables.gpu_training(rows)) == 2 + 4
 
 

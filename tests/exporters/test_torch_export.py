@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy as copying
 import json
 import pickle
 import shutil
@@ -174,6 +175,57 @@ def test_a_file_that_was_cut_off_is_refused_with_its_path(copy: Path) -> None:
         TorchExporter().load(copy)
 
 
+class Normalized(nn.Module):
+    """Reads float inputs, as image models do, and has a saved and an unsaved array."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(6, 3)
+        self.norm.running_mean = torch.linspace(-1, 1, 6)
+        self.register_buffer("table", torch.linspace(1, 2, 6), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.head(self.norm(features) * self.table.to(features.dtype))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_half_precision_computes_what_torch_computes_in_it(
+    tmp_path: Path, bert: Any, padded: Padded, precision: Literal["fp16", "bf16"], dtype: torch.dtype
+) -> None:
+    before = {name: tensor.clone() for name, tensor in bert.state_dict().items()}
+    export = TorchExporter(precision=precision).export(bert, padded(2, 7), tmp_path / "half")
+    inputs = padded(3, 12)
+    found = TorchExporter().load(export.path, ONE)(arrays(inputs))["logits"]
+    assert found.dtype == np.float32
+    half = copying.deepcopy(bert).to(dtype)
+    with torch.no_grad():
+        np.testing.assert_array_equal(found, half(**inputs).logits.float().numpy())
+        assert 0 < np.abs(found - bert(**inputs).logits.numpy()).max() < 0.1
+    full = sum(tensor.nbytes for tensor in bert.state_dict().values() if tensor.is_floating_point())
+    assert export.facts["initializer_bytes"] == pytest.approx(full / 2, rel=0.02)  # token types are integers
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bert.state_dict().items())  # the model is left
+
+
+def test_half_precision_takes_floats_and_keeps_what_is_not_saved(tmp_path: Path) -> None:
+    model = Normalized().eval()
+    export = TorchExporter(precision="bf16").export(model, {"features": torch.randn(2, 6)}, tmp_path / "half")
+    assert export.facts["inputs"] == [{"name": "features", "dtype": "float32", "axes": ["batch_size", 6]}]
+    features = torch.randn(5, 6)
+    found = TorchExporter().load(export.path, ONE)({"features": features.numpy()})["logits"]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(features).numpy(), atol=0.05)
+    kept = torch.export.load(export.path / "model.pt2").constants
+    assert [tensor.dtype for tensor in kept.values() if tensor.shape == (6,)] == [torch.float32]
+
+
+def test_half_precision_that_overflows_is_refused(tmp_path: Path, padded: Padded) -> None:
+    model = Tied()
+    model.scale.fill_(1e5)  # above what fp16 holds
+    with pytest.raises(ExportError, match="logits that are not finite"):
+        TorchExporter(precision="fp16").export(model, padded(2, 7), tmp_path / "half")
+    TorchExporter(precision="bf16").export(model, padded(2, 7), tmp_path / "brain")
+
+
 class Payload:
     """Creates a file when it is unpickled."""
 
@@ -252,7 +304,7 @@ def test_without_a_gpu_no_run_is_recorded(exported: Exported, padded: Padded) ->
 
 
 def test_a_precision_that_it_cannot_write_is_refused() -> None:
-    with pytest.raises(ExportError, match="writes fp32, not 'int8'"):
+    with pytest.raises(ExportError, match="writes fp32, fp16 and bf16, not 'int8'"):
         TorchExporter(precision="int8")  # type: ignore[arg-type]
 
 
