@@ -131,13 +131,7 @@ def load(folder: Path, session: Session, settings: Mapping[str, str] = NOTHING) 
     path = next((path for name in (GRAPH, ORT_GRAPH) if (path := folder / name).is_file()), None)
     if path is None:
         raise ArtifactError(f"{folder / GRAPH} does not exist, so {folder} is no ONNX export. Export the model again.")
-    if session.device == "cuda" and CUDA not in onnxruntime.get_available_providers():
-        raise DependencyError(_no_cuda("offers no CUDA"))
-    if session.device == "cuda":
-        _preload()
-    loaded = _open(path, session, settings)
-    if session.device == "cuda":
-        _check_cuda(path, loaded)
+    loaded = _opened_on_cuda(path, session, settings) if session.device == "cuda" else _open(path, session, settings)
     dtypes = {node.name: np.dtype(DTYPES[node.type]) for node in loaded.get_inputs()}
     cache = {node.name: (node.shape[1], node.shape[3]) for node in loaded.get_inputs() if node.name.startswith(PAST)}
     outputs = tuple(node.name for node in loaded.get_outputs())
@@ -179,14 +173,14 @@ def _providers(session: Session, replayed: bool = False) -> list[str | tuple[str
     return [(CUDA, {"arena_extend_strategy": "kSameAsRequested"} | graph), CPU]
 
 
-def _preload() -> None:
-    """Load CUDA from its packages (`onnxruntime-gpu[cuda,cudnn]`): the linker does not search there by itself."""
+def _opened_on_cuda(path: Path, session: Session, settings: Mapping[str, str]) -> onnxruntime.InferenceSession:
+    """A session whose heavy operators are all on the GPU: a silent fallback to the CPU is a failure, not a result."""
+    if CUDA not in onnxruntime.get_available_providers():
+        raise DependencyError(_no_cuda("offers no CUDA"))
+    # CUDA's packages (`onnxruntime-gpu[cuda,cudnn]`) lie where the linker does not search by itself
     with redirect_stdout(io.StringIO()):  # it prints what it does not find; a session that needs it says so
         onnxruntime.preload_dlls()
-
-
-def _check_cuda(path: Path, loaded: onnxruntime.InferenceSession) -> None:
-    """A silent fallback to the CPU is a failure, not a result."""
+    loaded = _open(path, session, settings)
     if loaded.get_providers()[0] != CUDA:
         raise DependencyError(_no_cuda("could not start CUDA (a driver or a CUDA or cuDNN library is missing)"))
     strays = misplaced(loaded)
@@ -195,6 +189,7 @@ def _check_cuda(path: Path, loaded: onnxruntime.InferenceSession) -> None:
             f"ONNX Runtime has no CUDA kernel for {', '.join(strays)} of {path} and would run them on the CPU. Export "
             "with precision fp32 for CUDA, or validate this export with `device: cpu`."
         )
+    return loaded
 
 
 def misplaced(loaded: onnxruntime.InferenceSession) -> list[str]:
