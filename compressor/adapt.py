@@ -92,6 +92,7 @@ def adapt_(
         eval_dataset=validation,
         data_collator=partial(_collate, task, processor),
         compute_metrics=_accuracy if task.chooses_by == "accuracy" else None,
+        preprocess_logits_for_metrics=_logits,
         callbacks=[_progress_callback(title)],
     )
     trainer.remove_callback(_printer())
@@ -188,6 +189,11 @@ def _arguments(training: Training, folder: Path, seed: int, train: Any, chosen_b
         seed=seed,
         dataloader_pin_memory=False,
     )
+
+
+def _logits(outputs: Any, _labels: Any) -> Any:
+    """The first of what a model gives beside its loss; the others, as an encoder's states, would fill the memory."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def _accuracy(prediction: Any) -> dict[str, float]:

@@ -22,7 +22,7 @@ import json
 import shutil
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -150,6 +150,25 @@ class Run:
 
     def _save(self) -> None:
         write_json(self.folder / STATE, self.state)
+
+    def require_same_data(self, facts: Mapping[str, Any]) -> None:
+        """Note what was read when the run was begun; later, that it is still the same.
+
+        Args:
+            facts: `digest` and more of each split, by name.
+
+        Raises:
+            ArtifactError: a split has other rows now.
+        """
+        digests = {name: split["digest"] for name, split in facts.items() if isinstance(split, Mapping)}
+        known = self.state.setdefault("data", digests)
+        changed = [f"data.{name}" for name in sorted({*known, *digests}) if known.get(name) != digests.get(name)]
+        if changed:
+            raise ArtifactError(
+                f"{self.folder} was begun with other rows of {', '.join(changed)}: what is finished there was made of "
+                "those. Bring them back, use another --out, or start again with --overwrite."
+            )
+        self._save()
 
     def finished(self, stage: str) -> bool:
         """Whether a stage's outputs are there."""

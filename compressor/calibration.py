@@ -48,7 +48,7 @@ def own_label_loss(model: nn.Module, batch: Batch, temperature: float = 2.0, ter
 class Statistics(Mapping[str, Moments]):
     """The moments of every target, by name; targets that read the same input share that moment.
 
-    `tokens` are the rows that each input moment averages over, `samples` the examples seen.
+    `samples` are the examples seen.
     """
 
     def __init__(
@@ -114,11 +114,13 @@ def calibrate(
 ) -> Statistics:
     """Gather the moments that a method needs, in one pass in evaluation mode where the model is; float32, on the CPU.
 
-    Gradients are those of each loss term (the mean loss times its number of terms), so that half of
-    tr(E[gg^T] D E[xx^T] D^T) estimates a weight error D's loss change per token (K-FAC). Padding is dropped where the
-    batch has an `attention_mask (B, T)` and the target sees `(B, T, ...)`. A convolution's rows are its
-    patches, one for each place of its output (KFC, arXiv 1602.01407, which takes places to be uncorrelated, as K-FAC
-    does tokens). A method that needs nothing gets empty statistics, and no batch is read.
+    Gradients are those of each loss term (the mean loss times its number of terms). Inputs are averaged over the rows
+    that a target sees, gradients are summed over a term's rows and averaged over the terms, so that half of
+    tr(E[gg^T] D E[xx^T] D^T) estimates a weight error D's change of the mean loss (K-FAC), comparable between layers
+    that see many rows and few. Padding is dropped where the batch has an `attention_mask (B, T)` and the target sees
+    `(B, T, ...)`. A convolution's rows are its patches, one for each place of its output (KFC, arXiv 1602.01407, which
+    takes places to be uncorrelated, as K-FAC does tokens). A method that needs nothing gets empty statistics, and no
+    batch is read.
 
     Args:
         model: the dense model, with a head that has been probed (a random head gives meaningless gradients).
@@ -131,7 +133,8 @@ def calibrate(
 
     Raises:
         DataError: no batch.
-        ModelError: see `find_targets`; or a target was never reached, or the activations or gradients are not finite.
+        ModelError: see `find_targets`; or a target was never reached, the activations or gradients are not finite, or
+            all gradients are zero.
     """
     from compressor.targets import find_targets
 
@@ -165,7 +168,7 @@ class _Gather:
         self.inputs: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
         self.rows: dict[str, int] = dict.fromkeys(layers, 0)
-        self.samples = 0
+        self.samples = self.loss_terms = 0
 
     def add(self, model: nn.Module, batch: Batch, loss: Loss) -> None:
         """One batch: forward, backward to the targets' outputs only, accumulate."""
@@ -179,7 +182,9 @@ class _Gather:
                 if Moment.INPUT in self.needs and self.shares[name] == name:
                     accumulate(self.inputs, name, rows)
         if Moment.GRADIENT in self.needs:
-            self._differentiate(value * int(self.terms(batch).sum()), mask)
+            terms = int(self.terms(batch).sum())
+            self.loss_terms += terms
+            self._differentiate(value * terms, mask)
         self.samples += len(next(iter(batch.values())))
         for recorder in self.recorders.values():
             recorder.clear()
@@ -230,7 +235,8 @@ class _Gather:
         """Averages over rows; raises where there is nothing or something not finite."""
         if not self.samples:
             raise DataError("The calibration data is empty: give it at least one example.")
-        inputs, gradients = self._means(self.inputs), self._means(self.gradients)
+        inputs = self._means(self.inputs, self.rows)
+        gradients = self._means(self.gradients, dict.fromkeys(self.gradients, self.loss_terms or 1))
         broken = [
             name for table in (inputs, gradients) for name, matrix in table.items() if not matrix.isfinite().all()
         ]
@@ -238,8 +244,13 @@ class _Gather:
             raise ModelError(
                 f"Activations or gradients of {', '.join(broken[:5])} are not finite on the calibration data."
             )
+        if gradients and not any(matrix.any() for matrix in gradients.values()):
+            raise ModelError(
+                "The loss does not change with any target's output on the calibration data, so there is nothing to go "
+                "by: train the head before (one of zeros passes no gradient on), and see what the loss is of."
+            )
         return Statistics(inputs, self.shares, gradients, self.samples)
 
-    def _means(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _means(self, sums: dict[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
         """Sums are taken out one by one, so that all of a large model's are not there twice."""
-        return {name: mirrored(sums.pop(name)).div_(self.rows[name]).cpu() for name in list(sums)}
+        return {name: mirrored(sums.pop(name)).div_(counts[name]).cpu() for name in list(sums)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from compressor import faults, registry
 from compressor.paths import is_factory
-from compressor.sections.data import DataSection, ModelSection
+from compressor.sections.data import DataSection, ModelSection, Source
 from compressor.sections.proof import AUTO_RUNTIME, ExportSection
 from compressor.tasks.base import QUALITIES
 
@@ -112,9 +112,14 @@ def _has_validation(data: DataSection) -> bool:
 def _leaks(data: DataSection) -> Iterator[faults.Fault]:
     others = {"train": data.train, "validation": data.validation, "calibration": data.calibration.source}
     for name, source in others.items():
-        if source and (source.path, source.split) == (data.evaluation.path, data.evaluation.split):
-            text = f"evaluates on its own training data: the same path and split as data.{name}. Name another split."
+        if source and _place(source) == _place(data.evaluation):
+            text = f"evaluates on its own training data: the same rows as data.{name}. Name another file or split."
             yield ("data", "evaluation"), text
+
+
+def _place(source: Source) -> object:
+    """What tells one source from another: its file, which has no other split, or path and split."""
+    return source.file.resolve() if source.file else (source.path, source.split)
 
 
 def _exports(recipe: Recipe) -> Iterator[faults.Fault]:

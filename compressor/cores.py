@@ -56,9 +56,9 @@ class OrthogonalCore(nn.Module):
     def rotation(self) -> Tensor:
         """R (r, r), orthogonal."""
         rank = len(self.initial)
-        lower = torch.zeros(rank, rank, dtype=self.skew.dtype, device=self.skew.device)
-        lower = lower.index_put((self.lower[0], self.lower[1]), self.skew)
-        return linalg.cayley(lower - lower.mT)
+        skew = self.skew.to(torch.promote_types(self.skew.dtype, torch.float32))  # halves solve no equations
+        lower = skew.new_zeros(rank, rank).index_put((self.lower[0], self.lower[1]), skew)
+        return linalg.cayley(lower - lower.mT).to(self.skew.dtype)
 
     def forward(self) -> Tensor:
         """The core (r, r)."""

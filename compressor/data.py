@@ -17,6 +17,7 @@ from torch import Tensor
 from compressor.devices import beside
 from compressor.errors import DataError, did_you_mean, first_line
 from compressor.recipe import Source
+from compressor.sections.data import READERS
 from compressor.tasks import image
 from compressor.tasks.base import Column, Outcomes, Task, inputs_of
 from compressor.tasks.base import together as together
@@ -25,7 +26,6 @@ Made = TypeVar("Made")
 Other = TypeVar("Other")
 
 NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "No columns to parse", "StopIteration")
-READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 OPTIONS = {"text": {"sample_by": "document"}}  # lines are no texts of their own: a file is one
 
 
@@ -89,8 +89,7 @@ def _load(source: Source) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    path = Path(source.path)
-    file = path if path.is_file() else _split_file(path, source.split)
+    file = source.file
     try:
         if file is not None:
             if file.suffix not in READERS:
@@ -112,11 +111,6 @@ def _refused(path: str, reason: str) -> DataError:
     if any(sign in reason for sign in NO_ROWS):  # what the readers say of a file without rows
         return DataError(f"{path} is empty: it needs at least one row.")
     return DataError(f"{path} cannot be read as a data set: {reason}")
-
-
-def _split_file(folder: Path, split: str) -> Path | None:
-    """`<folder>/<split>.<kind>`, where there is one."""
-    return next((file for kind in READERS if (file := folder / f"{split}{kind}").is_file()), None)
 
 
 def digest(rows: Any) -> str:
@@ -193,16 +187,11 @@ def prepare(section: Any, task: Task, processor: Any, max_length: int, seed: int
     Raises:
         DataError: whatever is wrong with any of the sources.
     """
-    rows = {"train": read(section.train, task, seed), "evaluation": read(section.evaluation, task, seed)}
+    named = {"train": section.train, "evaluation": section.evaluation, "validation": section.validation}
+    named["calibration"] = section.calibration.source
+    rows = {name: read(source, task, seed) for name, source in named.items() if source is not None}
     labels = task.labels(rows["train"])
-    if section.validation is not None:
-        rows["validation"] = read(section.validation, task, seed)
-    facts = {
-        name: {"path": getattr(section, name).path, "rows": len(part), "digest": digest(part)}
-        for name, part in rows.items()
-    }
-    if section.calibration.source is not None:
-        rows["calibration"] = read(section.calibration.source, task, seed)
+    facts = {name: {"path": named[name].path, "rows": len(part), "digest": digest(part)} for name, part in rows.items()}
     encoded = {name: task.encode(part, processor, labels, max_length, f"data.{name}") for name, part in rows.items()}
     if section.validation is None and section.holdout:
         encoded |= _hold_out(encoded["train"], section.holdout, seed)

@@ -171,8 +171,10 @@ def _sizes(state: Tensor, mask: Tensor | None) -> list[int]:
 
 
 def _shares(states: Iterable[Tensor], taught: Iterable[Tensor]) -> Tensor:
-    """The mean of the layers' errors, ()."""
-    return torch.stack([_share_of_variance(*pair) for pair in zip(states, taught, strict=True)]).mean()
+    """The mean of the layers' errors, (); the single token of a last small batch has no variance, and no error."""
+    pairs = zip(states, taught, strict=True)
+    shares = [_share_of_variance(state, wanted) for state, wanted in pairs if len(wanted) > 1]
+    return torch.stack(shares).mean() if shares else torch.zeros(())
 
 
 class ShareOfVariance(torch.autograd.Function):

@@ -26,7 +26,8 @@ def decompose(
     layout: planning.Layout = "two-factor",
 ) -> dict[str, Subspace]:
     """The subspace of every target, up to its break-even rank; the expensive part, done once."""
-    found, subspaces = targets or find_targets(model), dict[str, Subspace]()
+    found = find_targets(model) if targets is None else targets
+    subspaces = dict[str, Subspace]()
     known = [moments.get(target.name, Moments()) for target in found]
     last = {id(moment): place for place, pair in enumerate(known) for moment in (pair.input, pair.gradient)}
     for place, target in enumerate(track(found, "decomposing")):
@@ -104,20 +105,23 @@ def factorize_(
     """
     structure.require_unwrapped(model)
     targets = planned(model, plan)
-    found = subspaces or decompose(model, method, moments, targets=targets, layout=plan.layout)
-    _require_directions(found, plan)
+    if subspaces is None:
+        subspaces = decompose(model, method, moments, targets=targets, layout=plan.layout)
+    _require_directions(subspaces, plan)
     model.requires_grad_(False)
     dense_targets = {f"{layer.name}.{key}" for layer in plan.layers for key in ("weight", "bias")}
     for name, parameter in head_parameters(model).items():
         parameter.requires_grad_(name not in dense_targets)  # where targets were named outside of repeated blocks
     for name, rank in plan.ranks.items():
-        subspace, dense = found[name].truncate(rank), dense_layer(model, name)
+        subspace, dense = subspaces[name].truncate(rank), dense_layer(model, name)
         core, form = method.core(subspace), form_of(dense)
         layer = CoreLinear(subspace.left, core, subspace.right, dense.bias, method.updates, form)
-        replace_module(model, name, layer.to(dense.weight.device))
+        replace_module(model, name, layer.to(dense.weight.device, dense.weight.dtype))
     for name in plan.kept:
         dense = dense_layer(model, name)
-        kept = KeptLinear(dense, method.updates).to(dense.weight.device) if method.updates else dense
+        kept = (
+            KeptLinear(dense, method.updates).to(dense.weight.device, dense.weight.dtype) if method.updates else dense
+        )
         replace_module(model, name, kept)
     structure.leave_fast_paths_(model)
     return model

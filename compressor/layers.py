@@ -95,7 +95,7 @@ class CoreLinear(Factors):
         """The deployed layer of a layout: the same function, in float64 until the last rounding."""
         sizes = self.in_features, self.rank, self.out_features
         layer = LAYOUTS[layout](*sizes, bias=self.bias is not None, form=self.form)
-        return layer.fill_(*self.factors(), self.bias).to(self.left.device)
+        return layer.fill_(*self.factors(), self.bias).to(self.left.device, self.left.dtype)
 
     @torch.no_grad()
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,7 @@ class KeptLinear(Factors):
         """A plain dense layer, whatever the layout of the others."""
         layer = self.form.layer(self.in_features, self.out_features, bias=self.bias is not None)
         _fill_(layer, self.weight.double() + self.a.double() @ self.b.double(), self.bias)
-        return layer.to(self.weight.device)
+        return layer.to(self.weight.device, self.weight.dtype)
 
 
 def _spread(rows: int, columns: int) -> Tensor:

@@ -84,7 +84,7 @@ class CoreProduct(torch.autograd.Function):
         read = given @ core  # (N, r), of what it reads
         into_x = None
         if ctx.needs_input_grad[0]:
-            into_x = (read @ updated(right, right_a, right_b)).reshape(*gradient.shape[:-1], -1)
+            into_x = (read @ updated(right, right_a, right_b)).reshape(*gradient.shape[:-1], right.shape[1])
         into_core = given.mT @ z if ctx.needs_input_grad[2] else None
         into_bias = g.sum(0) if ctx.needs_input_grad[4] else None
         if right_b is None:

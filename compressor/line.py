@@ -55,9 +55,11 @@ class Line:
 
     @cached_property
     def data(self) -> data.Data:
-        """All splits, encoded."""
+        """All splits, encoded; the same rows as when the run was begun."""
         section = self.recipe.model
-        return data.prepare(self.recipe.data, self.task, self.processor, section.max_length, self.recipe.seed)
+        found = data.prepare(self.recipe.data, self.task, self.processor, section.max_length, self.recipe.seed)
+        self.run.require_same_data(found.facts)
+        return found
 
     def dense(self) -> Any:
         """A new copy of the pretrained model, with the probed head where that stage is finished."""

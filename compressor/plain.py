@@ -50,18 +50,22 @@ def _answering(own: Callable[..., Any], task: Task) -> Callable[..., Any]:
     """A function to be bound in the place of `own`."""
     kinds = inspect.signature(own).parameters
     anything = any(kind.kind is inspect.Parameter.VAR_KEYWORD for kind in kinds.values())
+    judges = "labels" in kinds
 
     @wraps(own)
     def forward(self: nn.Module, *values: Any, **inputs: Any) -> Any:
         taken = {name: value for name, value in inputs.items() if name in kinds or (anything and name not in ASKED_FOR)}
-        return _answer(self, own(self, *values, **taken), inputs, task)
+        return _answer(self, own(self, *values, **taken), inputs, task, judges=judges)
 
     setattr(forward, OURS, True)
     return forward
 
 
-def _answer(module: nn.Module, output: Any, inputs: Mapping[str, Any], task: Task) -> Any:
-    """The output as transformers gives it; what is one already, and needs no loss, is left as it is."""
+def _answer(module: nn.Module, output: Any, inputs: Mapping[str, Any], task: Task, *, judges: bool) -> Any:
+    """The output as transformers gives it; what is one already, and needs no loss, is left as it is.
+
+    A `.loss` is the loss only where the module was given labels (`judges`): it may be a penalty of the module's own.
+    """
     from transformers.utils import ModelOutput
 
     labels = inputs.get("labels")
@@ -70,7 +74,7 @@ def _answer(module: nn.Module, output: Any, inputs: Mapping[str, Any], task: Tas
     from transformers.modeling_outputs import SequenceClassifierOutput
 
     logits = _logits(module, output)
-    loss = getattr(output, "loss", None) if labels is not None else None
+    loss = getattr(output, "loss", None) if labels is not None and judges else None
     if loss is None and labels is not None:
         loss = task_loss(task, logits, inputs)
     hidden = getattr(output, "hidden_states", None) if inputs.get("output_hidden_states") else None

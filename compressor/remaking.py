@@ -93,8 +93,8 @@ def _layer_norm(step: Any) -> Held | None:
 
 
 def _normalized(x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The kernel's sum: its epsilon is not held, but `scale`, 1 / sqrt(variance + epsilon), is."""
-    return torch.addcmul(bias, (x - mean).mul_(scale), weight)
+    """The kernel's sum: its epsilon is not held, but `scale`, 1 / sqrt(variance + epsilon), is; both in float32."""
+    return torch.addcmul(bias, (x - mean).mul_(scale), weight).to(x.dtype)
 
 
 SIDES = ("self", "other")  # as torch calls the factors

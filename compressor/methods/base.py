@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 
 class Moment(StrEnum):
-    """What calibration gathers for a target, both uncentered and per token."""
+    """What calibration gathers for a target, both uncentered."""
 
-    INPUT = "input_moment"  # E[x x^T] (n, n)
-    GRADIENT = "gradient_moment"  # E[g g^T] (m, m), g = dL/dy
+    INPUT = "input_moment"  # E[x x^T] (n, n), per row
+    GRADIENT = "gradient_moment"  # E[g g^T] (m, m), g = dL/dy; summed over the rows of a loss term, per term
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +112,19 @@ def metrics(
     return one(moments.gradient, output, rows), one(moments.input, input, columns)
 
 
-def scaled(gains: Tensor, total: float, *, loss_units: bool) -> tuple[Tensor, float]:
+def scaled(gains: Tensor, total: float, *, of: Moments | None) -> tuple[Tensor, float]:
     """Gains that can be compared between layers: half the weighted energy when that is a loss change, else its share.
 
-    Without the gradients' moment the energies of two layers have no common scale (methods differ in their norm by
-    orders of magnitude), so each is divided by its layer's total. A weight of zeros gains nothing.
+    Without both moments the energies of two layers have no common scale (layers differ in their norms by orders of
+    magnitude), so each is divided by its layer's total. A weight of zeros gains nothing.
+
+    Args:
+        gains: energy of each direction.
+        total: energy of all directions.
+        of: the moments that make the energy a loss change; None where one of them is not in the metric. A layer whose
+            inputs or gradients are zero (the loss does not depend on it) gains nothing, whatever its weight.
     """
-    return (gains / 2, total / 2) if loss_units else (gains / (total or 1.0), 1.0)
+    if of is None:
+        return gains / (total or 1.0), 1.0
+    felt = all(one is not None and bool(one.matrix.any()) for one in (of.input, of.gradient))
+    return (gains / 2, total / 2) if felt else (gains * 0, 0.0)

@@ -83,7 +83,8 @@ class Jactus:
         count = min(left_basis.shape[1], right_basis.shape[1])
         left, core, right = linalg.project(weight, left_basis[:, :count], right_basis[:, :count], output, input)
         energy = linalg.energy(weight, output, input)
-        gains, total = scaled(linalg.prefix_gains(core), energy, loss_units=self.metric in ("output", "both"))
+        loss_change = moments if self.metric == "both" else None
+        gains, total = scaled(linalg.prefix_gains(core), energy, of=loss_change)
         return Subspace(left, core, right, gains, total, turned=self._turned)
 
     @property

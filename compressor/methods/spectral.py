@@ -57,8 +57,8 @@ class Spectral:
             diagonal=self.diagonal,
         )
         left, s, right, energy = linalg.leading_svd(weight, output, input, limit)
-        loss_units = self.metric in ("output", "both") and self.power == 1
-        gains, total = scaled(s.square(), energy, loss_units=loss_units)
+        loss_change = self.metric == "both" and self.power == 1
+        gains, total = scaled(s.square(), energy, of=moments if loss_change else None)
         return Subspace(left, torch.diag(s), right, gains, total)
 
     def core(self, subspace: Subspace) -> nn.Module:

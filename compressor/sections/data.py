@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from compressor.sections.base import Section, Share, registered
+
+READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 
 
 class ModelSection(Section):
@@ -53,6 +56,13 @@ class Source(Section):
     choices: str = Field(default="choices", description="multiple-choice: column of the lists of choices")
     label: str = Field(default="label", description="column of the class, or of the right choice's place from 0")
     limit: int | None = Field(default=None, ge=1, description="use only so many rows, drawn with the recipe's seed")
+
+    @property
+    def file(self) -> Path | None:
+        """The single file that is read: the path itself, or `<folder>/<split>.<kind>`; None where there is neither."""
+        path = Path(self.path)
+        places = [path, *(path / f"{self.split}{kind}" for kind in READERS)]
+        return next((place for place in places if place.is_file()), None)
 
 
 class Calibration(Section):

@@ -33,9 +33,10 @@ def numbers(rows: Any, labels: Sequence[str], name: str) -> list[int]:
     """Each row's place in `labels`.
 
     Raises:
-        DataError: a label that training has not seen; `name` says in which split.
+        DataError: a label that training has not seen, or none; `name` says in which split.
     """
     places = {label: number for number, label in enumerate(labels)}
+    _require_labeled(rows, name)
     found = _as_text(rows)
     unseen = sorted(set(found) - set(places))
     if unseen:
@@ -44,6 +45,13 @@ def numbers(rows: Any, labels: Sequence[str], name: str) -> list[int]:
             f"the {len(labels)} known are {', '.join(map(repr, labels[:5]))}{', ...' if len(labels) > 5 else ''}."
         )
     return [places[label] for label in found]
+
+
+def _require_labeled(rows: Any, name: str) -> None:
+    """Hubs publish test sets without labels: a class feature has -1 there, which Python takes for the last class."""
+    without = sum(number < 0 for number in rows["label"]) if hasattr(rows.features["label"], "names") else 0
+    if without:
+        raise DataError(f"{name}: {without} of {len(rows)} rows have no label (-1). Name a split that has labels.")
 
 
 def _as_text(rows: Any) -> list[str]:

@@ -91,6 +91,14 @@ def test_a_run_of_another_recipe_is_not_resumed_and_the_key_is_named(folder: Pat
         Run(folder, other, resume=True)
 
 
+def test_a_run_is_not_resumed_with_other_rows(folder: Path) -> None:
+    facts = {"train": {"digest": "a", "rows": 2}, "evaluation": {"digest": "b", "rows": 1}, "labels": 3}
+    Run(folder, RECIPE, resume=True).require_same_data(facts)
+    Run(folder, RECIPE, resume=True).require_same_data({**facts, "labels": 4})
+    with pytest.raises(ArtifactError, match=r"begun with other rows of data\.train: .*--overwrite"):
+        Run(folder, RECIPE, resume=True).require_same_data({**facts, "train": {"digest": "c", "rows": 2}})
+
+
 def test_a_changed_and_a_missing_file_of_a_finished_stage_are_named(folder: Path) -> None:
     (folder / "dense" / "config").write_text("edited")
     (folder / "head").unlink()

@@ -58,9 +58,10 @@ def tagged_batches(sizes: tuple[int, ...] = (3, 1, 2)) -> list[Batch]:
 
 
 def by_hand(model: Tagger, batches: list[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
-    """E[x x^T] and E[g g^T] of a, b and c: one example and one loss term's gradient at a time, without hooks."""
+    """E[x x^T] per row and E[g g^T] per loss term of a, b and c: one example at a time, without hooks."""
     a, b, c = parts(model)
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {"a": [], "b": [], "c": []}
+    terms = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
     for batch in batches:
         for x, mask, labels in zip(batch["x"], batch["attention_mask"], batch["labels"], strict=True):
             ya, yb = a(x), b(x)
@@ -74,11 +75,14 @@ def by_hand(model: Tagger, batches: list[Batch]) -> dict[str, tuple[Tensor, Tens
             rows["a"].append((x[seen], ga[seen]))
             rows["b"].append((x[seen], gb[seen]))
             rows["c"] += [(first[seen], g1[seen]), (second[seen], g2[seen])]
-    return {name: (average([x for x, _ in pairs]), average([g for _, g in pairs])) for name, pairs in rows.items()}
+    return {
+        name: (squares([x for x, _ in pairs]).mean(0), squares([g for _, g in pairs]).sum(0) / terms)
+        for name, pairs in rows.items()
+    }
 
 
-def average(parts: list[Tensor]) -> Tensor:
-    return torch.stack([torch.outer(z, z) for z in torch.cat(parts).detach().double()]).mean(0)
+def squares(parts: list[Tensor]) -> Tensor:
+    return torch.stack([torch.outer(z, z) for z in torch.cat(parts).detach().double()])
 
 
 @pytest.fixture
@@ -99,6 +103,47 @@ def test_moments_are_those_of_one_example_at_a_time(tagged: tuple[Tagger, list[B
     assert found.gradient is not None
     torch.testing.assert_close(found.input.matrix.double(), inputs, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.gradient.matrix.double(), gradients, rtol=1e-4, atol=1e-8)
+
+
+class Merging(nn.Module):
+    """A stage that sees 16 rows of an example, and one that sees the single row that they are merged to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.many, self.one, self.head = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        """(B, 16, 12) -> logits (B, 4)."""
+        merged = (x + torch.tanh(self.many(x))).mean(1)
+        return SimpleNamespace(logits=self.head(2 * (merged + torch.tanh(self.one(merged)))))
+
+
+def test_half_the_weighted_error_is_the_change_of_the_loss_whatever_rows_a_layer_sees() -> None:
+    model, x = Merging(), torch.randn(1024, 16, 12)
+    layers = ["many", "one"]
+    own = partial(own_label_loss, temperature=1.0)
+    moments = calibrate(model, [{"x": part} for part in x.split(64)], BOTH, targets=layers, loss=own)
+    before = model(x).logits.detach().log_softmax(-1)
+    for name in layers:
+        weight, pair = model.get_parameter(f"{name}.weight"), moments[name]
+        assert pair.input is not None
+        assert pair.gradient is not None
+        told, seen, kept = 0.0, 0.0, weight.detach().clone()
+        for _ in range(20):
+            error = 0.03 * torch.randn(12, 12)
+            told += float(torch.trace(pair.gradient.matrix @ error @ pair.input.matrix @ error.mT)) / 2
+            weight.data = kept + error
+            after = model(x).logits.detach().log_softmax(-1)
+            seen += float((before.exp() * (before - after)).sum(-1).mean())
+        weight.data = kept
+        assert 0.6 < seen / told < 1.7, name  # per row it would be 16 for the first
+
+
+def test_a_loss_that_hangs_on_no_target_is_refused() -> None:
+    model = Tagger()
+    nn.init.zeros_(model.head.weight)
+    with pytest.raises(ModelError, match=r"does not change with any target's output.*train the head"):
+        calibrate(model, tagged_batches(), BOTH, loss=mean_loss)
 
 
 def test_how_the_examples_are_batched_changes_nothing() -> None:

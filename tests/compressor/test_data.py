@@ -176,6 +176,11 @@ def test_a_class_is_known_by_its_name_and_not_by_its_number(tokenizer: Any) -> N
     assert list(encoded["labels"]) == [1, 0, 0]
 
 
+def test_rows_that_a_hub_has_published_without_labels_are_refused(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=r"data\.evaluation: 2 of 3 rows have no label \(-1\)\. Name a split"):
+        TASK.encode(classes(["cold", "warm"], [-1, 1, -1]), tokenizer, ["cold", "warm"], 8, "data.evaluation")
+
+
 def test_a_label_that_training_has_not_seen_is_named(tmp_path: Path, tokenizer: Any) -> None:
     rows = data.read(write(tmp_path / "rows.csv"), TASK)
     with pytest.raises(DataError, match=r"data\.evaluation has labels .*: 'warm'; the 2 known are 'cold', 'hot'\."):

@@ -58,6 +58,12 @@ def test_a_tensor_that_is_the_state_of_two_layers_is_compared_twice() -> None:
     assert lesson.states[0].data_ptr() != lesson.states[1].data_ptr()
 
 
+def test_a_state_of_a_single_token_has_no_variance_and_no_error() -> None:
+    student, teacher = (tuple(torch.randn(*shape) for shape in ((1, 1, 4), (1, 3, 4), (1, 1, 4))) for _ in range(2))
+    assert float(hidden_loss(student, teacher)) == float(hidden_loss(student[:2], teacher[:2])) < 100
+    assert float(hidden_loss(student[::2], teacher[::2])) == 0
+
+
 def test_padding_teaches_nothing() -> None:
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     student, teacher = tuple(torch.randn(2, 2, 5, 3)), tuple(torch.randn(2, 2, 5, 3))

@@ -227,6 +227,39 @@ def test_a_folded_model_comes_back_from_its_plan_and_state(
     assert type(again.get_submodule(FIRST)) is kinds[layout]
 
 
+@pytest.mark.parametrize("method", [Jactus(), Psoft()], ids=str)
+def test_a_model_in_bfloat16_stays_in_it_while_it_learns_and_folded(
+    tiny_bert: Callable[[], Any], batches: list[Batch], method: Any
+) -> None:
+    model = tiny_bert().to(torch.bfloat16)
+    expected = logits(model, batches[0])
+    moments = calibrate(model, batches, method.needs())
+    made = factorize_(model, method, moments, plan(model, method, moments, keep=0.9))
+    train(made, batches)
+    before = logits(made, batches[0])
+    folded = fold_(made)
+    assert {tensor.dtype for tensor in folded.state_dict().values() if tensor.is_floating_point()} == {torch.bfloat16}
+    torch.testing.assert_close(logits(folded, batches[0]), before, rtol=0, atol=0.1)
+    assert before.dtype == expected.dtype == torch.bfloat16
+
+
+def test_a_plan_that_keeps_every_target_looks_for_no_others() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    batch = {"x": torch.randn(5, 3, 4, 4), "labels": torch.tensor([0, 1, 1, 0, 1])}
+    moments = calibrate(
+        model,
+        [batch],
+        Jactus().needs(),
+        targets=["0"],
+        loss=lambda m, b: nn.functional.cross_entropy(m(b["x"]), b["labels"]),
+    )
+    everything = plan(model, Jactus(), moments, keep=1.0)
+    assert everything.ranks == {}
+    factorize_(model, Jactus(), moments, everything)
+    assert type(fold_(model)[0]) is nn.Conv2d
+
+
+# ---- plans that do not fit ----
 # ---- plans that do not fit ----
 
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import datasets
@@ -192,6 +193,12 @@ def test_logits_come_as_a_tensor_first_of_a_tuple_or_by_name(forward: Callable[.
     assert "loss" not in module(x=BATCH["x"])
     assert list(module.state_dict()) == ["head.weight", "head.bias"]
     assert type(module) is Own
+
+
+def test_a_loss_of_a_module_that_sees_no_labels_is_not_that_of_the_task() -> None:
+    module = answering_(Own(lambda logits: SimpleNamespace(logits=logits, loss=torch.tensor(0.001))), TEXTS)
+    picked = module.head(BATCH["x"]).log_softmax(-1)[[0, 1], [2, 0]]
+    torch.testing.assert_close(module(**BATCH).loss, -picked.mean())
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,12 @@ def test_what_a_layer_gives_may_be_changed_in_place(make: Callable[[], Layer], s
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("make", LAYERS)
+def test_no_rows_are_no_fault(make: Callable[[], Layer], monkeypatch: pytest.MonkeyPatch) -> None:
+    for one, other in both(make(), torch.randn(0, N, dtype=torch.float64), same, monkeypatch):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("make", [core_layer, kept_layer])
 def test_inputs_without_a_gradient_get_none(make: Callable[[], Layer]) -> None:
     layer, x = make(), torch.randn(4, N, dtype=torch.float64)

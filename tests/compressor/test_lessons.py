@@ -139,3 +139,13 @@ def test_training_by_notes_is_training_by_the_teacher(
     assert found == pytest.approx(wanted, rel=1e-3)
     assert found[-2] < 0.7 * found[0]
     assert not (tmp_path / "notes").exists()
+
+
+def test_a_model_that_gives_more_than_logits_is_validated_by_them(
+    tmp_path: Path, tiny_bert: Callable[..., Any], encoded: Any
+) -> None:
+    model = tiny_bert(0)
+    model.config.output_hidden_states = True  # as an encoder and decoder gives the encoder's
+    training = Training(epochs=1, batch_size=4)
+    history = adapt_(model, TASK, Padding(), encoded, encoded, training, folder=tmp_path / "run")
+    assert 0 <= history[-1]["eval_accuracy"] <= 1

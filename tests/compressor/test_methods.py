@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,26 @@ def test_a_subspace_has_falling_gains_that_do_not_exceed_the_total(moments: Buil
     assert (found.gains >= 0).all()
     assert (found.gains.diff() <= 1e-9 * found.total).all()
     assert found.gains.sum().item() <= found.total * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("method", [Spectral("both"), Jactus(), Jactus("R1"), Jactus(union=0.2)], ids=str)
+@pytest.mark.parametrize("side", ["input", "gradient"])
+def test_what_the_loss_does_not_depend_on_gains_nothing(moments: Build, method: Any, side: str) -> None:
+    zero = SecondMoment(torch.zeros(9 if side == "gradient" else 7, 9 if side == "gradient" else 7))
+    found = method.subspace(weight_of(9, 7), replace(moments(9, 7), **{side: zero}), 5)
+    assert found.total == 0
+    assert not found.gains.any()
+    assert found.left.isfinite().all()
+
+
+@pytest.mark.parametrize("method", [Spectral("output"), Spectral("input"), Jactus("R2", metric="output")], ids=str)
+def test_gains_in_one_metric_do_not_hang_on_the_scale_of_inputs(moments: Build, method: Any) -> None:
+    weight, given = weight_of(9, 7), moments(9, 7)
+    assert given.input is not None
+    scaled = replace(given, input=SecondMoment(100 * given.input.matrix))  # inputs times 10, the weight by 10: the same
+    one, other = method.subspace(weight, given, 5), method.subspace(weight / 10, scaled, 5)
+    torch.testing.assert_close(one.gains, other.gains)
+    assert one.total == other.total == 1
 
 
 @cases

@@ -196,7 +196,21 @@ def test_evaluating_on_data_that_chose_something_is_refused(tmp_path: Path, role
         f"data.{role}={{path: rows, split: test}}",
     ]  # two spellings of one folder
     message = faults(tmp_path, GOOD, *settings)
-    assert f"the same path and split as data.{role.partition('.')[0]}." in message
+    assert f"the same rows as data.{role.partition('.')[0]}." in message
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation"),
+    [
+        ("{path: rows/all.csv, split: train}", "{path: rows/all.csv, split: test}"),  # a file has no splits
+        ("{path: rows, split: all}", "{path: rows/all.csv}"),
+    ],
+)
+def test_evaluating_on_the_file_that_is_trained_on_is_refused(tmp_path: Path, train: str, evaluation: str) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "all.csv").write_text("text,label\na,b\n")
+    message = faults(tmp_path, GOOD, f"data.train={train}", f"data.evaluation={evaluation}")
+    assert "evaluates on its own training data: the same rows as data.train." in message
 
 
 def test_paths_are_looked_up_beside_the_recipe_then_here_then_in_the_collection(
