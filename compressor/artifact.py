@@ -58,8 +58,19 @@ def files_of(folder: Path) -> Iterator[str]:
     """Relative names of the artifact's files, sorted."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in UNSIGNED and not name.startswith((SCRATCH, f"{TRIALS}/")):
+        if path.is_file() and name not in UNSIGNED and not _passing(name):
             yield name
+
+
+def _passing(name: str) -> bool:
+    """Whether a relative name lies in a folder that is no part of an artifact."""
+    return name.split("/")[0] in (SCRATCH, TRIALS)
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """Relative names of the symbolic links among the artifact's files and folders, sorted."""
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_symlink())
+    return (name for name in names if not _passing(name))
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -324,11 +335,12 @@ def verify(path: Path) -> None:
     """Compare every file with the manifest; needs no torch.
 
     Raises:
-        IntegrityError: files are missing, changed or were added; all of them are named.
+        IntegrityError: files are missing, changed or were added, or there are links; all of them are named.
     """
     digests = Artifact.open(path).manifest["files"]
     faults = changed_files(path, digests)
     faults += [f"{name} is not in the manifest" for name in files_of(path) if name not in digests]
+    faults += [f"{name} is a link, which may lead anywhere" for name in _links(path)]
     require_none(path, faults)
 
 

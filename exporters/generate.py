@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from compressor import registry
 from compressor.artifact import read_json
-from compressor.errors import ArtifactError, InputError
+from compressor.errors import ArtifactError, InputError, RuntimeFailure
 from exporters.base import EXPORT_FILE, Arrays, Session
 from exporters.feed import PAST, PRESENT
 
@@ -53,7 +53,12 @@ def load(folder: Path, session: Session = Session()) -> Decoder:  # noqa: B008 (
 
 
 def continuation(
-    runner: Decoder, prompt: Sequence[int], *, new_tokens: int, stop: frozenset[int] = frozenset()
+    runner: Decoder,
+    prompt: Sequence[int],
+    *,
+    new_tokens: int,
+    stop: frozenset[int] = frozenset(),
+    longest: int | None = None,
 ) -> Iterator[int]:
     """The most likely next token, again and again: the prompt is read once, then each step reads one token.
 
@@ -62,29 +67,37 @@ def continuation(
         prompt: token ids, at least one.
         new_tokens: how many at most.
         stop: tokens that end the text; they are not yielded.
+        longest: how many tokens the model reads at most, where the text ends too; None: no end.
 
     Raises:
-        InputError: an empty prompt, or a graph without a cache.
+        InputError: an empty prompt or a longer one, or a graph without a cache.
+        RuntimeFailure: the graph gives logits that are not finite.
     """
+    last = longest or len(prompt) + new_tokens
     if not len(prompt):
         raise InputError("The prompt has no tokens: give it at least one.")
+    if len(prompt) > last:
+        raise InputError(f"The prompt has {len(prompt)} tokens, of which the model reads {last} at most: shorten it.")
     if not runner.cached:
         raise InputError(f"{runner.path} has no cache to continue a text with; export a text-generation model.")
-    tokens, length = np.asarray([prompt]), len(prompt)
+    tokens = np.asarray([prompt])
     cache: dict[str, np.ndarray] = {}
-    for _ in range(new_tokens):
+    for length in range(len(prompt), min(len(prompt) + new_tokens, last + 1)):
         inputs = {
             "input_ids": tokens,  # (1, T)
             "attention_mask": np.ones((1, length), np.int64),  # (1, P + T)
             "position_ids": np.arange(length - tokens.shape[1], length)[None],  # (1, T)
         }
         outputs = runner.step(inputs | cache)
-        token = int(outputs["logits"][0, -1].argmax())
+        logits = outputs["logits"][0, -1]  # (V,)
+        if not np.isfinite(logits).all():
+            raise RuntimeFailure(f"{runner.path} gives logits that are not finite after {length} tokens.")
+        token = int(logits.argmax())
         if token in stop:
             return
         yield token
         cache = {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name != "logits"}
-        tokens, length = np.asarray([[token]]), length + 1
+        tokens = np.asarray([[token]])
 
 
 def text(folder: Path, prompt: str, *, new_tokens: int = 64, session: Session = Session()) -> Iterator[str]:  # noqa: B008 (frozen)
@@ -92,7 +105,8 @@ def text(folder: Path, prompt: str, *, new_tokens: int = 64, session: Session = 
 
     Raises:
         ArtifactError: the folder has no tokenizer.json.
-        InputError: an empty prompt, or a graph without a cache.
+        InputError: an empty or too long prompt, or a graph without a cache.
+        RuntimeFailure: the graph gives logits that are not finite.
     """
     from tokenizers import Tokenizer
 
@@ -100,10 +114,11 @@ def text(folder: Path, prompt: str, *, new_tokens: int = 64, session: Session = 
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist: the export needs its tokenizer beside it. Export the model again.")
     tokenizer = Tokenizer.from_file(str(path))
-    ids = tokenizer.encode(prompt).ids
+    ids, config = tokenizer.encode(prompt).ids, _config(folder)
+    stop, longest = frozenset(ends(config)), places(config)
     said: list[int] = []
     shown = ""
-    for token in continuation(load(folder, session), ids, new_tokens=new_tokens, stop=_ends(folder)):
+    for token in continuation(load(folder, session), ids, new_tokens=new_tokens, stop=stop, longest=longest):
         said.append(token)
         whole = tokenizer.decode(said)
         if not whole.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character may span several tokens
@@ -111,8 +126,18 @@ def text(folder: Path, prompt: str, *, new_tokens: int = 64, session: Session = 
             shown = whole
 
 
-def _ends(folder: Path) -> frozenset[int]:
-    """The end-of-text tokens that the config names."""
+def _config(folder: Path) -> dict[str, Any]:
     config = folder / "config.json"
-    found = json.loads(config.read_text()).get("eos_token_id") if config.is_file() else None
-    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+    return dict(json.loads(config.read_text())) if config.is_file() else {}
+
+
+def ends(config: Mapping[str, Any]) -> list[int]:
+    """The end-of-text tokens that a model's config names."""
+    found = config.get("eos_token_id")
+    return list(found) if isinstance(found, list) else [] if found is None else [found]
+
+
+def places(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model's config says that it reads at most; None where it does not say."""
+    named = (config.get(key) for key in ("max_position_embeddings", "n_positions"))
+    return next((number for number in named if number), None)

@@ -66,6 +66,7 @@ def quantize(
             onnx_ranges.narrow(prepared, start, samples, block=block, bits=bits, but=heads)
         model = _loaded(start)
         ONNXModel(model).replace_gemm_with_matmul()
+        _look_up_apart(model.graph)
         try:
             with quiet(), np.errstate(divide="ignore", invalid="ignore"):  # rows of zeros have no scale
                 quantized = _quantized(model, embeddings, block, bits, head_bits)
@@ -174,6 +175,20 @@ def _quantize_tables(graph: onnx.GraphProto, tables: Mapping[str, onnx.TensorPro
         node.CopyFrom(read)
 
 
+def _look_up_apart(graph: onnx.GraphProto) -> None:
+    """A table that a product reads too, as it is stored, gets a second name for lookups: its blocks run another way."""
+    factors = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    lookups = [node for node in graph.node if node.op_type == "Gather" and node.input[0] in factors]
+    tables = {tensor.name: tensor for tensor in graph.initializer}
+    for name in dict.fromkeys(node.input[0] for node in lookups if node.input[0] in tables):
+        table = graph.initializer.add()
+        table.CopyFrom(tables[name])
+        table.name = f"{name}_rows"
+    for node in lookups:
+        if node.input[0] in tables:
+            node.input[0] = f"{node.input[0]}_rows"
+
+
 def _axis(gather: onnx.NodeProto) -> int:
     return next((attribute.i for attribute in gather.attribute if attribute.name == "axis"), 0)
 
@@ -190,8 +205,15 @@ def in_bytes(table: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def _store_once(graph: onnx.GraphProto) -> None:
-    """A weight that several nodes share is quantized for each of them, always to the same numbers."""
-    kept = {tensor.name: tensor for tensor in graph.initializer}
+    """A weight that several nodes share is quantized for each of them, to the same numbers.
+
+    Raises:
+        ValueError: they are not.
+    """
+    kept: dict[str, onnx.TensorProto] = {}
+    for tensor in graph.initializer:
+        if kept.setdefault(tensor.name, tensor).raw_data != tensor.raw_data:
+            raise ValueError(f"{tensor.name} is stored twice, with other numbers")
     used = {name for node in graph.node for name in node.input}
     weights = [tensor for name, tensor in kept.items() if name in used]
     del graph.initializer[:]

@@ -97,11 +97,12 @@ def _energies(path: Path, widths: Mapping[str, int], samples: Sequence[Arrays]) 
     model = onnx.load(path, load_external_data=False)
     del model.graph.output[:]
     for name, width in widths.items():
-        rows, axes = f"{name}_rows", f"{name}_axes"
+        rows, squares, axes = f"{name}_rows", f"{name}_squares", f"{name}_axes"
         model.graph.initializer.append(numpy_helper.from_array(np.array([-1, width]), f"{name}_shape"))
         model.graph.initializer.append(numpy_helper.from_array(np.array([0]), axes))
         model.graph.node.append(helper.make_node("Reshape", [name, f"{name}_shape"], [rows]))
-        model.graph.node.append(helper.make_node("ReduceSumSquare", [rows, axes], [f"{name}{ENERGY}"], keepdims=0))
+        model.graph.node.append(helper.make_node("Mul", [rows, rows], [squares]))  # ReduceSumSquare differs by opset
+        model.graph.node.append(helper.make_node("ReduceSum", [squares, axes], [f"{name}{ENERGY}"], keepdims=0))
         model.graph.output.append(helper.make_tensor_value_info(f"{name}{ENERGY}", onnx.TensorProto.FLOAT, [width]))
     measuring = path.with_name(onnx_runtime.GRAPH)  # weights that lie beside the graph lie beside this one too
     onnx.save(model, measuring)

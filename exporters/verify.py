@@ -167,9 +167,14 @@ def _figures(reference: Reference, runner: Runner) -> dict[str, Any]:
         ) from error
     if found.shape != expected.shape:
         raise ExportError(f"At the shape {shape} the export gives logits {found.shape}, the model {expected.shape}.")
+    real = _real(reference.inputs, found)
+    if not np.isfinite(expected[real]).all():
+        raise ExportError(
+            f"At the shape {shape} the model itself gives logits that are not finite, so no export can be held against "
+            "them. Look for overflow, and for a training that diverged."
+        )
     if not np.isfinite(found).all():
         raise ExportError(f"At the shape {shape} the export gives logits that are not finite.")
-    real = _real(reference.inputs, found)
     rows = list(zip(found, expected, real, strict=True))  # one at a time: those of a language model are large
     difference = max(float(np.abs(ours - theirs)[kept].max(initial=0)) for ours, theirs, kept in rows)
     largest = max(float(np.abs(theirs)[kept].max(initial=0)) for _, theirs, kept in rows)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from compressor.tasks.base import Outcomes
-from validators.base import Finding, Subject, percentile_interval
+from validators.base import Finding, Subject, block_means, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,15 @@ class Accuracy:
     """Share of right predictions, with a paired bootstrap interval (Efron & Tibshirani 1993, percentile).
 
     Both exports answer the same rows, so rows are resampled in pairs: much of the spread cancels, and the interval is
-    that of the difference, laid around the dense value.
+    that of the difference, laid around the dense value. Rows that are tokens of running text go together with their
+    neighbors: those are resampled in chunks, as perplexity's are, and McNemar's test, which takes rows to be
+    independent, is left out.
     """
 
     quantities: ClassVar[tuple[str, ...]] = ("accuracy",)
     confidence: float = 0.95
     resamples: int = 10_000
+    chunk: int = 64
     seed: int = 0
 
     def run(self, dense: Subject, candidate: Subject) -> tuple[Finding, ...]:
@@ -32,10 +35,19 @@ class Accuracy:
             RuntimeFailure: an export's outputs do not have the shape of its reference.
         """
         base, ours = right(dense), right(candidate)  # each (N,) bool
-        low, high = difference_interval(base, ours, self.confidence, self.resamples, self.seed)
+        if _of_tokens(dense):
+            means = block_means(ours.astype(float) - base, self.chunk, self.resamples, self.seed)
+            low, high = map(float, percentile_interval(means, self.confidence))
+        else:
+            low, high = difference_interval(base, ours, self.confidence, self.resamples, self.seed)
         center = float(base.mean())
         values = center, float(ours.mean()), (center + low, center + high)
         return (Finding("accuracy", "share", "higher", *values, self.confidence, details=_details(dense, candidate)),)
+
+
+def _of_tokens(subject: Subject) -> bool:
+    """Whether rows are tokens of a text, each with the log-probability of the one that follows."""
+    return subject.outcomes.values.shape[1] == 1
 
 
 def right(subject: Subject) -> np.ndarray:
@@ -77,9 +89,10 @@ def macro_f1(subject: Subject) -> float:
 
 
 def _details(dense: Subject, candidate: Subject) -> dict[str, float]:
+    paired = {} if _of_tokens(dense) else {"mcnemar_p": mcnemar(right(dense), right(candidate))}
     return {
         "n": len(dense.outcomes.labels),
-        "mcnemar_p": mcnemar(right(dense), right(candidate)),
+        **paired,
         "dense_torch_accuracy": _torch_accuracy(dense),
         "candidate_torch_accuracy": _torch_accuracy(candidate),
         "dense_macro_f1": macro_f1(dense),

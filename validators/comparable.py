@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compressor.errors import DataError
+from compressor.packaging.proof import place
 from validators import wording
 from validators.facts import look
 from validators.report import Report
@@ -70,11 +71,24 @@ def leftovers(before: Report, after: Report) -> Iterator[str]:
     gone = [export.name for export in before.exports if export.role == "reference" and export.name not in there]
     if gone:
         yield f"Only the report before has the reference {wording.listed(gone)}."
+    won = winners(before, after)
+    if won and won[0] != won[1]:
+        yield f"{won[0]} won before, {won[1]} wins now: what would ship is held against what shipped."
     dropped = [name for name in _gated(before) if name not in _gated(after)]
     if dropped:
         yield f"The recipe before gates {wording.listed(dropped)}, the one after does not."
     if after.verdict == "fail":
         yield "The report after fails gates of its own recipe."
+
+
+def winners(before: Report, after: Report) -> tuple[str, str] | None:
+    """The names of the exports that won where both recipes say `export: auto`; None where one does not."""
+    found = []
+    for report in (before, after):
+        won = [export.name for export in report.exports if export.role == "candidate"]
+        if look(report.context, "recipe", "export") == "auto" and len(won) == 1:
+            found += won
+    return (found[0], found[1]) if len(found) == 2 else None
 
 
 def same_files(before: Report, after: Report, name: str) -> bool:
@@ -89,7 +103,7 @@ def same_files(before: Report, after: Report, name: str) -> bool:
 def _files(report: Report, name: str) -> dict[str, Any]:
     """Digests of an export's files, without the record of the versions that wrote them."""
     found = look(report.context, "files")
-    prefix = f"exports/{name}/"
+    prefix = f"{place(name)}/"
     files = found.items() if isinstance(found, Mapping) else ()
     return {path: digest for path, digest in files if path.startswith(prefix) and path != f"{prefix}export.json"}
 

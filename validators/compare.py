@@ -75,7 +75,7 @@ def _percent(text: str) -> float | None:
 def compare(
     before: Report, after: Report, percents: Mapping[str, float] | None = None, *, allow_different_data: bool = False
 ) -> Comparison:
-    """Hold every export of AFTER against that of the same name in BEFORE.
+    """Hold every export of AFTER against that of the same name in BEFORE; of `export: auto`, the winners too.
 
     Args:
         before: the report of the last release.
@@ -90,14 +90,20 @@ def compare(
     """
     warnings = [*comparable.data(before, after, allow_different_data), *comparable.circumstances(before, after)]
     old = {export.name: export for export in before.exports}
-    pairs = [(old[export.name], export) for export in after.exports if export.name in old]
+    won = comparable.winners(before, after)
+    counterparts = old | ({won[1]: old[won[0]]} if won else {})
+    pairs = [(counterparts[export.name], export) for export in after.exports if export.name in counterparts]
     _refuse_unshared(percents or {}, pairs)
     chosen = _gates(after), percents or {}
-    exports = tuple(_export(*pair, *chosen, comparable.same_files(before, after, pair[1].name)) for pair in pairs)
+    exports = tuple(_export(*pair, *chosen, _same(before, after, *pair)) for pair in pairs)
     names = {export.name for export in after.exports}
     gone = tuple(name for name, export in old.items() if export.role == "candidate" and name not in names)
     new = tuple(export.name for export in after.exports if export.name not in old)
     return Comparison(exports, gone, new, (*warnings, *comparable.leftovers(before, after)))
+
+
+def _same(before: Report, after: Report, old: ExportReport, new: ExportReport) -> bool:
+    return old.name == new.name and comparable.same_files(before, after, new.name)
 
 
 def tolerance(quantity: str, gate: Gate | None, percent: float | None = None) -> Gate:

@@ -105,30 +105,46 @@ def _foreign(name: str, file: Path, scratch: Path) -> Entrant:
     except Exception as error:  # protobuf raises kinds of its own; each becomes a sentence
         raise InputError(f"{file} cannot be read as ONNX: {first_line(error)}") from error
     data = sorted({ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)})
+    _require_beside(file, data)
     folder = scratch / str(len(list(scratch.iterdir())))
     folder.mkdir()
+    facts |= {"runtime": "onnx", "precision": "", "model_files": [GRAPH, *data]}
+    (folder / EXPORT_FILE).write_text(json.dumps(facts))
     for source, place in ((file, GRAPH), *((file.parent / other, other) for other in data)):
         _lay(source, folder / place)
     if (file.parent / "config.json").is_file():
         _lay(file.parent / "config.json", folder / "config.json")
-    facts |= {"runtime": "onnx", "precision": "", "model_files": [GRAPH, *data]}
-    (folder / EXPORT_FILE).write_text(json.dumps(facts))
     return Entrant(name, folder, facts)
 
 
+def _require_beside(file: Path, names: Sequence[str]) -> None:
+    """Weights lie beside the graph or below it: a name may not lead to where others are overwritten or read."""
+    odd = [
+        name for name in names if "\\" in name or ":" in name or Path(name).is_absolute() or ".." in Path(name).parts
+    ]
+    if odd:
+        raise InputError(
+            f"{file} names {', '.join(map(repr, odd))} for its weights, which is no file beside it: refused. Get the "
+            "model from whom you trust."
+        )
+
+
 def _lay(source: Path, place: Path) -> None:
-    """The same file under another name; copied where it lies on another disk.
+    """The same file under another name; copied where it lies on another disk. Nothing is overwritten.
 
     Raises:
-        InputError: weights are not where the graph says.
+        InputError: weights are not where the graph says, or have a name that something else has.
     """
     if not source.is_file():
         raise InputError(f"{source} does not exist, although the graph beside it names it for its weights.")
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), place)
+    except FileExistsError as error:
+        raise InputError(f"{source} cannot be weights: a graph's folder has a {place.name} of another kind.") from error
     except OSError:
-        shutil.copy2(source, place)
+        with source.open("rb") as given, place.open("xb") as copy:
+            shutil.copyfileobj(given, copy)
 
 
 def inputs(entrants: Sequence[Entrant], rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from compressor.tasks.base import Outcomes
-from validators.base import Finding, Subject, percentile_interval
+from validators.base import Finding, Subject, block_means, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,6 @@ def perplexity(found: np.ndarray) -> float:
 def ratio_interval(
     differences: np.ndarray, chunk: int, confidence: float, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of exp(mean(differences)), (N,), resampled in chunks of neighbors.
-
-    Texts of fewer than 32 chunks are cut into shorter ones.
-    """
-    size = max(1, min(chunk, len(differences) // 32))
-    starts = np.arange(0, len(differences), size)
-    sums = np.add.reduceat(differences, starts)  # (chunks,)
-    counts = np.diff(np.append(starts, len(differences)))  # (chunks,)
-    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
-    low, high = percentile_interval(drawn @ sums / (drawn @ counts), confidence)  # of the mean
+    """Percentile bootstrap interval of exp(mean(differences)), (N,), resampled in chunks of neighbors."""
+    low, high = percentile_interval(block_means(differences, chunk, resamples, seed), confidence)
     return float(np.exp(low)), float(np.exp(high))

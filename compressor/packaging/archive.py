@@ -144,7 +144,7 @@ def _opened(path: Path, limit: int) -> Iterator[tuple[tarfile.TarFile, gzip.Gzip
                 yield archive, stream
     except tarfile.ReadError as error:
         raise ArtifactError(f"{path} holds no tar archive, so it is no package: {error}.") from error
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, OverflowError, IndexError) as error:
         raise IntegrityError(f"{path} is cut off or damaged: {error}.") from error
 
 

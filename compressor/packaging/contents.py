@@ -70,7 +70,7 @@ def read_manifest(text: bytes, where: Path) -> dict[str, File]:
         data = json.loads(text)
         version = data["schema_version"]
         listed = {str(name): File(int(file["size"]), str(file["sha256"])) for name, file in data["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise IntegrityError(f"{where}: {MANIFEST} cannot be read: it is damaged, or no package's.") from error
     if version != SCHEMA_VERSION:
         raise ArtifactError(

@@ -11,6 +11,7 @@ from compressor.artifact import MANIFEST, Artifact, file_digest
 from compressor.errors import InputError
 from compressor.packaging.contents import SCHEMA_VERSION
 from compressor.tasks.multiple_choice import PROMPT
+from exporters.generate import ends, places
 
 TEXT, IMAGE = "tokenizers>=0.21", "pillow>=10.3"
 ALWAYS = ("numpy>=2.0", "onnxruntime>=1.24")
@@ -58,12 +59,7 @@ def _text(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _generation(_: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     _settings(folder)  # which requires the tokenizer
     config = _read(folder / "config.json")
-    ends = config.get("eos_token_id")
-    places = [config.get(key) for key in ("max_position_embeddings", "n_positions")]
-    return {
-        "longest": next((number for number in places if number), None),
-        "stop": ends if isinstance(ends, list) else [] if ends is None else [ends],
-    }
+    return {"longest": places(config), "stop": ends(config)}
 
 
 def _choice(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 
 from compressor.artifact import Artifact, Run, alone, reseal, seal, verify
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, IntegrityError
 from compressor.planning import Plan
 
 RECIPE: dict[str, Any] = {"seed": 0, "plan": {"budget": {"parameters": 0.5}}, "export": ["onnx"]}
@@ -236,6 +236,21 @@ def test_changed_missing_and_added_files_are_all_named(sealed: Path) -> None:
         "  dense/weights has been changed",
         "  head is missing",
         "  extra.bin is not in the manifest",
+    ]
+
+
+def test_links_and_files_beside_the_scratch_folder_are_named(sealed: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (sealed / "exports").mkdir(exist_ok=True)
+    (sealed / "exports" / "onnx-evil").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (sealed / "dangling").symlink_to(tmp_path / "nowhere")
+    (sealed / ".worker.py").write_text("import os")
+    with pytest.raises(IntegrityError) as caught:
+        verify(sealed)
+    assert str(caught.value).splitlines()[1:] == [
+        "  .worker.py is not in the manifest",
+        "  dangling is a link, which may lead anywhere",
+        "  exports/onnx-evil is a link, which may lead anywhere",
     ]
 
 

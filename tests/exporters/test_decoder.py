@@ -24,10 +24,10 @@ from transformers import (
 )
 
 from compressor import registry
-from compressor.errors import ArtifactError, InputError
+from compressor.errors import ArtifactError, InputError, RuntimeFailure
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
-from exporters.generate import continuation, load
+from exporters.generate import continuation, ends, load, places
 from exporters.onnx import OnnxExporter
 from exporters.onnx_runtime import OnnxRunner
 
@@ -115,6 +115,34 @@ def test_a_continuation_ends_at_its_stop_tokens_and_needs_a_prompt(decoder: tupl
     assert list(continuation(runner, [5, 6], new_tokens=8, stop=frozenset(free[2:3]))) == free[: free.index(free[2])]
     with pytest.raises(InputError, match="The prompt has no tokens"):
         list(continuation(runner, [], new_tokens=1))
+
+
+def test_a_continuation_ends_where_the_models_positions_do(decoder: tuple[Any, OnnxRunner]) -> None:
+    _, runner = decoder
+    free = list(continuation(runner, [5, 6], new_tokens=8))
+    assert list(continuation(runner, [5, 6], new_tokens=8, longest=4)) == free[:3]  # the last one is said, not read
+    with pytest.raises(InputError, match="has 5 tokens, of which the model reads 4 at most: shorten it"):
+        list(continuation(runner, [5] * 5, new_tokens=1, longest=4))
+
+
+def test_positions_and_ends_are_those_that_a_config_names() -> None:
+    assert (places({"n_positions": 64}), places({"max_position_embeddings": 32, "n_positions": 64})) == (64, 32)
+    assert places({"max_position_embeddings": None}) is None
+    assert (ends({"eos_token_id": 2}), ends({"eos_token_id": [2, 3]}), ends({})) == ([2], [2, 3], [])
+
+
+class Broken:
+    """A decoder whose logits have overflown."""
+
+    path, cached = Path("broken"), True
+
+    def step(self, inputs: Any) -> dict[str, np.ndarray]:
+        return {"logits": np.full((1, inputs["input_ids"].shape[1], 4), np.nan)}
+
+
+def test_logits_that_are_not_finite_say_no_token() -> None:
+    with pytest.raises(RuntimeFailure, match="broken gives logits that are not finite after 2 tokens"):
+        list(continuation(Broken(), [5, 6], new_tokens=1))
 
 
 def test_exports_of_other_runtimes_are_continued_too(decoder: tuple[Any, OnnxRunner], tmp_path: Path) -> None:

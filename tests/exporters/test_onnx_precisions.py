@@ -366,6 +366,30 @@ def test_a_block_that_int4_has_not_is_told(tmp_path: Path) -> None:
         OnnxExporter(precision="int4", block=24).export(Table(), ids, tmp_path / "export")
 
 
+class Attending(nn.Module):
+    """Reads a table's rows, and multiplies by it both ways."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(rows, 64), nn.Linear(64, 4)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.table(input_ids)
+        shares = (x @ self.table.weight.T / 8).softmax(-1)
+        return self.head((shares @ self.table.weight + x).sum(1))
+
+
+@pytest.mark.parametrize("rows", [64, 96])
+@pytest.mark.parametrize(("precision", "share"), [("int8-weights", 0.02), ("int4", 0.25)])
+def test_a_table_that_is_looked_up_and_multiplied_as_it_is_stored(
+    tmp_path: Path, rows: int, precision: Precision, share: float
+) -> None:
+    ids = torch.randint(rows, (2, 7))
+    samples = [{"input_ids": ids.numpy()}]
+    facts = OnnxExporter(precision).export(Attending(rows), {"input_ids": ids}, tmp_path / "x", samples).facts
+    assert all(one["max_difference"] < share * one["largest_logit"] for one in facts["parity"])
+
+
 @pytest.mark.parametrize("precision", ["int4", "int8-static"])
 def test_an_export_leaves_logging_as_it_was(tmp_path: Path, precision: Precision) -> None:
     root = logging.getLogger()

@@ -143,6 +143,13 @@ def test_int4_errs_less_with_samples_and_stores_the_same_bytes(
     assert size["seeing"] == size["blind"]
 
 
+def test_int4_is_written_in_an_older_opset_too(layers: tuple[Layers, list[Arrays]], tmp_path: Path) -> None:
+    model, batches = layers
+    path = tmp_path / "int4"
+    facts = OnnxExporter("int4", opset=17).export(model, example(), path, batches).facts
+    assert all(figure["max_difference"] < 0.5 * figure["largest_logit"] for figure in facts["parity"])
+
+
 def test_what_gives_the_logits_and_what_a_lookup_reads_stays(
     layers: tuple[Layers, list[Arrays]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

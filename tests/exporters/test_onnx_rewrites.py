@@ -230,6 +230,41 @@ def test_a_bias_that_says_anything_else_stays(nodes: list[Node], constants: dict
     np.testing.assert_array_equal(run(graph), before)
 
 
+TABLE = np.abs(np.subtract.outer(np.arange(128), np.arange(128))) <= 16
+
+
+def test_a_window_that_is_kept_as_a_table_stays() -> None:
+    cut: list[Node] = [
+        ("Slice", ["table", "start", "length", "last"], ["rows"]),
+        ("Slice", ["rows", "start", "length", "first"], ["near"]),
+        ("And", ["square", "near"], ["shown"]),
+    ]
+    graph = masked(cut, table=TABLE, start=np.array([0]), last=np.array([1]), first=np.array([0]))
+    before = run(graph)
+    onnx_masks.simplify(graph)
+    assert graph.graph.node("n_y").inputs[5] is not None
+    np.testing.assert_array_equal(run(graph), before)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3, 50_256])
+def test_a_bias_made_of_the_padding_tokens_of_an_input_that_is_no_mask_stays_or_says_the_same(padding: int) -> None:
+    graph = masked([("Identity", ["square"], ["shown"])])
+    ids = graph.graph.inputs[1]
+    real = graph.graph.node("n_real")
+    pad = onnx_ir.tensor(np.array(padding), name="pad")
+    graph.graph.register_initializer(onnx_ir.Value(name="pad", const_value=pad))
+    unlike = onnx_ir.node("Equal", [ids, graph.graph.initializers["pad"]])
+    turned = onnx_ir.node("Not", [unlike.outputs[0]])
+    graph.graph.insert_before(real, [unlike, turned])
+    real.replace_input_with(0, turned.outputs[0])
+    ids.name = "tokens"
+    tokens = np.array([[7, 9, 7, padding, padding], [7, 7, 7, 7, 9]])
+    feed = {"x": X, "tokens": tokens}
+    before = session(graph).run(None, feed)
+    onnx_masks.simplify(graph)
+    np.testing.assert_allclose(session(graph).run(None, feed), before, atol=1e-6)
+
+
 def block(outputs: Mapping[str, int], last: Sequence[Node] = ()) -> onnx_ir.Model:
     """Masked attention of x to itself, its product, a sum with x, a norm; then one token, the second."""
     constants = {"w": normal(WIDTH, WIDTH), "b": normal(WIDTH), "s": normal(WIDTH)}

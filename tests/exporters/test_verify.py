@@ -111,6 +111,19 @@ def test_an_export_that_does_otherwise_is_refused(runner: Scaled, message: str, 
         verify.compare(Sum(), runner, verify.trials(Sum(), example), limit=1e-3)
 
 
+class Overflowing(Sum):
+    """Gives no number where a text has more than three tokens."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        found: Tensor = super().forward(input_ids, attention_mask)
+        return found if input_ids.shape[1] <= 3 else found * float("inf")
+
+
+def test_a_model_whose_logits_are_no_numbers_proves_no_export(example: dict[str, Tensor]) -> None:
+    with pytest.raises(ExportError, match=r"At the shape \[1, 5\] the model itself gives logits that are not finite"):
+        verify.compare(Overflowing(), Scaled(1.25), verify.trials(Sum(), example), limit=1e-3)
+
+
 def test_large_logits_may_differ_by_what_float32_leaves(example: dict[str, Tensor]) -> None:
     trials = verify.trials(Sum(), example)
     assert verify.compare(Sum(), Scaled(1 + 0.9 * verify.RELATIVE), trials, limit=1e-9)

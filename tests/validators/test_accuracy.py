@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from compressor.tasks.base import Outcomes
 from validators.accuracy import Accuracy, difference_interval, mcnemar
 
 
@@ -93,3 +95,22 @@ def test_rows_that_are_not_finite_count_as_wrong(answered: Any):
     logits[:4] = np.nan
     (finding,) = Accuracy().run(answered(one_hot(labels), labels=labels), answered(logits, labels=labels))
     assert finding.candidate == 0.6
+
+
+def test_tokens_of_a_text_vary_with_their_neighbors() -> None:
+    texts, rng = 200, np.random.default_rng(0)
+    worse = rng.random(texts) < 0.5  # in half of the texts the candidate errs, in every third token
+    base, ours = np.ones(texts * 64, bool), np.ones((texts, 64), bool)
+    ours[worse, ::3] = False
+    labels = np.zeros(texts * 64, int)
+    found = Accuracy(resamples=500).run(told(base, labels), told(ours.ravel(), labels))[0]
+    assert found.interval is not None
+    spread = worse.std() / texts**0.5 * 22 / 64  # of the texts' means: what another text may be like
+    assert found.interval[1] - found.interval[0] == pytest.approx(2 * 1.96 * spread, rel=0.15)
+    assert "mcnemar_p" not in found.details
+
+
+def told(right: np.ndarray, labels: np.ndarray) -> Any:
+    """A subject whose rows are tokens, each with the log-probability of the next."""
+    outcomes = Outcomes(np.zeros((len(labels), 1)), np.where(right, labels, labels + 1), labels)
+    return SimpleNamespace(outcomes=outcomes, reference=outcomes)

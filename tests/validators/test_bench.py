@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from compressor.cli import app
-from compressor.errors import GateError, InputError
+from compressor.errors import GateError, InputError, RuntimeFailure
 from exporters.base import Session
 from validators import entrants
 from validators.base import Finding
@@ -85,6 +85,36 @@ def test_weights_that_lie_beside_a_graph_come_along(files: dict[str, Path], tmp_
     (apart.parent / "weights.bin").unlink()
     with pytest.raises(InputError, match=r"weights\.bin does not exist"):
         bench([files["dense"], apart], ONE)
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("../outside.bin", r"names '\.\./outside\.bin' for its weights, which is no file beside it: refused"),
+        ("/etc/passwd", "names '/etc/passwd' for its weights"),
+        ("config.json", r"config\.json cannot be weights: a graph's folder has a config\.json of another kind"),
+        ("graph.onnx", "refuses"),
+    ],
+)
+def test_a_graph_whose_weights_lie_elsewhere_overwrites_nothing(
+    files: dict[str, Path], tmp_path: Path, location: str, said: str
+) -> None:
+    hostile = tmp_path / "hostile" / "graph.onnx"
+    hostile.parent.mkdir()
+    onnx.save(onnx.load(files["dense"]), hostile, save_as_external_data=True, location="weights.bin")
+    model = onnx.load(hostile, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    hostile.write_bytes(model.SerializeToString())
+    for place in (tmp_path / "outside.bin", hostile.parent / "config.json"):
+        place.write_text("precious")
+    kept = hostile.read_bytes()
+    with pytest.raises((InputError, RuntimeFailure), match=said):
+        bench([files["dense"], hostile], ONE, runs=10)
+    assert (tmp_path / "outside.bin").read_text() == (hostile.parent / "config.json").read_text() == "precious"
+    assert hostile.read_bytes() == kept
 
 
 def test_made_up_inputs_are_what_every_export_takes(tmp_path: Path) -> None:

@@ -219,6 +219,29 @@ def test_the_same_files_on_the_same_data_have_the_same_accuracy_however_wide_its
         assert compared[3].judged.interval is not None  # time is measured anew
 
 
+def test_a_dense_winner_whose_files_are_the_same_is_no_worse() -> None:
+    files = {"baseline/onnx-int8/model.onnx": "a", "exports/onnx-int8/model.onnx": "b"}
+    won = export(margin=0.1, name="dense-onnx-int8")
+    assert compare(report(won, files=files), report(won, files=files)).exports[0].changes[0].judged.verdict == "pass"
+
+
+def test_what_wins_now_is_held_against_what_won_before() -> None:
+    def auto(*exports: ExportReport) -> Report:
+        made = report(*exports)
+        return replace(made, context=made.context | {"recipe": made.context["recipe"] | {"export": "auto"}})
+
+    before = auto(export(accuracy=0.90), export(accuracy=0.885, name="dense-onnx-int8", role="reference"))
+    worse = auto(export(accuracy=0.60, role="reference"), export(accuracy=0.85, name="dense-onnx-int8"))
+    found = compare(before, worse)
+    assert found.verdict == "fail"
+    assert found.exports[1].changes[0].judged.dense == 0.90
+    assert "onnx-int8 won before, dense-onnx-int8 wins now: what would ship is held against" in " ".join(found.warnings)
+    near = auto(export(accuracy=0.60, role="reference"), export(accuracy=0.899, name="dense-onnx-int8"))
+    assert compare(before, near).verdict == "pass"
+    assert not any("won before" in one for one in compare(before, before).warnings)
+
+
+# --- what can be compared
 # --- what can be compared
 
 

@@ -205,6 +205,13 @@ def test_a_sparse_file_is_refused(packed: Path, tmp_path: Path) -> None:
         archive.check(sparse)
 
 
+@pytest.mark.parametrize("key", ["GNU.sparse.size", "GNU.sparse.realsize", "GNU.sparse.map"])
+def test_a_sparse_header_of_nonsense_is_damage(packed: Path, key: str) -> None:
+    hostile = rewritten(packed, add=member("half/x", pax_headers={key: "a,b"}))
+    with pytest.raises(IntegrityError):
+        archive.check(hostile)
+
+
 def test_what_follows_the_archives_end_is_refused(packed: Path, tmp_path: Path) -> None:
     with packed.open("ab") as file:
         file.write(gzip.compress(b"hidden"))
@@ -248,8 +255,11 @@ def test_an_archive_without_a_manifest_is_no_package(packed: Path) -> None:
     assert caught.value.exit_code == 2
 
 
+INFINITE = b'{"schema_version": 1, "files": {"a.txt": {"size": Infinity, "sha256": ""}}}'
+
+
 @pytest.mark.parametrize(
-    "text", [b"{", b"[]", b"{}", b'{"schema_version": 1, "files": {"a.txt": 3}}', b"[" * 100_000, b"\xff"]
+    "text", [b"{", b"[]", b"{}", b'{"schema_version": 1, "files": {"a.txt": 3}}', b"[" * 100_000, b"\xff", INFINITE]
 )
 def test_a_manifest_that_is_none_is_one_sentence(packed: Path, text: bytes) -> None:
     hostile = rewritten(packed, drop="half/manifest.json", add=member("half/manifest.json", text))
