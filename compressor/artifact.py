@@ -32,7 +32,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from compressor import progress
-from compressor.errors import ArtifactError, IntegrityError
+from compressor.errors import ArtifactError, InputError, IntegrityError
 from compressor.planning import Plan
 from compressor.sharing import share
 
@@ -126,21 +126,23 @@ class Run:
     """
 
     def __init__(self, folder: Path, recipe: dict[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
-        """Open a folder for a recipe.
+        """Open a folder for a recipe; what it holds is removed for `overwrite` when the first stage begins, not before.
 
         Raises:
             ArtifactError: there is something there already and neither flag is given, or it was made by another recipe,
                 or a file of a finished stage has been changed, or another process is at work there.
+            InputError: both flags are given.
         """
+        if resume and overwrite:
+            raise InputError("--resume goes on with a run and --overwrite starts it again: give one of them.")
         self.folder = folder
         self.scratch = folder / SCRATCH
         _require_permission(folder, asked=resume or overwrite)
         folder.mkdir(parents=True, exist_ok=True)
         weakref.finalize(self, _lock(folder).release)
         _require_permission(folder, asked=resume or overwrite)  # another process may just have begun and ended
-        if not resume:
-            _empty(folder)
-        old = _state(folder)
+        self.replaces = overwrite
+        old = None if overwrite else _state(folder)
         self.state: dict[str, Any] = old or {"schema_version": SCHEMA_VERSION, "recipe": recipe, "stages": {}}
         if self.state["recipe"] != recipe:
             changed = ", ".join(_differences(self.state["recipe"], recipe))
@@ -149,6 +151,13 @@ class Run:
             )
         self._require_untouched()
         self._save()
+
+    def _begin(self) -> None:
+        """Remove what is to be overwritten: what the recipe asks for has been found to be possible."""
+        if self.replaces:
+            _empty(self.folder)
+            self.replaces = False
+            self._save()
 
     def _require_untouched(self) -> None:
         digests = {name: digest for stage in self.state["stages"].values() for name, digest in stage["files"].items()}
@@ -160,7 +169,8 @@ class Run:
             )
 
     def _save(self) -> None:
-        write_json(self.folder / STATE, self.state)
+        if not self.replaces:
+            write_json(self.folder / STATE, self.state)
 
     def require_same_data(self, facts: Mapping[str, Any]) -> None:
         """Note what was read when the run was begun; later, that it is still the same.
@@ -188,6 +198,7 @@ class Run:
     @contextmanager
     def stage(self, name: str, title: str, outputs: Sequence[str]) -> Iterator[Path]:
         """A scratch folder to make `outputs` (relative names) in; they move to the run folder if all goes well."""
+        self._begin()
         scratch = self.scratch / name
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -206,6 +217,7 @@ class Run:
         """Take over a finished stage of another run, its files, digests and seconds; nothing where it is finished."""
         if self.finished(name):
             return
+        self._begin()
         stage = other.state["stages"][name]
         for file in stage["files"]:
             share(other.folder / file, self.folder / file)

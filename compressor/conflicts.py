@@ -31,6 +31,10 @@ def conflicts(recipe: Recipe) -> Iterator[faults.Fault]:
         yield from _unadapted(recipe)
     if recipe.gates and not recipe.export:
         yield ("gates",), "limit what exports do, but `export` is empty; add an export or remove the gates."
+    measured = registry.load("tasks", recipe.model.task).qualities
+    for name in sorted(set(QUALITIES) & recipe.gates.keys() - set(measured)):
+        text = f"is not measured for the task {recipe.model.task}, which has {' and '.join(measured)}; take it out."
+        yield ("gates", name), text
     yield from _exports(recipe)
     yield from _validated(recipe)
     yield from _unmeasurable(recipe)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +28,7 @@ Made = TypeVar("Made")
 Other = TypeVar("Other")
 
 NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "No columns to parse", "StopIteration")
-OPTIONS = {"text": {"sample_by": "document"}}  # lines are no texts of their own: a file is one
+DOCUMENTS = {"sample_by": "document"}  # lines are no texts of their own: a file is one
 
 
 def read(source: Source, task: Task, seed: int = 0) -> Any:
@@ -44,6 +46,10 @@ def read(source: Source, task: Task, seed: int = 0) -> Any:
             f"{where} has no column {', '.join(map(repr, missing))}; "
             f"it has {', '.join(rows.column_names)}. {hints}".rstrip()
         )
+    twice = sorted({name for name, count in Counter(column.name for column in wanted.values()).items() if count > 1})
+    if twice:
+        roles = [role for role, column in wanted.items() if column.name in twice]
+        raise DataError(f"{where}: the column {', '.join(map(repr, twice))} is named for {' and '.join(roles)}.")
     rows = rows.select_columns([column.name for column in wanted.values()])
     rows = rows.rename_columns({column.name: role for role, column in wanted.items() if column.name != role})
     if not len(rows):
@@ -95,7 +101,8 @@ def _load(source: Source) -> Any:
             if file.suffix not in READERS:
                 raise DataError(f"{file} is none of the kinds of file that are read: {', '.join(READERS)}.")
             kind = READERS[file.suffix]
-            return datasets.load_dataset(kind, data_files=str(file), split="train", **OPTIONS.get(kind, {}))
+            options = _as_written(source) if kind == "csv" else DOCUMENTS if kind == "text" else {}
+            return datasets.load_dataset(kind, data_files=str(file), split="train", **options)
         found = datasets.load_dataset(source.path)
     except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetGenerationError) as error:
         raise _refused(source.path, first_line(error.__cause__ or error)) from error
@@ -105,6 +112,16 @@ def _load(source: Source) -> Any:
             f"{did_you_mean(source.split, found)}"
         )
     return found[source.split]
+
+
+def _as_written(source: Source) -> dict[str, Any]:
+    """Texts and labels of a CSV as they stand there: "NA" and "007" are no missing value and no 7; empty cells are."""
+    named = (source.text, source.text_pair, source.label)
+    return {"converters": {name: _cell for name in named if name}, "keep_default_na": False, "na_values": [""]}
+
+
+def _cell(written: str) -> str | None:
+    return written or None
 
 
 def _refused(path: str, reason: str) -> DataError:
@@ -191,6 +208,8 @@ def prepare(section: Any, task: Task, processor: Any, max_length: int, seed: int
     named["calibration"] = section.calibration.source
     rows = {name: read(source, task, seed) for name, source in named.items() if source is not None}
     labels = task.labels(rows["train"])
+    if labels is not None and len(labels) < 2:
+        raise DataError(f"data.train has one class only, {labels[0]!r}: to tell classes apart takes two.")
     facts = {name: {"path": named[name].path, "rows": len(part), "digest": digest(part)} for name, part in rows.items()}
     encoded = {name: task.encode(part, processor, labels, max_length, f"data.{name}") for name, part in rows.items()}
     if section.validation is None and section.holdout:
@@ -213,7 +232,13 @@ def _hold_out(train: Any, share: float, seed: int) -> dict[str, Any]:
             "data.train gives a single example, of which nothing can be held out: add data, name data.validation, set "
             "data.holdout: 0, or (for running text) lower model.max_length."
         )
-    parts = train.train_test_split(test_size=share, seed=seed)
+    held = math.ceil(share * len(train))
+    if held >= len(train):
+        raise DataError(
+            f"data.holdout {share:g} of the {len(train)} examples of data.train is all of them: lower it, add data, or "
+            "name data.validation."
+        )
+    parts = train.train_test_split(test_size=held, seed=seed)
     return {"train": parts["train"], "validation": parts["test"]}
 
 

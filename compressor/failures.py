@@ -8,6 +8,7 @@ from compressor.errors import DependencyError, InputError, RankfoldError, Resour
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 UNEXPECTED = 4
+KEPT = "What was finished is kept; run, compress and plan go on with --resume."
 
 
 def explain(error: BaseException) -> tuple[str, int]:
@@ -15,15 +16,11 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, RankfoldError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted. Finished stages are kept: rerun with --resume.", ResourceError.exit_code
+        return f"interrupted. {KEPT}", ResourceError.exit_code
     if out_of_memory(error):
-        text = (
-            "out of memory. Use a smaller batch_size or another machine; finished stages are kept: rerun with --resume."
-        )
-        return text, ResourceError.exit_code
+        return f"out of memory. Use a smaller batch_size or another machine. {KEPT}", ResourceError.exit_code
     if _disk_full(error):
-        text = f"disk full{_file(error)}. Free some space; finished stages are kept: rerun with --resume."
-        return text, ResourceError.exit_code
+        return f"disk full{_file(error)}. Free some space. {KEPT}", ResourceError.exit_code
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.strerror}{_file(error)}.", InputError.exit_code
     if isinstance(error, ImportError):

@@ -20,12 +20,14 @@ from compressor.adapt import History
 from compressor.artifact import MANIFEST, Artifact, Run, read_json, seal, write_json
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
 from compressor.dense import Dense
+from compressor.errors import InputError
 from compressor.factory import RECORD, Factory
 from compressor.machine import versions
 from compressor.methods.base import Subspace
 from compressor.planning import Plan
 from compressor.recipe import Distillation, Recipe, dump
 from compressor.tasks.base import Task
+from exporters.verify import positions
 
 PROBED = 4096  # training rows that the head is probed on: enough for its gradients to mean something
 
@@ -37,7 +39,8 @@ class Line:
         """`factory`: the code that the recipe names, where the caller has said where it lies."""
         self.recipe, self.run, self.folder = recipe, run, run.folder
         self.source = Dense(recipe, self.task, self.folder / "baseline", factory or Factory.of(recipe.model))
-        self.source.require_same_code()
+        if not run.replaces:
+            self.source.require_same_code()
         models.quiet_libraries()
 
     # ---- what every stage reads ----
@@ -208,8 +211,15 @@ class Line:
             factorize.planned(model, Plan.load(Path(section.path)))
         elif section.quantity == "parameters":
             self.allocate([planning.flat(target.name, target.out_features, target.in_features) for target in targets])
-        longest = data.batches(self.data.train, self.task, self.processor, 2)[-1]
-        models.require_learnable(model, longest, self.data.labels)
+        places, asked = positions(model), self.recipe.validation.sequence_length
+        if self.recipe.export and asked > places:
+            raise InputError(
+                f"validate.sequence_length is {asked}, but the model takes {places} tokens at most: measure with fewer."
+            )
+        splits = (self.data.train, self.data.validation, self.data.calibration, self.data.evaluation)
+        longest = max((split for split in splits if split is not None), key=_longest)
+        batch = data.batches(longest, self.task, self.processor, 2)[-1]
+        models.require_learnable(model, batch, self.data.labels)
 
     def _train(self, model: Any, training: Any, name: str, distillation: Distillation | None = None) -> History:
         return adapt.adapt_(
@@ -253,6 +263,11 @@ class Line:
             "versions": versions(),
             "seconds": self.run.seconds,
         }
+
+
+def _longest(split: Any) -> int:
+    """Tokens of the longest row; 0 of rows without a length."""
+    return max(split["length"]) if "length" in split.column_names else 0
 
 
 def _curves(spectra: Sequence[planning.Spectrum], points: int = 64) -> dict[str, dict[str, list[float]]]:

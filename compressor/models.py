@@ -62,6 +62,8 @@ def load_dense(
     if labels is not None:
         options |= {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
         options |= {"label2id": {label: number for number, label in enumerate(labels)}}
+        if getattr(config, "pad_token_id", None) is None and isinstance(getattr(config, "eos_token_id", None), int):
+            options["pad_token_id"] = config.eos_token_id  # as the tokenizer pads: decoders look for a text's end by it
     try:
         model, loaded = cls.from_pretrained(
             path,
@@ -189,6 +191,12 @@ def _explained(path: str, error: Exception) -> ModelError:
             f"{path} needs code that the checkpoint ships. If you trust it, set model.trust_remote_code: true "
             "(it is recorded)."
         )
+    if "Unrecognized configuration class" in text:
+        kind = text.partition("configuration_")[2].partition(".")[0] or "This"
+        return ModelError(
+            f"{path} is a model of another task (its architecture is {kind}): name it by model.task in a recipe, or by "
+            "--task; `list tasks` has them."
+        )
     return ModelError(f"{path} cannot be loaded as a model: {first_line(error)}")
 
 
@@ -241,8 +249,12 @@ def describe(
     if is_factory(path):
         return consider(Factory.given(path).build(task, None), targets, exclude)
     config = read_config(path)
-    with torch.device("meta"):
-        return consider(auto_class(task).from_config(config), targets, exclude)
+    try:
+        with torch.device("meta"):
+            model = auto_class(task).from_config(config)
+    except ValueError as error:
+        raise _explained(path, error) from error
+    return consider(model, targets, exclude)
 
 
 def quiet_libraries() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor import progress, registry, storage
 from compressor.artifact import MANIFEST, STATE, Artifact, Run, alone, read_json, reseal
-from compressor.errors import ArtifactError, DataError, ExportError, RecipeError
+from compressor.errors import ArtifactError, DataError, ExportError, InputError, RecipeError
 from compressor.factory import Factory, require_given
 from compressor.line import Line
 from compressor.planning import Plan
@@ -101,7 +101,31 @@ def _line(recipe: Recipe, out: Path | str, *, resume: bool, overwrite: bool) -> 
             "plan.budget: auto is found by `run` alone, since it takes exports and gates; here name a budget: "
             "--set 'plan.budget={parameters: 0.5}'."
         )
-    return Line(recipe, Run(Path(out), dump(recipe), resume=resume, overwrite=overwrite))
+    return Line(recipe, open_run(recipe, Path(out), resume=resume, overwrite=overwrite))
+
+
+def open_run(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Run:
+    """The run folder of a recipe; see `Run`.
+
+    Raises:
+        InputError: what the recipe reads lies in the folder that is to be overwritten.
+    """
+    inside = [path for path in _sources(recipe) if Path(path).resolve().is_relative_to(out.resolve())]
+    if overwrite and inside:
+        raise InputError(
+            f"The recipe reads {', '.join(inside)}, which --overwrite would remove with {out}: copy it elsewhere "
+            "first, or use another --out."
+        )
+    return Run(out, dump(recipe), resume=resume, overwrite=overwrite)
+
+
+def _sources(recipe: Recipe) -> Iterator[str]:
+    """The local files and folders that a recipe names."""
+    model, data = recipe.model, recipe.data
+    sources = (data.train, data.evaluation, data.validation, data.calibration.source)
+    named = [model.path, model.processor, model.code, recipe.baseline.path, recipe.plan.path]
+    named += [source.path for source in sources if source is not None]
+    return (path for path in named if path and Path(path).exists())
 
 
 def export(
@@ -133,22 +157,31 @@ def export(
     if target.exists() and not overwrite:
         raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or `validate` it as it is.")
     with alone(artifact.path):
-        if target.exists():
-            shutil.rmtree(target)
         for kind in dict.fromkeys(["fp32", precision]):
             dense = artifact.path / "baseline"
             _export(dense, artifact, runtime, kind, dense / f"{runtime}-{kind}", given)
         for kind in (*beside, precision):
-            _export(artifact.path, artifact, runtime, kind, target.with_name(f"{runtime}-{kind}"), given)
+            place = target.with_name(f"{runtime}-{kind}")
+            _export(artifact.path, artifact, runtime, kind, place, given, again=place == target)
         reseal(artifact.path)
     return target
 
 
 def _export(
-    source: Path, artifact: Artifact, runtime: str, precision: str, target: Path, factory: Factory | None
+    source: Path,
+    artifact: Artifact,
+    runtime: str,
+    precision: str,
+    target: Path,
+    factory: Factory | None,
+    *,
+    again: bool = False,
 ) -> None:
-    """One export, with the tokenizer's or image processor's files beside it; nothing where it is there already."""
-    if target.exists():
+    """One export, with the tokenizer's or image processor's files beside it.
+
+    Nothing where it is there already, unless `again`: then it is replaced once the new one is whole.
+    """
+    if target.exists() and not again:
         return
     exporter = registry.exporter(runtime, precision)
     task = registry.task(artifact.manifest["task"])
@@ -165,6 +198,7 @@ def _export(
         else:
             exporter.export(load(), example, scratch)
         processor.save_pretrained(scratch)
+        shutil.rmtree(target, ignore_errors=True)
         scratch.replace(target)
 
 

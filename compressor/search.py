@@ -67,7 +67,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = Fa
         BudgetError: no budget leaves a target at low rank.
         RankfoldError: see compressor.errors; finished trials and stages stay, and `resume=True` goes on.
     """
-    line = Line(recipe, Run(out, dump(recipe), resume=resume, overwrite=overwrite))
+    line = Line(recipe, pipeline.open_run(recipe, out, resume=resume, overwrite=overwrite))
     line.probe()
     line.baseline()
     line.calibrate()

@@ -191,6 +191,27 @@ def test_an_export_is_not_replaced_unasked(copied: Path) -> None:
     assert "--overwrite" in done.stderr
 
 
+def test_an_export_that_fails_leaves_the_old_one(copied: Path) -> None:
+    before = (copied / "exports" / "onnx-int8" / "model.onnx").read_bytes()
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert command("export", copied, "--precision", "int8", "--overwrite").returncode == 2
+    assert (copied / "exports" / "onnx-int8" / "model.onnx").read_bytes() == before
+
+
+def test_starting_again_loses_nothing_to_a_typo_or_to_its_own_inputs(copied: Path, recipe: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
+    for setting, said in (
+        ("data.train.label=lable", "has no column 'lable'"),
+        ("validate.sequence_length=600", "validate.sequence_length is 600, but the model takes 512 tokens at most"),
+        (f"plan.path={copied / 'plan.json'}", "which --overwrite would remove with"),
+    ):
+        done = command("run", recipe, "--out", copied, "--overwrite", "--set", setting)
+        assert done.returncode == 2, done.stderr
+        assert said in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()} == before
+
+
 def test_a_single_export_is_folded_exported_and_judged(copied: Path) -> None:
     shutil.rmtree(copied / "exports")
     (copied / "artifact.json").unlink()  # trained, not yet folded
@@ -203,6 +224,8 @@ def test_a_single_export_is_folded_exported_and_judged(copied: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "size" in done.stderr
     assert (copied / "exports" / "onnx-int8" / "model.onnx").is_file()
+    measured = {one["name"] for one in json.loads((copied / "report.json").read_text())["exports"]}
+    assert "onnx-int8" in measured
 
 
 def test_truncated_weights_are_one_sentence(copied: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from compressor.recipe import Source
 
+WHOLE = re.compile(r"-?\d+")
 KINDS = ("string", "large_string", "int", "uint", "bool", "float")
 
 
@@ -22,11 +24,16 @@ def column(source: Source) -> dict[str, Column]:
 
 
 def names(train: Any) -> list[str]:
-    """The labels of the training rows, as text, in the order of the logits: a class feature's own, else sorted."""
+    """The labels of the training rows, as text, in the order of the logits: a class feature's own, else sorted.
+
+    Whole numbers are sorted as such, also where a file has them as text.
+    """
     feature = train.features["label"]
     if hasattr(feature, "names"):
         return list(feature.names)
-    return [str(label) for label in sorted(set(train["label"]))]
+    found = set(train["label"])
+    whole = all(isinstance(label, str) and WHOLE.fullmatch(label) for label in found)
+    return [str(label) for label in sorted(found, key=lambda label: (int(label), label) if whole else label)]
 
 
 def numbers(rows: Any, labels: Sequence[str], name: str) -> list[int]:

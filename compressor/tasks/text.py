@@ -30,6 +30,22 @@ def load_tokenizer(path: str, image_size: int | None = None, **options: Any) -> 
         raise ModelError(f"No tokenizer can be read from {path}: {first_line(error)}") from error
 
 
+def padding(tokenizer: Any, path: str) -> Any:
+    """The tokenizer with a token to pad with, where it has none that which ends a text, as decoders' go.
+
+    Raises:
+        ModelError: it has neither.
+    """
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise ModelError(
+            f"The tokenizer of {path} has no token to pad with, so texts of different length cannot be batched: name "
+            "one (`tokenizer.pad_token = ...`) and save it again."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def pad(rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[str, Tensor]:
     """Tensors (B, T) of rows of token lists and (B,) of their numbers, padded to the longest."""
     plain = [{key: value for key, value in row.items() if key != "length"} for row in rows]

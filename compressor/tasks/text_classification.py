@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compressor.errors import DataError
 from compressor.tasks import classes, text
 from compressor.tasks.base import Column, Outcomes, labeled
 
@@ -27,8 +28,8 @@ class TextClassification:
     posed_at_once: ClassVar[int] = 32
 
     def processor(self, path: str, **options: Any) -> Any:
-        """The tokenizer."""
-        return text.load_tokenizer(path, **options)
+        """The tokenizer; one without a padding token pads with what ends a text."""
+        return text.padding(text.load_tokenizer(path, **options), path)
 
     def columns(self, source: Source) -> Mapping[str, Column]:
         """`text`, `label` and, where it is named, `text_pair`."""
@@ -43,15 +44,18 @@ class TextClassification:
         """input_ids, attention_mask, (token_type_ids,) labels and length.
 
         Raises:
-            DataError: a label that training has not seen.
+            DataError: a label that training has not seen, or texts without a token.
         """
         import datasets
 
         numbers = classes.numbers(rows, labels or (), name)
         pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
         encoded = processor(list(rows["text"]), pairs, truncation=True, max_length=max_length)
-        columns = {key: encoded[key] for key in encoded} | {"labels": numbers}
-        return datasets.Dataset.from_dict(columns | {"length": [len(ids) for ids in columns["input_ids"]]})
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        if not all(lengths):
+            raise DataError(f"{name}: {lengths.count(0)} of {len(lengths)} texts give no token; leave them out.")
+        columns = {key: encoded[key] for key in encoded} | {"labels": numbers, "length": lengths}
+        return datasets.Dataset.from_dict(columns)
 
     def collate(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
         """Padded to the longest row."""

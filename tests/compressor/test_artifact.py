@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 
 from compressor.artifact import Artifact, Run, alone, reseal, seal, verify
-from compressor.errors import ArtifactError, IntegrityError
+from compressor.errors import ArtifactError, InputError, IntegrityError
 from compressor.planning import Plan
 
 RECIPE: dict[str, Any] = {"seed": 0, "plan": {"budget": {"parameters": 0.5}}, "export": ["onnx"]}
@@ -74,7 +74,20 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 def test_overwriting_starts_again(folder: Path) -> None:
     run = Run(folder, {"seed": 1}, overwrite=True)
     assert not run.finished("probe")
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
+    make(run, "probe", head="h")
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", ".work", "head", "run.json"]
+    assert set(json.loads((folder / "run.json").read_text())["stages"]) == {"probe"}
+
+
+def test_what_is_to_be_overwritten_stays_until_the_first_stage_begins(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    Run(folder, {"seed": 1}, overwrite=True).require_same_data({"train": {"digest": "a"}})
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_going_on_and_starting_again_cannot_both_be_meant(folder: Path) -> None:
+    with pytest.raises(InputError, match="--resume goes on with a run and --overwrite starts it again: give one"):
+        Run(folder, RECIPE, resume=True, overwrite=True)
 
 
 @pytest.mark.parametrize("flag", ["overwrite", "resume"])

@@ -16,8 +16,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from compressor import data
-from compressor.errors import DataError
+from compressor.errors import DataError, ModelError
 from compressor.sections.data import Calibration, DataSection, Source
+from compressor.tasks.text import padding
 from compressor.tasks.text_classification import TextClassification
 
 ROWS = {"text": ["red one", "blue", "green three x", "red"], "label": ["warm", "cold", "cold", "warm"]}
@@ -70,6 +71,21 @@ def test_a_file_is_read_as_rows_of_text_and_label(tmp_path: Path, kind: str) -> 
     assert rows.to_dict() == ROWS
 
 
+def test_cells_of_a_csv_are_read_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label,weight\nNA,none\n007,01\nnull,NA\n")
+    rows = data.read(Source(path=str(tmp_path / "rows.csv")), TASK)
+    assert list(rows["text"]) == ["NA", "007", "null"]
+    assert TASK.labels(rows) == ["01", "NA", "none"]
+    (tmp_path / "numbers.csv").write_text("text,label\na,10\nb,9\nc,-1\n")
+    assert TASK.labels(data.read(Source(path=str(tmp_path / "numbers.csv")), TASK)) == ["-1", "9", "10"]
+
+
+def test_a_column_has_one_role(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.csv").model_copy(update={"label": "text"})
+    with pytest.raises(DataError, match="the column 'text' is named for text and label"):
+        data.read(source, TASK)
+
+
 def test_a_folder_holds_one_file_per_split(tmp_path: Path) -> None:
     write(tmp_path / "test.csv", {"text": ["other"], "label": ["x"]})
     write(tmp_path / "train.parquet")
@@ -120,7 +136,7 @@ def test_rows_with_holes_are_counted(tmp_path: Path, column: str) -> None:
 
 def test_a_column_of_numbers_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the text column 'text' holds int64, not strings"):
-        data.read(write(tmp_path / "numbers.csv", {"text": [1, 2], "label": ["a", "b"]}), TASK)
+        data.read(write(tmp_path / "numbers.parquet", {"text": [1, 2], "label": ["a", "b"]}), TASK)
 
 
 @pytest.mark.parametrize("labels", [["a", 1], [["a"], ["b"]]])
@@ -311,6 +327,31 @@ def test_the_facts_name_path_rows_and_digest_of_each_source(tmp_path: Path, numb
     assert facts["evaluation"]["path"] == given.evaluation.path
     assert facts["evaluation"]["digest"] == data.digest(data.read(given.evaluation, TASK))
     assert facts["labels"] == 2
+
+
+def test_a_single_class_is_nothing_to_learn(tmp_path: Path, numbered: Any) -> None:
+    one = write(tmp_path / "one.csv", {"text": ["red", "blue"], "label": ["a", "a"]})
+    with pytest.raises(DataError, match=r"data\.train has one class only, 'a': to tell classes apart takes two"):
+        data.prepare(section(tmp_path).model_copy(update={"train": one}), TASK, numbered, 8, 0)
+
+
+def test_a_holdout_that_leaves_nothing_is_refused(tmp_path: Path, numbered: Any) -> None:
+    with pytest.raises(DataError, match=r"data\.holdout 0\.95 of the 4 examples of data\.train is all of them"):
+        data.prepare(section(tmp_path, count=4, holdout=0.95), TASK, numbered, 8, 0)
+
+
+def test_texts_without_a_token_are_counted(tmp_path: Path, tokenizer: Any) -> None:
+    rows = data.read(write(tmp_path / "rows.jsonl", {"text": ["red", " ", ""], "label": ["a", "b", "b"]}), TASK)
+    with pytest.raises(DataError, match=r"data\.train: 2 of 3 texts give no token; leave them out"):
+        TASK.encode(rows, tokenizer, ["a", "b"], 8, "data.train")
+
+
+def test_a_tokenizer_without_padding_pads_with_what_ends_a_text(tokenizer: Any) -> None:
+    tokenizer.pad_token = None
+    with pytest.raises(ModelError, match="has no token to pad with"):
+        padding(tokenizer, "somewhere")
+    tokenizer.eos_token = WORDS[3]
+    assert padding(tokenizer, "somewhere").pad_token == WORDS[3]
 
 
 def test_evaluation_labels_outside_training_are_refused(tmp_path: Path, numbered: Any) -> None:

@@ -18,10 +18,13 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     DistilBertConfig,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaModel,
     MPNetConfig,
     RobertaConfig,
+    ViTConfig,
 )
 
 from compressor.errors import ModelError
@@ -288,3 +291,21 @@ def test_a_language_model_without_its_own_head_is_refused(tmp_path: Path) -> Non
     LlamaModel(LlamaConfig(**sizes, **heads, tie_word_embeddings=False)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"lacks 1 weights of LlamaForCausalLM, such as lm_head\.weight"):
         load_dense(str(tmp_path), TextGeneration())
+
+
+def test_a_decoder_without_a_padding_token_reads_where_a_text_ends(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=16, eos_token_id=7)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    model = load_dense(str(tmp_path), TASK, ["a", "b", "c"]).eval()
+    assert model.config.pad_token_id == 7
+    texts = torch.tensor([[3, 4, 5, 7], [3, 4, 7, 7]])
+    with torch.no_grad():
+        alone = model(input_ids=texts[1:, :3], attention_mask=torch.ones(1, 3)).logits
+        found = model(input_ids=texts, attention_mask=(texts != 7).long()).logits
+    torch.testing.assert_close(found[1], alone[0])
+
+
+def test_a_model_of_another_task_is_told_so(tmp_path: Path) -> None:
+    ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"is a model of another task \(its architecture is vit\): name it by model"):
+        describe(str(tmp_path), TASK)

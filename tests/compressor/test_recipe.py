@@ -213,6 +213,14 @@ def test_evaluating_on_the_file_that_is_trained_on_is_refused(tmp_path: Path, tr
     assert "evaluates on its own training data: the same rows as data.train." in message
 
 
+def test_a_gate_on_what_the_task_does_not_measure_is_refused(tmp_path: Path) -> None:
+    text = GOOD + "gates: {perplexity: {type: threshold, value: 3}}\n"
+    assert "gates.perplexity: is not measured for the task text-classification, which has accuracy" in faults(
+        tmp_path, text
+    )
+    assert recipe.read(write(tmp_path, text), ["model.task=text-generation"]).gates["perplexity"].value == 3
+
+
 def test_paths_are_looked_up_beside_the_recipe_then_here_then_in_the_collection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
