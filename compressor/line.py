@@ -211,15 +211,15 @@ class Line:
             factorize.planned(model, Plan.load(Path(section.path)))
         elif section.quantity == "parameters":
             self.allocate([planning.flat(target.name, target.out_features, target.in_features) for target in targets])
-        places, asked = positions(model), self.recipe.validation.sequence_length
-        if self.recipe.export and asked > places:
-            raise InputError(
-                f"validate.sequence_length is {asked}, but the model takes {places} tokens at most: measure with fewer."
-            )
         splits = (self.data.train, self.data.validation, self.data.calibration, self.data.evaluation)
         longest = max((split for split in splits if split is not None), key=_longest)
         batch = data.batches(longest, self.task, self.processor, 2)[-1]
         models.require_learnable(model, batch, self.data.labels)
+        places, asked = positions(model), self.recipe.validation.sequence_length
+        if self.recipe.export and "input_ids" in batch and asked > places:
+            raise InputError(
+                f"validate.sequence_length is {asked}, but the model takes {places} tokens at most: measure with fewer."
+            )
 
     def _train(self, model: Any, training: Any, name: str, distillation: Distillation | None = None) -> History:
         return adapt.adapt_(
