@@ -212,7 +212,8 @@ def _store_once(graph: onnx.GraphProto) -> None:
     """
     kept: dict[str, onnx.TensorProto] = {}
     for tensor in graph.initializer:
-        if kept.setdefault(tensor.name, tensor).raw_data != tensor.raw_data:
+        other = kept.setdefault(tensor.name, tensor)
+        if other is not tensor and other.raw_data != tensor.raw_data:
             raise ValueError(f"{tensor.name} is stored twice, with other numbers")
     used = {name for node in graph.node for name in node.input}
     weights = [tensor for name, tensor in kept.items() if name in used]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.errors import ExportError, RuntimeFailure, first_line
 from exporters.base import EXPORT_FILE, Runner
 
 if TYPE_CHECKING:
@@ -120,7 +121,11 @@ def made(
     stage(start.folder, folder)
     if start.folder.parent == folder:
         shutil.rmtree(start.folder)
-    after = verify.held(start.references, load(folder), limit)
+    try:
+        runner = load(folder)
+    except RuntimeFailure as error:
+        raise ExportError(f"What this precision makes of the graph does not load: {first_line(error)}") from error
+    after = verify.held(start.references, runner, limit)
     return {"parity": after, "parity_fp32": before, **start.facts}
 
 

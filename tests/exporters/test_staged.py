@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from compressor.errors import ExportError
 from exporters import onnx_blocks, onnx_file, onnx_graph, verify
 from exporters.base import Runner
 from exporters.onnx import OnnxExporter
@@ -105,3 +106,15 @@ def test_a_turned_matrix_is_known_by_its_numbers_however_it_lies_in_memory(monke
     assert onnx_graph._key(matrix.mT) == onnx_graph._key(matrix.mT.contiguous())
     assert onnx_graph._key(matrix.mT) != onnx_graph._key(matrix)
     assert onnx_graph._key(matrix.reshape(5, 3)) != onnx_graph._key(matrix.mT)
+
+
+def test_a_precision_whose_graph_does_not_load_is_an_export_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_source: Path, target: Path, *_: object, **__: object) -> None:
+        (target / GRAPH if target.is_dir() else target).write_bytes(b"no graph")
+
+    monkeypatch.setattr("exporters.onnx_int8.quantize", broken)
+    with pytest.raises(ExportError, match=r"What this precision makes of the graph does not load: .*refuses"):
+        OnnxExporter("int8").export(Weights().build(), EXAMPLE, tmp_path / "onnx-int8")
+    assert list(tmp_path.iterdir()) == []
