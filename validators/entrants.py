@@ -34,10 +34,17 @@ class Entrant:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the model knows, as the config beside it says."""
+        """How many tokens the model knows, as the config beside it says.
+
+        Raises:
+            InputError: the config cannot be read.
+        """
         file = self.folder / "config.json"
-        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return int(config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or TOKENS)
+        try:
+            config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            return int(config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or TOKENS)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise InputError(f"The config.json beside {self.name} cannot be read ({error!r}).") from error
 
     def subject(self, inputs: Arrays, session: Session) -> Subject:
         """What checks measure; they ask for no outcome, so any task will do."""

@@ -134,10 +134,10 @@ def test_a_mistyped_convolution_is_answered_with_a_near_name() -> None:
 # ---- what they are measured on ----
 
 
-def second(rows: list[Tensor]) -> Tensor:
-    """E[z z^T] of rows (N, d), float64."""
+def squares(rows: list[Tensor]) -> Tensor:
+    """z z^T of rows (N, d), float64."""
     z = torch.cat(rows).detach().double()
-    return torch.stack([torch.outer(row, row) for row in z]).mean(0)
+    return torch.stack([torch.outer(row, row) for row in z])
 
 
 def by_hand(model: ConvNet, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -164,7 +164,11 @@ def by_hand(model: ConvNet, batches: list[Batch]) -> tuple[dict[str, Tensor], di
                 columns = functional.unfold(seen[name], layer.kernel_size, 1, layer.padding, layer.stride)
                 inputs[name].append(columns[0].mT)
                 gradients[name].append(gradient[0].flatten(1).mT)
-    return {name: second(rows) for name, rows in inputs.items()}, {name: second(r) for name, r in gradients.items()}
+    terms = sum(len(batch["labels"]) for batch in batches)
+    return (
+        {name: squares(rows).mean(0) for name, rows in inputs.items()},
+        {name: squares(rows).sum(0) / terms for name, rows in gradients.items()},
+    )
 
 
 def test_moments_are_those_of_unfolded_patches_and_of_single_gradients(
@@ -230,7 +234,7 @@ def test_padding_is_dropped_where_a_convolution_runs_over_tokens() -> None:
     batch = {"x": x, "attention_mask": mask}
     found = calibrate(Tokens(), [batch], [Moment.INPUT], targets=["mix"], loss=mean_square)["mix"].input
     assert found is not None
-    torch.testing.assert_close(found.matrix.double(), second([x[mask.bool()]]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.matrix.double(), squares([x[mask.bool()]]).mean(0), rtol=1e-4, atol=1e-6)
 
 
 # ---- the layers ----

@@ -158,7 +158,7 @@ def test_gradients_are_those_of_each_predicted_token(decoder: Callable[..., Any]
     name = "model.layers.0.mlp.gate_proj"
     batches = list(data.batches(encoded, TASK, tokenizer, 3))
     found = calibrate(model, batches, frozenset(Moment), targets=[name], terms=TASK.terms)[name].gradient
-    expected, tokens = torch.zeros(48, 48, dtype=torch.float64), 0
+    expected, terms = torch.zeros(48, 48, dtype=torch.float64), 0
     for ids in encoded["input_ids"]:
         seen: list[Tensor] = []
         handle = model.get_submodule(name).register_forward_hook(lambda *call, seen=seen: seen.append(call[2]))
@@ -167,9 +167,9 @@ def test_gradients_are_those_of_each_predicted_token(decoder: Callable[..., Any]
         total = sum(-logits[place].log_softmax(-1)[ids[place + 1]] for place in range(len(ids) - 1))
         gradient = torch.autograd.grad(total, seen)[0][0].double()  # (T, 48)
         expected += gradient.mT @ gradient
-        tokens += len(ids)
+        terms += len(ids) - 1
     assert found is not None
-    torch.testing.assert_close(found.matrix.double(), expected / tokens, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(found.matrix.double(), expected / terms, rtol=1e-3, atol=1e-7)
 
 
 def test_own_labels_are_drawn_for_each_predicted_token(
