@@ -169,17 +169,22 @@ def line(cells: Iterable[str]) -> str:
 
 
 def ablations(rows: Sequence[Row]) -> Iterator[str]:
-    """What each knob is worth: truncated and after training, and what the kept bases hold of the task's directions."""
-    yield from head(
-        ("knob", "value", "as truncated", "after training (seeds)", "gradient directions held (chance)", "input's")
-    )
+    """What each knob is worth: truncated and after training, and what the kept bases hold of the task's directions.
+
+    Points to the default are those of the same seed.
+    """
+    columns = ("knob", "value", "as truncated", "after training (seeds)", "to the default")
+    yield from head((*columns, "gradient directions held (chance)", "input's"))
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row["axis"], row["value"]), []).append(row)
+    usual = {row["seed"]: row["accuracy"] for row in found.get(("default", ""), ())}
     for (axis, value), alike in sorted(found.items(), key=lambda item: (item[0][0] != "default", item[0][0])):
         one = Summary(axis, alike[0]["budget"], alike)
         cells = [axis, value or "-", spread(one.values("before_training"))]
+        points = [100 * (row["accuracy"] - usual[row["seed"]]) for row in alike if row["seed"] in usual]
         cells += [f"{spread(one.values(one.quality))} ({len(alike)})"]
+        cells += [f"{statistics.mean(points):+.1f}" if points and axis != "default" else "-"]
         yield line([*cells, *(_held(one, side) for side in ("gradient", "input"))])
 
 
