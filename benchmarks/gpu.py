@@ -4,11 +4,11 @@
 
 For MiniLM, DINOv2-small and SmolLM2: a dense and a low-rank model (JACTUS at half the weights) are trained, exported to
 ONNX in fp32 and fp16 and to torch.export in fp32 and bf16, and held against the same runtime's dense fp32 on the GPU:
-accuracy, peak memory, latency. Then three steps of training per
-arm: the most memory that torch allocated (`torch.cuda.max_memory_allocated`), beside the count of training_memory.py.
-Rows that are in the file already are not measured again. `--parts prepare` trains and exports alone, which several
-processes may do at once, one per suite; what is timed needs a machine that does nothing else. `--device cpu` runs the
-same code at tiny sizes without a GPU.
+accuracy, peak memory, latency. Then three steps of training per arm: the most memory that torch allocated
+(`torch.cuda.max_memory_allocated`), beside the count of training_memory.py. Rows that are in the file
+already are not measured again. `--parts prepare` trains and exports alone, which several processes may do at once, one
+per suite; what is timed needs a machine that does nothing else. `--device cpu` runs the same code at tiny sizes without
+a GPU.
 """
 
 from __future__ import annotations

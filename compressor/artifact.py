@@ -182,14 +182,16 @@ class Run:
             ArtifactError: a split has other rows now.
         """
         digests = {name: split["digest"] for name, split in facts.items() if isinstance(split, Mapping)}
-        known = self.state.setdefault("data", digests)
+        if "data" not in self.state:
+            self.state["data"] = digests
+            self._save()
+        known = self.state["data"]
         changed = [f"data.{name}" for name in sorted({*known, *digests}) if known.get(name) != digests.get(name)]
         if changed:
             raise ArtifactError(
                 f"{self.folder} was begun with other rows of {', '.join(changed)}: what is finished there was made of "
                 "those. Bring them back, use another --out, or start again with --overwrite."
             )
-        self._save()
 
     def finished(self, stage: str) -> bool:
         """Whether a stage's outputs are there."""

@@ -31,15 +31,20 @@ def conflicts(recipe: Recipe) -> Iterator[faults.Fault]:
         yield from _unadapted(recipe)
     if recipe.gates and not recipe.export:
         yield ("gates",), "limit what exports do, but `export` is empty; add an export or remove the gates."
-    measured = registry.load("tasks", recipe.model.task).qualities
-    for name in sorted(set(QUALITIES) & recipe.gates.keys() - set(measured)):
-        text = f"is not measured for the task {recipe.model.task}, which has {' and '.join(measured)}; take it out."
-        yield ("gates", name), text
+    yield from _ungateable(recipe)
     yield from _exports(recipe)
     yield from _validated(recipe)
     yield from _unmeasurable(recipe)
     if recipe.plan.budget == "auto":
         yield from _searched(recipe)
+
+
+def _ungateable(recipe: Recipe) -> Iterator[faults.Fault]:
+    """Gates on qualities that the task has not."""
+    measured = registry.load("tasks", recipe.model.task).qualities
+    for name in sorted(set(QUALITIES) & recipe.gates.keys() - set(measured)):
+        text = f"is not measured for the task {recipe.model.task}, which has {' and '.join(measured)}; take it out."
+        yield ("gates", name), text
 
 
 def _unmeasurable(recipe: Recipe) -> Iterator[faults.Fault]:
@@ -114,16 +119,18 @@ def _has_validation(data: DataSection) -> bool:
 
 
 def _leaks(data: DataSection) -> Iterator[faults.Fault]:
+    place = _place(data.evaluation)
     others = {"train": data.train, "validation": data.validation, "calibration": data.calibration.source}
     for name, source in others.items():
-        if source and _place(source) == _place(data.evaluation):
+        if source and _place(source) == place:
             text = f"evaluates on its own training data: the same rows as data.{name}. Name another file or split."
             yield ("data", "evaluation"), text
 
 
 def _place(source: Source) -> object:
     """What tells one source from another: its file, which has no other split, or path and split."""
-    return source.file.resolve() if source.file else (source.path, source.split)
+    file = source.file
+    return file.resolve() if file else (source.path, source.split)
 
 
 def _exports(recipe: Recipe) -> Iterator[faults.Fault]:

@@ -46,10 +46,7 @@ def read(source: Source, task: Task, seed: int = 0) -> Any:
             f"{where} has no column {', '.join(map(repr, missing))}; "
             f"it has {', '.join(rows.column_names)}. {hints}".rstrip()
         )
-    twice = sorted({name for name, count in Counter(column.name for column in wanted.values()).items() if count > 1})
-    if twice:
-        roles = [role for role, column in wanted.items() if column.name in twice]
-        raise DataError(f"{where}: the column {', '.join(map(repr, twice))} is named for {' and '.join(roles)}.")
+    _require_apart(wanted, where)
     rows = rows.select_columns([column.name for column in wanted.values()])
     rows = rows.rename_columns({column.name: role for role, column in wanted.items() if column.name != role})
     if not len(rows):
@@ -62,6 +59,14 @@ def read(source: Source, task: Task, seed: int = 0) -> Any:
     if source.limit and source.limit < len(rows):
         rows = rows.shuffle(seed=seed).select(range(source.limit))
     return rows
+
+
+def _require_apart(wanted: Mapping[str, Column], where: str) -> None:
+    counts = Counter(column.name for column in wanted.values())
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if twice:
+        roles = [role for role, column in wanted.items() if column.name in twice]
+        raise DataError(f"{where}: the column {', '.join(map(repr, twice))} is named for {' and '.join(roles)}.")
 
 
 def _require_filled(rows: Any, role: str, column: Column, where: str) -> None:
@@ -204,8 +209,12 @@ def prepare(section: Any, task: Task, processor: Any, max_length: int, seed: int
     Raises:
         DataError: whatever is wrong with any of the sources.
     """
-    named = {"train": section.train, "evaluation": section.evaluation, "validation": section.validation}
-    named["calibration"] = section.calibration.source
+    named = {
+        "train": section.train,
+        "evaluation": section.evaluation,
+        "validation": section.validation,
+        "calibration": section.calibration.source,
+    }
     rows = {name: read(source, task, seed) for name, source in named.items() if source is not None}
     labels = task.labels(rows["train"])
     if labels is not None and len(labels) < 2:

@@ -116,15 +116,18 @@ def factorize_(
         subspace, dense = subspaces[name].truncate(rank), dense_layer(model, name)
         core, form = method.core(subspace), form_of(dense)
         layer = CoreLinear(subspace.left, core, subspace.right, dense.bias, method.updates, form)
-        replace_module(model, name, layer.to(dense.weight.device, dense.weight.dtype))
+        replace_module(model, name, _like(dense, layer))
     for name in plan.kept:
         dense = dense_layer(model, name)
-        kept = (
-            KeptLinear(dense, method.updates).to(dense.weight.device, dense.weight.dtype) if method.updates else dense
-        )
-        replace_module(model, name, kept)
+        replace_module(model, name, _like(dense, KeptLinear(dense, method.updates)) if method.updates else dense)
     structure.leave_fast_paths_(model)
     return model
+
+
+def _like(dense: nn.Module, layer: nn.Module) -> nn.Module:
+    """The layer on the dense one's device, in its type."""
+    weight = dense.get_parameter("weight")
+    return layer.to(weight.device, weight.dtype)
 
 
 def planned(model: nn.Module, plan: Plan) -> tuple[Target, ...]:

@@ -6,12 +6,14 @@ stay free of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+
+from compressor.errors import ExportError
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +56,13 @@ class Exported:
     path: Path
     model_files: tuple[str, ...]  # graph and weights, without config and tokenizer files
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def require_precision(title: str, precision: str, written: Sequence[str]) -> None:
+    """Raises ExportError where an exporter, called `title`, does not write a precision; it says which it does."""
+    if precision not in written:
+        *most, last = written
+        raise ExportError(f"The {title} exporter writes {', '.join(most)} and {last}, not '{precision}'.")
 
 
 class Exporter(Protocol):

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from compressor.errors import ExportError
 from exporters import onnx_runtime, staged
-from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session
+from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session, require_precision
 from exporters.folder import new_folder
 from exporters.onnx_precisions import PRECISIONS
 from exporters.onnx_runtime import GRAPH, OnnxRunner
@@ -55,10 +54,7 @@ class OnnxExporter:
     precisions: ClassVar[tuple[str, ...]] = tuple(PRECISIONS)
 
     def __post_init__(self) -> None:
-        if self.precision not in self.precisions:
-            *most, last = self.precisions
-            title = self.name.upper()
-            raise ExportError(f"The {title} exporter writes {', '.join(most)} and {last}, not '{self.precision}'.")
+        require_precision(self.name.upper(), self.precision, self.precisions)
 
     @property
     def devices(self) -> tuple[Device, ...]:

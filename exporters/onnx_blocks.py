@@ -178,15 +178,14 @@ def _quantize_tables(graph: onnx.GraphProto, tables: Mapping[str, onnx.TensorPro
 def _look_up_apart(graph: onnx.GraphProto) -> None:
     """A table that a product reads too, as it is stored, gets a second name for lookups: its blocks run another way."""
     factors = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
-    lookups = [node for node in graph.node if node.op_type == "Gather" and node.input[0] in factors]
-    tables = {tensor.name: tensor for tensor in graph.initializer}
-    for name in dict.fromkeys(node.input[0] for node in lookups if node.input[0] in tables):
+    tables = {tensor.name: tensor for tensor in graph.initializer if tensor.name in factors}
+    lookups = [node for node in graph.node if node.op_type == "Gather" and node.input[0] in tables]
+    for name in dict.fromkeys(node.input[0] for node in lookups):
         table = graph.initializer.add()
         table.CopyFrom(tables[name])
         table.name = f"{name}_rows"
     for node in lookups:
-        if node.input[0] in tables:
-            node.input[0] = f"{node.input[0]}_rows"
+        node.input[0] = f"{node.input[0]}_rows"
 
 
 def _axis(gather: onnx.NodeProto) -> int:

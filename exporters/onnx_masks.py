@@ -101,8 +101,8 @@ def _numbers(graph: onnx_ir.Graph) -> set[int]:
     found = set[int]()
     for array in _arrays(graph):
         if array.dtype.kind in "iu" or (array.dtype.kind == "f" and array.size == 1):
-            whole = np.unique(array[np.isfinite(array)]) if array.dtype.kind == "f" else np.unique(array)
-            found |= {int(number) for number in whole if number == int(number)}
+            finite = np.unique(array[np.isfinite(array)])
+            found |= {int(number) for number in finite if number == int(number)}
     return found
 
 

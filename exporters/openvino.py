@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from compressor import registry
 from compressor.errors import ExportError
 from exporters import openvino_int8, openvino_runtime, staged
-from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session
+from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session, require_precision
 from exporters.folder import new_folder
 from exporters.openvino_runtime import GRAPH, PACKAGES, WEIGHTS, OpenvinoRunner
 
@@ -57,9 +57,7 @@ class OpenvinoExporter:
     devices: ClassVar[tuple[Device, ...]] = ("cpu",)
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            *most, last = get_args(Precision)
-            raise ExportError(f"The OpenVINO exporter writes {', '.join(most)} and {last}, not '{self.precision}'.")
+        require_precision("OpenVINO", self.precision, get_args(Precision))
 
     @property
     def calibrated(self) -> bool:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from compressor.errors import ArtifactError, DependencyError, ExportError, RuntimeFailure, first_line
+from compressor.errors import ArtifactError, DependencyError, RuntimeFailure, first_line
 from compressor.threads import usable_threads
-from exporters.base import EXPORT_FILE, Arrays, Exported, Session
+from exporters.base import EXPORT_FILE, Arrays, Exported, Session, require_precision
 from exporters.feed import Feed, shapes, told
 from exporters.folder import new_folder
 from exporters.staged import save_config
@@ -56,9 +56,7 @@ class TorchExporter:
     packages: ClassVar[Mapping[str, str]] = {"torch": "pip install torch"}
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            *most, last = get_args(Precision)
-            raise ExportError(f"The torch.export exporter writes {', '.join(most)} and {last}, not '{self.precision}'.")
+        require_precision("torch.export", self.precision, get_args(Precision))
 
     def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
         """Write `model` as a new folder `path`: `model.pt2`, `export.json` and the model's config.
