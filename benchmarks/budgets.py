@@ -20,7 +20,7 @@ from typing import Any, Literal
 from results import Rows, exit_code
 
 from compressor import models, pipeline, progress
-from compressor.artifact import read_json
+from compressor.files import read_json
 from compressor.machine import machine, versions
 from compressor.planning import Plan
 from compressor.recipe import Recipe, read

@@ -28,8 +28,8 @@ from results import Rows, exit_code
 from suites import Suite, located, named
 
 from compressor import data, models, progress
-from compressor.artifact import file_digest
 from compressor.errors import RuntimeFailure
+from compressor.files import file_digest
 from compressor.machine import machine, versions
 from exporters.base import Session
 from exporters.onnx import OnnxExporter

@@ -28,8 +28,8 @@ from rival_ways import WAYS, Job, NoGraph
 from suites import Suite, named
 
 from compressor import data, models, progress, registry, turns
-from compressor.artifact import file_digest
 from compressor.errors import InputError, RankfoldError, first_line
+from compressor.files import file_digest
 from compressor.machine import machine, versions
 from compressor.tasks.base import inputs_of
 from exporters.base import Arrays, Runner, Session

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 
 from compressor import adapt, data, models, storage
-from compressor.artifact import STATE, Run, read_json
+from compressor.files import read_json
 from compressor.layers import CoreLinear, FreeCore
 from compressor.line import Line
 from compressor.machine import versions
 from compressor.recipe import Recipe
+from compressor.run_folder import STATE, Run
 
 
 def line_of(folder: Path) -> Line:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from compressor import models, storage
-from compressor.artifact import read_json
 from compressor.errors import ModelError
 from compressor.factory import RECORD, Factory
+from compressor.files import read_json
 from compressor.recipe import Recipe
 from compressor.tasks.base import Task
 

@@ -22,9 +22,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from compressor import structure
-from compressor.artifact import file_digest, read_json
 from compressor.errors import ArtifactError, ModelError, first_line
 from compressor.failures import out_of_memory
+from compressor.files import file_digest, read_json
 from compressor.paths import is_factory
 from compressor.plain import answering_
 from compressor.tasks.base import Task

@@ -17,15 +17,17 @@ import torch
 
 from compressor import adapt, data, devices, factorize, measured, models, planning, probing, progress, registry, storage
 from compressor.adapt import History
-from compressor.artifact import MANIFEST, Artifact, Run, read_json, seal, write_json
+from compressor.artifact import MANIFEST, Artifact, seal
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
 from compressor.dense import Dense
 from compressor.errors import InputError
 from compressor.factory import RECORD, Factory
+from compressor.files import read_json, write_json
 from compressor.machine import versions
 from compressor.methods.base import Subspace
 from compressor.planning import Plan
 from compressor.recipe import Distillation, Recipe, dump
+from compressor.run_folder import Run
 from compressor.tasks.base import Task
 from exporters.verify import positions
 

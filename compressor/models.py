@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from compressor import progress, structure
-from compressor.artifact import MANIFEST, STATE, read_json
+from compressor.artifact import MANIFEST
 from compressor.errors import ModelError, RankfoldError, first_line
 from compressor.factory import Factory
 from compressor.failures import out_of_memory
+from compressor.files import read_json
 from compressor.paths import HUB_ID, is_factory
 from compressor.positions import at_size
+from compressor.run_folder import STATE
 from compressor.targets import Considered as Considered
 from compressor.targets import Target as Target
 from compressor.targets import consider as consider

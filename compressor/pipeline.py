@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor import progress, registry, storage
-from compressor.artifact import MANIFEST, STATE, Artifact, Run, alone, read_json, reseal
+from compressor.artifact import MANIFEST, Artifact, reseal
 from compressor.errors import ArtifactError, DataError, ExportError, InputError, RecipeError
 from compressor.factory import Factory, require_given
+from compressor.files import read_json
 from compressor.line import Line
 from compressor.planning import Plan
 from compressor.recipe import ExportSection, Recipe, dump, read
+from compressor.run_folder import STATE, Run, alone
 
 if TYPE_CHECKING:
     import numpy as np

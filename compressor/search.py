@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor import bisection, data, factorize, pipeline, progress, trials
-from compressor.artifact import SEARCH, TRIALS, Artifact, Run, read_json, write_json
+from compressor.artifact import SEARCH, TRIALS, Artifact
 from compressor.errors import BudgetError
 from compressor.factory import Factory
+from compressor.files import read_json, write_json
 from compressor.line import Line
 from compressor.methods.base import Subspace
 from compressor.recipe import Budget, Recipe, dump
+from compressor.run_folder import Run
 from compressor.sharing import share_folder
 from compressor.trials import Record
 

@@ -13,10 +13,11 @@ from torch import nn
 
 from compressor import factory as factories
 from compressor import registry
-from compressor.artifact import MANIFEST, Artifact, file_digest, write_json
+from compressor.artifact import MANIFEST, Artifact
 from compressor.errors import ArtifactError, first_line
 from compressor.factorize import restructure_
 from compressor.factory import RECORD, Factory, Function
+from compressor.files import file_digest, write_json
 from compressor.models import auto_class
 from compressor.tasks.base import Task
 

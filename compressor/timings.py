@@ -19,8 +19,8 @@ import numpy as np
 from filelock import FileLock
 
 from compressor import progress
-from compressor.artifact import write_json
 from compressor.concave import concave_slopes
+from compressor.files import write_json
 
 SCHEMA_VERSION = 1
 POINTS = 12  # ranks at which a shape is timed; times between them are interpolated

@@ -10,8 +10,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from compressor import registry
-from compressor.artifact import read_json
 from compressor.errors import ArtifactError, InputError, RuntimeFailure
+from compressor.files import read_json
 from exporters.base import EXPORT_FILE, Arrays, Session
 from exporters.feed import PAST, PRESENT
 

@@ -13,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from compressor import artifact, pipeline
+from compressor.files import file_digest
 from compressor.packaging import assemble
 from compressor.packaging.archive import unpack
 from exporters import onnx_runtime
@@ -70,7 +71,7 @@ def test_a_package_of_it_predicts_what_the_export_predicts(copied: Path, report:
     folder = unpack(packed.path, tmp_path / "there")
     assert {path.name for path in (folder / "model").iterdir()} >= {"model.ort", "required_operators.config"}
     model = json.loads((folder / "bom.cdx.json").read_text())["metadata"]["component"]
-    assert model["hashes"][0]["content"] == artifact.file_digest(copied / "exports" / "ort-int8" / "model.ort")
+    assert model["hashes"][0]["content"] == file_digest(copied / "exports" / "ort-int8" / "model.ort")
 
     done = subprocess.run(
         [sys.executable, "-I", folder / "predict.py", "word1 word4"], capture_output=True, text=True, check=True

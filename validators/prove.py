@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from compressor import adapt, data, models, registry, storage
-from compressor.artifact import SEARCH, STATE, Artifact, file_digest, files_of, read_json
+from compressor.artifact import SEARCH, Artifact, files_of
 from compressor.errors import ArtifactError
 from compressor.factory import Factory
+from compressor.files import file_digest, read_json
 from compressor.machine import machine, versions
 from compressor.planning import Plan
 from compressor.progress import stage
 from compressor.recipe import Recipe, dump
+from compressor.run_folder import STATE
 from compressor.tasks.base import Outcomes, Task
 from exporters.base import EXPORT_FILE, Session
 from validators import advice, rows

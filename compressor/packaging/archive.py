@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from compressor.artifact import require_none
 from compressor.errors import ArtifactError, IntegrityError
+from compressor.files import require_none
 from compressor.packaging.contents import MANIFEST, File, differences, read_manifest
 
 ENDINGS = (".tar.gz", ".tgz")

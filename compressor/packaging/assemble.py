@@ -8,11 +8,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.artifact import Artifact, alone, file_digest, write_json
+from compressor.artifact import Artifact
 from compressor.errors import ArtifactError, InputError
+from compressor.files import file_digest, write_json
 from compressor.packaging import archive, bom, card, contents, facts, proof, rehearsal, signing, verification
 from compressor.packaging.contents import FACTS, LICENSE, MODEL, REQUIREMENTS, RUNNER
 from compressor.packaging.summary import Summary, summarize
+from compressor.run_folder import alone
 
 
 @dataclass(frozen=True)

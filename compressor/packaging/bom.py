@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor import __version__
-from compressor.artifact import write_json
+from compressor.files import write_json
 from compressor.packaging.base_model import UNKNOWN
 from compressor.packaging.contents import BOM, CARD, MODEL, File, files_in
 from compressor.packaging.proof import GRAPHS

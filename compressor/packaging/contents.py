@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compressor.artifact import file_digest, require_none, write_json
 from compressor.errors import ArtifactError, IntegrityError
+from compressor.files import file_digest, require_none, write_json
 
 SCHEMA_VERSION = 1
 FACTS = "package.json"

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import MANIFEST, Artifact, file_digest
+from compressor.artifact import MANIFEST, Artifact
 from compressor.errors import InputError
+from compressor.files import file_digest
 from compressor.packaging.contents import SCHEMA_VERSION
 from compressor.tasks.multiple_choice import PROMPT
 from exporters.generate import ends, places

@@ -8,8 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.artifact import REPORT, Artifact, file_digest
+from compressor.artifact import REPORT, Artifact
 from compressor.errors import ArtifactError, GateError
+from compressor.files import file_digest
 from compressor.recipe import Gate
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from compressor import artifact
 from compressor.errors import ArtifactError, IntegrityError
+from compressor.files import require_none
 from compressor.packaging import archive, contents
 from compressor.packaging.contents import FACTS, MANIFEST, SIGNATURE, UNLISTED
 
@@ -69,7 +70,7 @@ def _folder(path: Path, key: Path | None) -> Verified:
         raise IntegrityError(f"{path}: {MANIFEST} is missing, so there is nothing to compare with.")
     found = contents.files_in(path)
     listed = contents.read_manifest((path / MANIFEST).read_bytes(), path)
-    artifact.require_none(path, contents.differences(listed, found))
+    require_none(path, contents.differences(listed, found))
     if key:
         _signed(path, key)
     return _verified(path, found, key)

@@ -1,39 +1,31 @@
-"""The run folder and the artifact: whole stages or none, and every change is noticed and named."""
+"""The artifact: a manifest of every file, by which each change is noticed and named."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
-from compressor.artifact import Artifact, Run, alone, reseal, seal, verify
-from compressor.errors import ArtifactError, InputError, IntegrityError
+from compressor.artifact import Artifact, reseal, seal, verify
+from compressor.errors import ArtifactError, IntegrityError
 from compressor.planning import Plan
-
-RECIPE: dict[str, Any] = {"seed": 0, "plan": {"budget": {"parameters": 0.5}}, "export": ["onnx"]}
-
-
-def make(run: Run, name: str, **files: str) -> None:
-    """A stage that writes files; `__` in a name is a folder."""
-    names = {key.replace("__", "/"): text for key, text in files.items()}
-    with run.stage(name, name.capitalize(), sorted({path.partition("/")[0] for path in names})) as scratch:
-        for path, text in names.items():
-            (scratch / path).parent.mkdir(parents=True, exist_ok=True)
-            (scratch / path).write_text(text)
+from compressor.run_folder import Run
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A run with two finished stages."""
-    run = Run(tmp_path / "run", RECIPE)
-    make(run, "probe", head="h")
-    make(run, "baseline", dense__weights="w", dense__config="c")
+    run = Run(tmp_path / "run", {"seed": 0})
+    with run.stage("probe", "Probe", ["head"]) as scratch:
+        (scratch / "head").write_text("h")
+    with run.stage("baseline", "Baseline", ["dense"]) as scratch:
+        (scratch / "dense").mkdir()
+        (scratch / "dense" / "weights").write_text("w")
+        (scratch / "dense" / "config").write_text("c")
     return tmp_path / "run"
 
 
@@ -42,193 +34,6 @@ def sealed(folder: Path) -> Path:
     Plan("gain", 0.5, "two-factor", 8, ()).save(folder / "plan.json")
     seal(folder, {"task": "text-classification"})
     return folder
-
-
-# ---- runs ----
-
-
-def test_a_new_run_makes_its_folder_and_has_finished_nothing(tmp_path: Path) -> None:
-    run = Run(tmp_path / "deep" / "run", RECIPE)
-    assert json.loads((run.folder / "run.json").read_text())["recipe"] == RECIPE
-    assert not run.finished("probe")
-
-
-def test_a_resumed_run_knows_what_is_finished(folder: Path) -> None:
-    run = Run(folder, RECIPE, resume=True)
-    assert [stage for stage in ("probe", "baseline", "plan") if run.finished(stage)] == ["probe", "baseline"]
-    assert run.seconds.keys() == {"probe", "baseline"}
-    assert (folder / "dense" / "weights").read_text() == "w"
-
-
-def test_a_folder_with_a_run_is_not_begun_again_by_accident(folder: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"holds a run \(finished: probe, baseline\)\. Add --resume .* --overwrite"):
-        Run(folder, RECIPE)
-
-
-def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(ArtifactError, match=r"no run made"):
-        Run(tmp_path, RECIPE)
-
-
-def test_overwriting_starts_again(folder: Path) -> None:
-    run = Run(folder, {"seed": 1}, overwrite=True)
-    assert not run.finished("probe")
-    make(run, "probe", head="h")
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", ".work", "head", "run.json"]
-    assert set(json.loads((folder / "run.json").read_text())["stages"]) == {"probe"}
-
-
-def test_what_is_to_be_overwritten_stays_until_the_first_stage_begins(folder: Path) -> None:
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    Run(folder, {"seed": 1}, overwrite=True).require_same_data({"train": {"digest": "a"}})
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
-def test_going_on_and_starting_again_cannot_both_be_meant(folder: Path) -> None:
-    with pytest.raises(InputError, match="--resume goes on with a run and --overwrite starts it again: give one"):
-        Run(folder, RECIPE, resume=True, overwrite=True)
-
-
-@pytest.mark.parametrize("flag", ["overwrite", "resume"])
-def test_no_flag_lets_a_run_into_a_folder_of_other_files(tmp_path: Path, flag: str) -> None:
-    (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(ArtifactError, match="no run made"):
-        Run(tmp_path, RECIPE, **{flag: True})
-    assert (tmp_path / "letter.txt").read_text() == "dear"
-
-
-def test_a_run_of_another_recipe_is_not_resumed_and_the_key_is_named(folder: Path) -> None:
-    other = RECIPE | {"plan": {"budget": {"parameters": 0.3}}}
-    with pytest.raises(ArtifactError, match=r"another recipe: plan\.budget\.parameters was 0\.5, is 0\.3\."):
-        Run(folder, other, resume=True)
-
-
-def test_a_run_is_not_resumed_with_other_rows(folder: Path) -> None:
-    facts = {"train": {"digest": "a", "rows": 2}, "evaluation": {"digest": "b", "rows": 1}, "labels": 3}
-    Run(folder, RECIPE, resume=True).require_same_data(facts)
-    Run(folder, RECIPE, resume=True).require_same_data({**facts, "labels": 4})
-    with pytest.raises(ArtifactError, match=r"begun with other rows of data\.train: .*--overwrite"):
-        Run(folder, RECIPE, resume=True).require_same_data({**facts, "train": {"digest": "c", "rows": 2}})
-
-
-def test_a_changed_and_a_missing_file_of_a_finished_stage_are_named(folder: Path) -> None:
-    (folder / "dense" / "config").write_text("edited")
-    (folder / "head").unlink()
-    with pytest.raises(ArtifactError, match=r"head is missing; dense/config has been changed since.*plan\.path"):
-        Run(folder, RECIPE, resume=True)
-
-
-def test_a_damaged_state_is_one_sentence(folder: Path) -> None:
-    (folder / "run.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"run\.json cannot be read"):
-        Run(folder, RECIPE, resume=True)
-
-
-# ---- one process at a time ----
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from compressor.artifact import Run
-run = Run(Path(sys.argv[1]), {"seed": 0}, resume=True)
-print("held", flush=True)
-time.sleep(600)
-"""
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A second process at work in `tmp_path / "run"`."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
-
-
-@pytest.mark.parametrize("flag", ["resume", "overwrite"])
-def test_a_second_process_is_turned_away_until_the_first_has_ended_or_was_killed(
-    holder: subprocess.Popen[str], tmp_path: Path, flag: str
-) -> None:
-    folder = tmp_path / "run"
-    before = (folder / "run.json").read_bytes()
-    with pytest.raises(
-        ArtifactError, match=rf"Another process is at work in {folder}\. Wait .* another --out"
-    ) as caught:
-        Run(folder, {"seed": 0}, **{flag: True})
-    assert caught.value.exit_code == 2
-    assert (folder / "run.json").read_bytes() == before
-    with pytest.raises(ArtifactError, match="Another process"), alone(folder):
-        pytest.fail("two processes were let in")
-    holder.kill()
-    holder.wait()
-    assert not Run(folder, {"seed": 0}, **{flag: True}).finished("probe")
-
-
-def test_one_process_may_hold_its_run_more_than_once(folder: Path) -> None:
-    first, second = Run(folder, RECIPE, resume=True), Run(folder, RECIPE, resume=True)
-    with alone(folder):
-        assert first.finished("probe")
-    assert second.finished("probe")
-
-
-def test_a_run_that_is_no_longer_in_use_lets_others_in(folder: Path) -> None:
-    run = Run(folder, {**RECIPE}, resume=True)
-    code = "import sys, pathlib, compressor.artifact as a; a.alone(pathlib.Path(sys.argv[1])).__enter__()"
-    command = [sys.executable, "-c", code, str(folder)]
-    assert b"Another process" in subprocess.run(command, capture_output=True, check=False).stderr
-    del run
-    assert subprocess.run(command, check=False).returncode == 0
-
-
-# ---- stages ----
-
-
-def interrupted(run: Run) -> None:
-    with run.stage("plan", "Planning", ["plan.json"]) as scratch:
-        (scratch / "plan.json").write_text("half")
-        raise KeyboardInterrupt
-
-
-def test_a_stage_that_raises_leaves_nothing_of_its_outputs(folder: Path) -> None:
-    run = Run(folder, RECIPE, resume=True)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(run)
-    outside = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and run.scratch not in p.parents}
-    assert outside == before
-    assert not Run(folder, RECIPE, resume=True).finished("plan")
-
-
-def test_a_stage_that_is_tried_again_starts_from_an_empty_scratch(folder: Path) -> None:
-    run = Run(folder, RECIPE, resume=True)
-    (run.scratch / "plan").mkdir(parents=True)
-    (run.scratch / "plan" / "half").write_text("left by a kill")
-    with run.stage("plan", "Planning", ["plan.json"]) as scratch:
-        assert list(scratch.iterdir()) == []
-        (scratch / "plan.json").write_text("whole")
-    assert run.finished("plan")
-    assert (folder / "plan.json").read_text() == "whole"
-    assert not list(run.scratch.iterdir())
-
-
-def test_a_stage_replaces_a_folder_as_a_whole(folder: Path) -> None:
-    run = Run(folder, RECIPE, resume=True)
-    make(run, "baseline", dense__other="o")
-    assert [path.name for path in (folder / "dense").iterdir()] == ["other"]
-    assert Run(folder, RECIPE, resume=True).finished("baseline")
-
-
-def test_a_stage_without_its_output_is_not_finished(folder: Path) -> None:
-    run = Run(folder, RECIPE, resume=True)
-    with pytest.raises(FileNotFoundError), run.stage("plan", "Planning", ["plan.json"]):
-        pass
-    assert not run.finished("plan")
-
-
-# ---- artifacts ----
 
 
 def test_a_sealed_artifact_verifies_and_tells_what_it_was_given(sealed: Path) -> None:

@@ -27,16 +27,17 @@ from typer.testing import CliRunner
 
 import compressor
 from compressor import pipeline, recipe, registry, storage
-from compressor.artifact import Run, file_digest
 from compressor.cli import app
 from compressor.distillation import distillation_loss
 from compressor.errors import ArtifactError, ModelError, RecipeError
 from compressor.factory import RECORD, Factory
+from compressor.files import file_digest
 from compressor.layers import FactorizedLinear
 from compressor.line import Line
 from compressor.models import require_learnable
 from compressor.plain import answering_
 from compressor.recipe import Distillation
+from compressor.run_folder import Run
 from compressor.storage import weights_digest
 from exporters.onnx import OnnxExporter
 

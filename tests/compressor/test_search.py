@@ -13,9 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from compressor import adapt, bisection, factorize, line, pipeline, probing, progress, recipe
-from compressor.artifact import SEARCH, TRIALS, Artifact, file_digest, reseal, verify
+from compressor.artifact import SEARCH, TRIALS, Artifact, reseal, verify
 from compressor.cli import app
 from compressor.errors import ArtifactError, BudgetError, DataError, GateError, RecipeError
+from compressor.files import file_digest
 from compressor.packaging.assemble import package
 from compressor.search import TrialLine
 from exporters.base import EXPORT_FILE

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from compressor import sharing
-from compressor.artifact import Run
 from compressor.errors import ArtifactError
+from compressor.run_folder import Run
 from compressor.sharing import LARGE, share, share_folder
 
 

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from compressor import registry
-from compressor.artifact import file_digest, files_of, seal
+from compressor.artifact import files_of, seal
+from compressor.files import file_digest
 from compressor.packaging.assemble import package
 from compressor.recipe import Recipe, dump
 from exporters.onnx import OnnxExporter

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from compressor.artifact import file_digest, files_of, reseal
+from compressor.artifact import files_of, reseal
 from compressor.errors import GateError
+from compressor.files import file_digest
 from compressor.packaging import assemble, rehearsal
 from compressor.packaging.archive import unpack
 from compressor.packaging.verification import verify

@@ -15,9 +15,11 @@ from transformers import BitImageProcessorPil
 from typer.testing import CliRunner, Result
 
 import compressor
-from compressor import artifact, progress
+from compressor import progress
+from compressor.artifact import Artifact
 from compressor.cli import app
 from compressor.errors import ArtifactError, ExportError, GateError, InputError
+from compressor.files import file_digest
 from compressor.packaging import assemble, rehearsal
 from compressor.packaging.archive import unpack
 from validators.report import Report
@@ -51,7 +53,7 @@ def test_the_command_writes_one_file_that_verifies(run: Path, tmp_path: Path) ->
     made = invoke("package", run, "--out", tmp_path / "half.tar.gz", "--json")
     assert made.exit_code == 0, made.output
     data = json.loads(made.stdout)
-    assert data["sha256"] == artifact.file_digest(tmp_path / "half.tar.gz")
+    assert data["sha256"] == file_digest(tmp_path / "half.tar.gz")
     assert (data["export"], data["signed"]) == ("onnx-int8", False)  # the smaller of two that hold their gates
     checked = invoke("verify", tmp_path / "half.tar.gz", "--json")
     expected = {"path": str(tmp_path / "half.tar.gz"), "kind": "package", "verified": True}
@@ -62,7 +64,7 @@ def test_the_command_writes_one_file_that_verifies(run: Path, tmp_path: Path) ->
 def test_the_same_run_gives_the_same_bytes_wherever_it_lies(run: Path, tmp_path: Path) -> None:
     first = assemble.package(run, tmp_path / "first.tar.gz")
     moved = shutil.move(run, tmp_path / "moved")
-    second = assemble.package(artifact.Artifact.open(Path(moved)), tmp_path / "second.tgz")
+    second = assemble.package(Artifact.open(Path(moved)), tmp_path / "second.tgz")
     assert first.path.read_bytes() == second.path.read_bytes()
 
 

@@ -1,0 +1,53 @@
+"""Files that can be trusted: written whole or not at all, and known by their digests. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import ArtifactError, IntegrityError
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write whole or not at all."""
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text(json.dumps(data, indent=2) + "\n")
+    scratch.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Raises ArtifactError where the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist: {path.parent} is no run or artifact folder.") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.") from error
+
+
+def changed_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """A phrase for each file that is missing or differs from its digest."""
+    phrases = []
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            phrases.append(f"{name} is missing")
+        elif file_digest(path) != digest:
+            phrases.append(f"{name} has been changed")
+    return phrases
+
+
+def require_none(where: Path, faults: Iterable[str]) -> None:
+    """Raises IntegrityError where there are faults; all are listed."""
+    found = list(faults)
+    if found:
+        raise IntegrityError(f"{where} is not what was made:\n" + "\n".join(f"  {fault}" for fault in found))
