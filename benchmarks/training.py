@@ -169,7 +169,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training.jsonl"))
     arguments = parser.parse_args()
-    progress.set_level("quiet")
+    progress.set_level("off")
     models.quiet_libraries()
     torch.set_num_threads(1)
 

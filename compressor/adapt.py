@@ -226,6 +226,11 @@ def _progress_callback(title: str) -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "loss" in logs:
+                said = f"loss {logs['loss']:.4f}, learning rate {logs['learning_rate']:.1e}"
+                progress.detail(f"  step {state.global_step}: {said}")
+
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
             name = "accuracy" if "eval_accuracy" in metrics else "loss"
             progress.note(f"  epoch {state.epoch:.0f}: validation {name} {metrics[f'eval_{name}']:.4f}")

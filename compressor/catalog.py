@@ -1,4 +1,4 @@
-"""What can be named in a recipe: the registered methods, exporters and checks with their fields."""
+"""What can be named in a recipe: the registered tasks, methods, exporters and checks with their fields."""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ def main() -> None:
 @app.callback()
 def program(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More about what is going on.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="The rank of every layer and the training loss too.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # noqa: ARG001 (read by Verb)
     version: Annotated[  # noqa: ARG001 (answered by its callback)
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=terminal.print_version)
@@ -158,7 +160,7 @@ def report(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
     from validators.report import Report
 
     saved = Report.read(path)
-    saved.save(path)
+    saved.save(path.parent if path.is_file() else path)
     show(saved.to_dict(), lambda: str(saved), as_json)
 
 

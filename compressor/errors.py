@@ -20,6 +20,7 @@ A message is a sentence that says what was wrong, where, what is allowed and wha
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class RankfoldError(Exception):
@@ -101,3 +102,8 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """What an exception says first."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def fields(error: Any) -> list[str]:
+    """A line for each fault of a pydantic.ValidationError: the field, what is wrong with it."""
+    return [f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]

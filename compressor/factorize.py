@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from compressor import planning, structure
 from compressor.errors import ModelError
@@ -33,11 +33,17 @@ def decompose(
     for place, target in enumerate(track(found, "decomposing")):
         limit = break_even(target.out_features, target.in_features, layout) - 1
         weight, pair = matrix(dense_layer(model, target.name)).detach(), known[place]
-        subspaces[target.name] = method.subspace(weight, pair, limit)
+        subspaces[target.name] = method.subspace(_beside(pair, weight), pair, limit)
         for moment in (pair.input, pair.gradient):
             if moment is not None and last[id(moment)] == place:
                 moment.forget()  # no later target shares it, and all of a language model's fill gigabytes
     return subspaces
+
+
+def _beside(moments: Moments, weight: Tensor) -> Tensor:
+    """The weight where its moments are: `calibrate` gathers them on the model's device and leaves them on the CPU."""
+    known = moments.input or moments.gradient
+    return weight if known is None else weight.to(known.matrix.device)
 
 
 def spectra(model: nn.Module, subspaces: Mapping[str, Subspace]) -> list[Spectrum]:

@@ -153,6 +153,8 @@ class Line:
                 plan = self._choose(spectra, scratch)
                 plan.save(scratch / "plan.json")
                 (scratch / "spectra.json").write_text(json.dumps(_curves(spectra)) + "\n")
+                for layer in plan.layers:
+                    progress.detail(f"  {layer.name}: {_rank(layer)}, {layer.energy:.1%} of what it gains")
         return Plan.load(self.folder / "plan.json")
 
     def _choose(self, spectra: Sequence[planning.Spectrum], scratch: Path) -> Plan:
@@ -265,6 +267,10 @@ class Line:
             "versions": versions(),
             "seconds": self.run.seconds,
         }
+
+
+def _rank(layer: planning.PlanLayer) -> str:
+    return "dense" if layer.rank is None else f"rank {layer.rank} (as dense at {layer.break_even})"
 
 
 def _longest(split: Any) -> int:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal
 
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, fields
 from compressor.market import Layout as Layout
 from compressor.market import Market, Price
 from compressor.market import Spectrum as Spectrum
@@ -19,14 +19,16 @@ from compressor.market import break_even as break_even
 from compressor.market import cost as cost
 from compressor.market import flat as flat
 
-Strategy = Literal["gain", "energy", "uniform", "measured", "replay"]
+Strategy = Literal["gain", "energy", "uniform", "measured"]
 Resource = Literal["parameters", "latency", "memory"]  # what a budget is a share of
+STRICT = {"extra": "forbid"}  # of a plan in a file: an edited one has no keys of its own
 
 
 @dataclass(frozen=True)
 class PlanLayer:
     """One target's row. `rank` None means that it stays dense, and is charged as dense."""
 
+    __pydantic_config__: ClassVar = STRICT
     name: str
     out_features: int
     in_features: int
@@ -40,12 +42,13 @@ class PlanLayer:
 class Plan:
     """The ranks of all targets and how they were chosen."""
 
+    __pydantic_config__: ClassVar = STRICT
     strategy: Strategy
     budget: float  # share of the targets' parameters, or of what `quantity` says of the dense model
     layout: Layout
     multiple_of: int
     layers: tuple[PlanLayer, ...]
-    schema_version: int = field(default=1)
+    schema_version: Literal[1] = 1
     quantity: Resource = "parameters"
     predicted: float | None = None  # of latency and memory: the ratio to dense fp32 that the layers' sum foretells
     measured: float | None = None  # and the one that was measured, untrained
@@ -81,30 +84,46 @@ class Plan:
         Raises:
             ArtifactError: no plan file, or rows with ranks that cannot be; all of them are listed.
         """
-        try:
-            data = json.loads(path.read_text())
-            layers = [PlanLayer(**row) for row in data.pop("layers")]
-            plan = cls(**data, layers=())
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ArtifactError(
-                f"{path} is not a plan: {error}. `python -m compressor plan RECIPE --out DIR` writes one."
-            ) from error
-        if plan.layout not in get_args(Layout):
-            raise ArtifactError(f"{path}: layout is {plan.layout!r}; allowed are {', '.join(get_args(Layout))}.")
-        faults = [f"{path}: {fault}" for layer in layers for fault in _faults(layer, plan.layout)]
-        if faults:
-            raise ArtifactError("\n".join(faults))
+        plan, ranks = _parsed(path)
+        faults = [
+            *_repeated(plan.layers),
+            *(_fault(*pair, plan.layout) for pair in zip(plan.layers, ranks, strict=True)),
+        ]
+        if any(faults):
+            raise ArtifactError("\n".join(f"{path}: {fault}" for fault in faults if fault))
+        layers = (replace(layer, rank=rank) for layer, rank in zip(plan.layers, ranks, strict=True))
         return replace(plan, layers=tuple(_charged(layer, plan.layout) for layer in layers))
 
 
-def _faults(layer: PlanLayer, layout: Layout) -> Iterator[str]:
+def _parsed(path: Path) -> tuple[Plan, list[Any]]:
+    """The plan in a file without its ranks, and these, which may be anything."""
+    import pydantic
+
+    try:
+        data = json.loads(path.read_text())
+        ranks = [row["rank"] for row in data["layers"]]
+        bare = data | {"layers": [row | {"rank": None} for row in data["layers"]]}
+        plan = pydantic.TypeAdapter(Plan).validate_json(json.dumps(bare), strict=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        said = "".join(f"\n{line}" for line in fields(error)) if isinstance(error, pydantic.ValidationError) else error
+        raise ArtifactError(
+            f"{path} is not a plan: {said}. `python -m compressor plan RECIPE --out DIR` writes one."
+        ) from error
+    return plan, ranks
+
+
+def _repeated(layers: Sequence[PlanLayer]) -> Iterator[str]:
+    names = [layer.name for layer in layers]
+    return (f"layer '{name}' stands there {names.count(name)} times" for name in set(names) if names.count(name) > 1)
+
+
+def _fault(layer: PlanLayer, rank: Any, layout: Layout) -> str:
     limit = break_even(layer.out_features, layer.in_features, layout)
-    whole = type(layer.rank) is int  # neither 8.5 nor "8" nor true
-    if layer.rank is not None and not (whole and 1 <= layer.rank < limit):
-        yield (
-            f"layer '{layer.name}' has rank {layer.rank!r}; allowed are 1 to {limit - 1} (below break-even), "
-            "or null to keep it dense"
-        )
+    whole = type(rank) is int  # neither 8.5 nor "8" nor true
+    if rank is None or (whole and 1 <= rank < limit):
+        return ""
+    allowed = f"1 to {limit - 1} (below break-even), or null to keep it dense"
+    return f"layer '{layer.name}' has rank {rank!r}; allowed are {allowed}"
 
 
 def _charged(layer: PlanLayer, layout: Layout) -> PlanLayer:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 Level = Literal["off", "normal", "verbose"]
 Item = TypeVar("Item")
@@ -21,8 +21,14 @@ _level: Level = "off"
 
 
 def set_level(level: Level) -> None:
-    """Choose how much is said: nothing, stages and bars and notes, or the `detail` notes too."""
+    """Choose how much is said: nothing, stages and bars and notes, or the `detail` notes too.
+
+    Raises:
+        ValueError: there is no such level.
+    """
     global _level
+    if level not in get_args(Level):
+        raise ValueError(f"'{level}' is no level; allowed are {', '.join(get_args(Level))}.")
     _level = level
 
 

@@ -140,8 +140,9 @@ def _again(first: str, target: bool, reason: str) -> str:
 
 
 def _narrow(out_features: int, in_features: int) -> str:
-    """No rank is cheaper than one row or one column."""
-    return "too narrow for any rank to be cheaper" if min(out_features, in_features) <= 1 else ""
+    """No rank is cheaper than a single row or column, nor than a matrix of 2 x 2."""
+    empty = not out_features or not in_features
+    return "too narrow for any rank to be cheaper" if empty or break_even(out_features, in_features) <= 1 else ""
 
 
 def _unasked(model: nn.Module, name: str, layer: nn.Module) -> str:

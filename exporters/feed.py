@@ -44,6 +44,8 @@ class Feed:
 
     def _completed(self, inputs: Arrays) -> Arrays:
         """With an empty cache, and positions counted along the mask, where the caller starts from nothing."""
+        if "input_ids" not in inputs:
+            return inputs
         rows, length = inputs["input_ids"].shape
         empty = {name: np.zeros((rows, heads, 0, size)) for name, (heads, size) in self.cache.items()}
         positions = {}

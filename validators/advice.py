@@ -19,6 +19,7 @@ from validators.wording import listed
 if TYPE_CHECKING:
     from validators.report import ExportReport
 
+SOUND = (*QUALITIES, "parity")  # what an option has to hold
 COSTS = ("size", "latency_p50", "peak_memory")
 SAME = 0.005  # points of accuracy that would be printed as 0.00
 MATERIAL = 0.02  # costs that differ by less than 2% are nothing to choose by: one machine's noise from day to day
@@ -142,10 +143,10 @@ def options(exports: Sequence[ExportReport]) -> tuple[Option, ...]:
 
 
 def _limits(exports: Sequence[ExportReport]) -> dict[str, float]:
-    """The strictest limit of each quality that a gate limits."""
+    """The strictest limit of parity and of each quality that a gate limits."""
     limits: dict[str, float] = {}
     for finding in (finding for export in exports for finding in export.findings):
-        if finding.quantity in QUALITIES and finding.limit is not None:
+        if finding.quantity in SOUND and finding.limit is not None:
             strictest = max if finding.better == "higher" else min
             limits[finding.quantity] = strictest(finding.limit, limits.get(finding.quantity, finding.limit))
     return limits
@@ -171,9 +172,11 @@ def _is_sound(export: ExportReport, limits: Mapping[str, float]) -> bool:
         return False
     if parity is not None and not (parity.ok and math.isfinite(parity.candidate)):
         return False
-    limited = [finding for finding in qualities if finding.quantity in limits]
-    if limited:
-        return all(_holds(finding, limits[finding.quantity]) for finding in limited)
+    limited = [finding for finding in export.findings if finding.quantity in limits]
+    if not all(_holds(finding, limits[finding.quantity]) for finding in limited):
+        return False
+    if any(finding.quantity in QUALITIES for finding in limited):
+        return True
     return max(accuracy.candidate, *(accuracy.interval or ())) >= accuracy.dense
 
 

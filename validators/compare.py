@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from compressor.errors import ArtifactError, InputError, did_you_mean
+from compressor.errors import ArtifactError, InputError, did_you_mean, fields
 from compressor.recipe import Gate
 from compressor.tasks.base import QUALITIES
 from validators import comparable, wording
@@ -173,8 +173,7 @@ def _gates(report: Report) -> dict[str, Gate]:
     try:
         return pydantic.TypeAdapter(dict[str, Gate]).validate_python(found or {})
     except pydantic.ValidationError as error:
-        faults = [f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise ArtifactError("\n".join(["context.recipe.gates of AFTER cannot be read:", *faults])) from error
+        raise ArtifactError("\n".join(["context.recipe.gates of AFTER cannot be read:", *fields(error)])) from error
 
 
 def _refuse_unshared(percents: Mapping[str, float], pairs: Sequence[tuple[ExportReport, ExportReport]]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from compressor import progress
+
 Pairs = list[tuple[str, str]]
 
 GROUPS = {
@@ -140,11 +142,8 @@ def _parameters(counts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, f"{before:,} → {after:,} ({100 * after / before:.1f}%)"
 
 
-def _duration(seconds: Any) -> str:
-    if not isinstance(seconds, int | float):
-        return text(seconds)
-    minutes, rest = divmod(float(seconds), 60)
-    return f"{minutes:.0f} min {rest:02.0f} s" if minutes else f"{rest:.1f} s"
+def _duration(spent: Any) -> str:
+    return progress.seconds(spent) if isinstance(spent, int | float) else text(spent)
 
 
 def _flat(section: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:

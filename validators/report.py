@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.errors import ArtifactError, GateError
+from compressor.errors import ArtifactError, GateError, fields
 from validators import advice, frontier, wording
 from validators.base import Finding
 
@@ -170,8 +170,7 @@ class Report:
         try:
             return pydantic.TypeAdapter(cls).validate_python(_with_nan(data))
         except pydantic.ValidationError as error:
-            faults = [f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-            raise ArtifactError("\n".join(["The report cannot be read:", *faults])) from error
+            raise ArtifactError("\n".join(["The report cannot be read:", *fields(error)])) from error
 
     def save(self, folder: Path) -> None:
         """Write report.json, report.md, junit.xml and report.html, each under a scratch name that is then renamed.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from compressor.recipe import Source
 
 WHOLE = re.compile(r"-?\d+")
-KINDS = ("string", "large_string", "int", "uint", "bool", "float")
+KINDS = ("string", "large_string", "int", "uint", "bool")  # of floats each would be a class of its own
 
 
 def column(source: Source) -> dict[str, Column]:
