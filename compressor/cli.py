@@ -43,9 +43,7 @@ def main() -> None:
 @app.callback()
 def program(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="The rank of every layer and the training loss too.")
-    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Ranks and training losses too.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # noqa: ARG001 (read by Verb)
     version: Annotated[  # noqa: ARG001 (answered by its callback)
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=terminal.print_version)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-import json
-import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from compressor import registry
 from compressor.errors import ExportError, RuntimeFailure, first_line
 from exporters import executorch_runtime
-from exporters.base import EXPORT_FILE, Device, Exported, Session
+from exporters.base import Device, Exported, Session, require_precision
 from exporters.executorch_runtime import PACKAGES, PROGRAM, ExecutorchRunner
-from exporters.folder import new_folder
-from exporters.staged import save_config
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +53,7 @@ class ExecutorchExporter:
     devices: ClassVar[tuple[Device, ...]] = ("cpu",)
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise ExportError(f"The ExecuTorch exporter writes fp32 and int8, not '{self.precision}'.")
+        require_precision("ExecuTorch", self.precision, get_args(Precision))
 
     def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
         """Write `model` as a new folder `path`: `model.pte`, `export.json` and the model's config.
@@ -71,22 +67,10 @@ class ExecutorchExporter:
             ResourceError: the disk refuses the files.
         """
         registry.require(self.packages)
-        from exporters import torch_program, verify
+        from exporters import torch_program
 
-        with new_folder(path) as scratch, verify.settled(model):
-            inputs = verify.beside(model, example)
-            trials = verify.trials(model, inputs)
-            longest = max(self._longest(model), *map(_length, trials))
-            program = self._write(model, inputs, scratch / PROGRAM, longest)
-            facts = torch_program.facts(self, model, scratch / PROGRAM, ["torch", "executorch"]) | program
-            if self.precision == "int8":
-                facts["quantization"] = QUANTIZATION
-            (scratch / EXPORT_FILE).write_text(json.dumps(facts))  # read by load
-            limit = self.tolerance if self.precision == "fp32" else math.inf  # gates say what a precision may cost
-            facts["parity"] = verify.compare(model, self._loaded(scratch), trials, limit)
-            save_config(getattr(model, "config", None), scratch)
-            (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
-        return Exported(path, (PROGRAM,), facts)
+        write = partial(self._write, model)
+        return torch_program.export(self, model, example, path, file=PROGRAM, write=write, load=self._loaded)
 
     def load(self, path: Path, session: Session = Session()) -> ExecutorchRunner:  # noqa: B008 (frozen)
         """A runner for an exported folder; ExecuTorch's Python module imports torch.
@@ -107,28 +91,29 @@ class ExecutorchExporter:
                 f"ExecuTorch cannot run what it made of the model, for lack of a kernel perhaps, {ELSEWHERE}: {error}"
             ) from error
 
-    def _longest(self, model: torch.nn.Module) -> int:
-        from exporters.verify import positions
+    def _longest(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> int:
+        """Tokens that memory is set aside for: those of the trials at least."""
+        from exporters import verify
 
-        return min(self.max_length, positions(model))
+        return max(min(self.max_length, verify.positions(model)), *map(_length, verify.trials(model, example)))
 
-    def _write(
-        self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], file: Path, longest: int
-    ) -> dict[str, Any]:
+    def _write(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], file: Path) -> dict[str, Any]:
         """Trace, lower and save the model; what the program is like."""
         import torch
 
         from exporters import torch_program
         from exporters.tracing import SEQUENCE, tracing_of
 
-        traced = model if self.precision == "fp32" else _quantized(model)
+        longest, full = self._longest(model, example), self.precision == "fp32"
+        traced = model if full else _quantized(model)
         tracing = _one_row(tracing_of(traced, example, cache=False))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecated calls inside torch and ExecuTorch
             program = torch_program.traced(tracing, {SEQUENCE: torch.export.Dim.AUTO(min=1, max=longest)})
             buffer, nodes = _lowered(program)
         file.write_bytes(buffer)
-        return {"inputs": torch_program.inputs(tracing), "max_length": longest, "nodes": nodes}
+        told = {"inputs": torch_program.inputs(tracing), "max_length": longest, "nodes": nodes}
+        return told if full else told | {"quantization": QUANTIZATION}
 
 
 def _length(inputs: Mapping[str, torch.Tensor]) -> int:

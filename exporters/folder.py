@@ -1,13 +1,18 @@
-"""A new folder that appears whole or not at all."""
+"""The folder of an export, which appears whole or not at all, and what its `export.json` says in every runtime."""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from compressor.errors import ExportError, ResourceError
+from exporters.base import EXPORT_FILE, Exporter
+
+SCHEMA_VERSION = 1  # of export.json
 
 
 @contextmanager
@@ -34,3 +39,28 @@ def new_folder(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def facts(exporter: Exporter, folder: Path, files: Sequence[str], versions: Mapping[str, str]) -> dict[str, Any]:
+    """What is said of every export: its exporter, the sizes of its model's files, the versions that wrote them."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "runtime": exporter.name,
+        "precision": exporter.precision,
+        "model_files": list(files),
+        "file_bytes": {name: (folder / name).stat().st_size for name in files},
+        "versions": dict(versions),
+    }
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """`export.json`."""
+    (folder / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def save_config(config: Any, folder: Path) -> bool:
+    """A model's config beside the graph, where optimum's and transformers' loaders look for it; whether it has one."""
+    save = getattr(config, "save_pretrained", None)
+    if callable(save):
+        save(folder)
+    return callable(save)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from exporters import onnx_runtime, staged
-from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session, require_precision
-from exporters.folder import new_folder
+from exporters.base import Arrays, Device, Exported, Session, require_precision
+from exporters.folder import facts, new_folder, save_config, write_facts
 from exporters.onnx_precisions import PRECISIONS
 from exporters.onnx_runtime import GRAPH, OnnxRunner
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
     from exporters.onnx_timing import OnnxTimer
 
-SCHEMA_VERSION = 1
 Precision = Literal[  # rows of PRECISIONS
     "fp32", "fp16", "int8", "int8-static", "int8-weights", "int4", "fp32-fused", "int8-fused"
 ]
@@ -94,10 +92,10 @@ class OnnxExporter:
         with new_folder(path) as scratch:
             start = self._start(model, example, path, scratch)
             del model  # where the caller does not keep it, its weights leave memory before the checks and quantizers
-            facts = self._finished(start, scratch, samples)
-            self._save_config(start.config, scratch, facts)
-            (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
-        return Exported(path, tuple(facts["model_files"]), facts)
+            told = self._finished(start, scratch, samples)
+            self._save_config(start.config, scratch, told)
+            write_facts(scratch, told)
+        return Exported(path, tuple(told["model_files"]), told)
 
     def load(self, path: Path, session: Session = Session()) -> OnnxRunner:  # noqa: B008 (frozen)
         """A runner for an exported folder, without importing torch.
@@ -153,26 +151,20 @@ class OnnxExporter:
     def _facts(self, folder: Path) -> dict[str, Any]:
         from exporters import onnx_file
 
-        files = {file.name: file.stat().st_size for file in sorted(folder.glob(f"{GRAPH}*"))}
-        knobs = {name: getattr(self, name) for name in PRECISIONS[self.precision].knobs}
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "runtime": self.name,
-            "precision": self.precision,
-            "opset": self.opset,
-            **knobs,
-            "model_files": list(files),
-            "file_bytes": files,
-            "versions": versions(),
-            **onnx_file.read(folder / GRAPH),
-        }
+        files = sorted(file.name for file in folder.glob(f"{GRAPH}*"))
+        return self._knobs | facts(self, folder, files, versions()) | onnx_file.read(folder / GRAPH)
 
-    def _save_config(self, config: Any, folder: Path, facts: Mapping[str, Any]) -> None:
+    @property
+    def _knobs(self) -> dict[str, Any]:
+        """Those that its precision heeds."""
+        return {name: getattr(self, name) for name in ("opset", *PRECISIONS[self.precision].knobs)}
+
+    def _save_config(self, config: Any, folder: Path, told: Mapping[str, Any]) -> None:
         """Where optimum's and transformers' loaders look for it; a decoder's also as GenAI's do."""
         from exporters import genai
 
-        if staged.save_config(config, folder):
-            genai.write(config, facts["inputs"], folder)
+        if save_config(config, folder):
+            genai.write(config, told["inputs"], folder)
 
 
 def versions() -> dict[str, str]:

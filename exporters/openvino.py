@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,15 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from compressor import registry
 from compressor.errors import ExportError
 from exporters import openvino_int8, openvino_runtime, staged
-from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session, require_precision
-from exporters.folder import new_folder
+from exporters.base import Arrays, Device, Exported, Session, require_precision
+from exporters.folder import facts, new_folder, save_config, write_facts
 from exporters.openvino_runtime import GRAPH, PACKAGES, WEIGHTS, OpenvinoRunner
 
 if TYPE_CHECKING:
     import torch
 
 Precision = Literal["fp32", "fp16", "int8", "int8-static"]
-SCHEMA_VERSION = 1
 FULL = "openvino-fp32"  # the sibling that the smaller precisions are made of
 STATIC = "int8-static"
 QUANTIZATION = {  # of the precisions that NNCF makes
@@ -89,10 +87,10 @@ class OpenvinoExporter:
         with new_folder(path) as scratch:
             start = self._start(model, example, path, scratch)
             del model  # where the caller does not keep it, its weights leave memory before the checks
-            facts = self._finished(start, scratch, samples)
-            staged.save_config(start.config, scratch)
-            (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
-        return Exported(path, tuple(facts["model_files"]), facts)
+            told = self._finished(start, scratch, samples)
+            save_config(start.config, scratch)
+            write_facts(scratch, told)
+        return Exported(path, tuple(told["model_files"]), told)
 
     def load(self, path: Path, session: Session = Session()) -> OpenvinoRunner:  # noqa: B008 (frozen)
         """A runner for an exported folder, without importing torch.
@@ -149,18 +147,11 @@ class OpenvinoExporter:
     def _facts(self, folder: Path) -> dict[str, Any]:
         from exporters import openvino_file
 
-        files = {name: (folder / name).stat().st_size for name in (GRAPH, WEIGHTS)}
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "runtime": self.name,
-            "precision": self.precision,
-            "opset": self.opset,
-            **({"quantization": QUANTIZATION[self.precision]} if self.precision in QUANTIZATION else {}),
-            "model_files": list(files),
-            "file_bytes": files,
-            "versions": self._versions(),
-            **openvino_file.read(folder / GRAPH),
-        }
+        own: dict[str, Any] = {"opset": self.opset}
+        if self.precision in QUANTIZATION:
+            own["quantization"] = QUANTIZATION[self.precision]
+        told = facts(self, folder, (GRAPH, WEIGHTS), self._versions())
+        return own | told | openvino_file.read(folder / GRAPH)
 
     def _versions(self) -> dict[str, str]:
         from importlib.metadata import version

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal, get_args
 from compressor.errors import DependencyError, ExportError
 from exporters import onnx_runtime, staged
 from exporters.base import Arrays, Device, Session
-from exporters.onnx import SCHEMA_VERSION, OnnxExporter, versions
+from exporters.folder import facts, save_config
+from exporters.onnx import OnnxExporter, versions
 from exporters.onnx_precisions import PRECISIONS
 from exporters.onnx_runtime import GRAPH, MAPPED, ORT_GRAPH, OnnxRunner
 
@@ -54,9 +55,9 @@ class OrtExporter(OnnxExporter):
         """The graph is that of the ONNX export in the same precision, in fp32 too."""
         return True
 
-    def _save_config(self, config: Any, folder: Path, facts: Mapping[str, Any]) -> None:
+    def _save_config(self, config: Any, folder: Path, told: Mapping[str, Any]) -> None:
         """GenAI's loader takes ONNX alone."""
-        staged.save_config(config, folder)
+        save_config(config, folder)
 
     def load(self, path: Path, session: Session = Session()) -> OnnxRunner:  # noqa: B008 (frozen)
         """A runner for an exported folder, without importing torch; its weights stay in the file, which is mapped.
@@ -83,7 +84,8 @@ class OrtExporter(OnnxExporter):
             tolerance=self.tolerance,
             limit=self.tolerance if self.precision == "fp32" else math.inf,
         )
-        return self._about(folder) | told | figures
+        own = {"level": self.level, "session": dict(MAPPED)}
+        return self._knobs | own | facts(self, folder, [ORT_GRAPH], versions()) | told | figures
 
     def _convert(self, source: Path, folder: Path, samples: Sequence[Arrays]) -> dict[str, Any]:
         """From the fp32 graph in `source` to the file in `folder`; returns the facts of the ONNX graph in between."""
@@ -99,18 +101,3 @@ class OrtExporter(OnnxExporter):
             told = onnx_file.read(graph)
         ort_file.write_operators(target)
         return told | {"nodes": ort_file.nodes(target)}
-
-    def _about(self, folder: Path) -> dict[str, Any]:
-        size = (folder / ORT_GRAPH).stat().st_size
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "runtime": self.name,
-            "precision": self.precision,
-            "opset": self.opset,
-            "level": self.level,
-            **{name: getattr(self, name) for name in PRECISIONS[self.precision].knobs},
-            "model_files": [ORT_GRAPH],
-            "file_bytes": {ORT_GRAPH: size},
-            "session": dict(MAPPED),
-            "versions": versions(),
-        }

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from exporters.verify import Reference
 
-Write = Callable[[Path], None]
-
 
 @dataclass(frozen=True, eq=False)
 class Traced:
@@ -147,11 +145,3 @@ def fits(sibling: Path, files: Sequence[str], facts: Mapping[str, Any], inputs: 
         return False
     names = [value["name"] for value in told.get("inputs", [])][: len(inputs)]
     return names == list(inputs) and all(told.get(key) == value for key, value in facts.items())
-
-
-def save_config(config: Any, folder: Path) -> bool:
-    """A model's config beside the graph, where optimum's and transformers' loaders look for it; whether it has one."""
-    save = getattr(config, "save_pretrained", None)
-    if callable(save):
-        save(folder)
-    return callable(save)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import warnings
 import zipfile
@@ -18,10 +17,8 @@ import numpy as np
 
 from compressor.errors import ArtifactError, DependencyError, RuntimeFailure, first_line
 from compressor.threads import usable_threads
-from exporters.base import EXPORT_FILE, Arrays, Exported, Session, require_precision
+from exporters.base import Arrays, Exported, Session, require_precision
 from exporters.feed import Feed, shapes, told
-from exporters.folder import new_folder
-from exporters.staged import save_config
 
 if TYPE_CHECKING:
     import torch
@@ -68,18 +65,10 @@ class TorchExporter:
             ExportError: `path` exists, the model cannot be traced, or the program computes something else.
             ResourceError: the disk refuses the files.
         """
-        from exporters import torch_program, verify
+        from exporters import torch_program
 
-        with new_folder(path) as scratch, verify.settled(model):
-            inputs = verify.beside(model, example)
-            program = _write(model, inputs, scratch / PROGRAM, DTYPES.get(self.precision))
-            facts = torch_program.facts(self, model, scratch / PROGRAM, ["torch"]) | program
-            (scratch / EXPORT_FILE).write_text(json.dumps(facts))  # read by load
-            limit = math.inf if self.precision in DTYPES else self.tolerance
-            facts["parity"] = verify.compare(model, self.load(scratch), verify.trials(model, inputs), limit)
-            save_config(getattr(model, "config", None), scratch)
-            (scratch / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
-        return Exported(path, (PROGRAM,), facts)
+        write = partial(_write, model, dtype=DTYPES.get(self.precision))
+        return torch_program.export(self, model, example, path, file=PROGRAM, write=write)
 
     def load(self, path: Path, session: Session = Session()) -> TorchRunner:  # noqa: B008 (frozen)
         """A runner for an exported folder.
@@ -197,7 +186,7 @@ def _finished(call: Callable[[], object], device: str) -> object:
 
 
 def _write(
-    model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path, dtype: str | None
+    model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path, *, dtype: str | None
 ) -> dict[str, Any]:
     """Trace the model and save the program, without example inputs and without paths of this machine; its facts."""
     import torch

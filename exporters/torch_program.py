@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from compressor.errors import ExportError, first_line
 from compressor.storage import weights_digest
-from exporters.base import Exporter
+from exporters import verify
+from exporters.base import Exported, Exporter, Runner
+from exporters.folder import facts, new_folder, save_config, write_facts
 from exporters.tracing import Tracing, require_free
-
-SCHEMA_VERSION = 1
 
 
 def traced(tracing: Tracing, sizes: Mapping[str, Any]) -> torch.export.ExportedProgram:
@@ -42,17 +43,62 @@ def traced(tracing: Tracing, sizes: Mapping[str, Any]) -> torch.export.ExportedP
     return program
 
 
-def facts(exporter: Exporter, model: torch.nn.Module, file: Path, packages: Sequence[str]) -> dict[str, Any]:
-    """What `export.json` says of every program: its exporter, its file, the versions of `packages`, its weights."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "runtime": exporter.name,
-        "precision": exporter.precision,
-        "model_files": [file.name],
-        "file_bytes": {file.name: file.stat().st_size},
-        "versions": {name: version(name) for name in packages},
-        "weights_digest": weights_digest(model),
-    }
+class Programs(Exporter, Protocol):
+    """An exporter whose files are single programs."""
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference of a logit that the fp32 program may have from the torch model."""
+        ...
+
+    @property
+    def packages(self) -> Mapping[str, str]:
+        """What writes and runs them, by the name of its import."""
+        ...
+
+
+def export(
+    exporter: Programs,
+    model: nn.Module,
+    example: Mapping[str, Tensor],
+    path: Path,
+    *,
+    file: str,
+    write: Callable[[Mapping[str, Tensor], Path], dict[str, Any]],
+    load: Callable[[Path], Runner] | None = None,
+) -> Exported:
+    """Write a model as a new folder `path`: a program, `export.json` and the model's config.
+
+    Args:
+        exporter: whose program it is.
+        model: what is traced.
+        example: its inputs.
+        path: the folder.
+        file: the program's name.
+        write: traces the model with inputs that lie beside it into a file; returns the program's own facts.
+        load: of the exporter by default.
+
+    Raises:
+        ExportError: `path` exists, the model cannot be traced, or the program computes something else.
+        ResourceError: the disk refuses the files.
+    """
+    with new_folder(path) as scratch, verify.settled(model):
+        inputs = verify.beside(model, example)
+        program = write(inputs, scratch / file)
+        told = facts(exporter, scratch, [file], _versions(exporter.packages))
+        told |= {"weights_digest": weights_digest(model), **program}
+        write_facts(scratch, told)  # read by load
+        limit = exporter.tolerance if exporter.precision == "fp32" else math.inf  # gates say what a precision may cost
+        runner = (load or exporter.load)(scratch)
+        told["parity"] = verify.compare(model, runner, verify.trials(model, inputs), limit)
+        save_config(getattr(model, "config", None), scratch)
+        write_facts(scratch, told)
+    return Exported(path, (file,), told)
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of what is installed, by the names of imports: `executorch` of `executorch.runtime`."""
+    return {root: version(root) for root in (name.partition(".")[0] for name in packages)}
 
 
 def inputs(tracing: Tracing) -> list[dict[str, Any]]:
