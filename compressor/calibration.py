@@ -18,7 +18,6 @@ from compressor.forms import Form
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments
 from compressor.recording import Recorder, accumulate, mirrored
-from compressor.tasks.base import IGNORED as IGNORED
 from compressor.tasks.base import inputs_of, labeled
 
 Batch = Mapping[str, Tensor]

@@ -21,8 +21,7 @@ from compressor.errors import DataError, did_you_mean, first_line
 from compressor.recipe import Source
 from compressor.sections.data import READERS
 from compressor.tasks import image
-from compressor.tasks.base import Column, Outcomes, Task, inputs_of
-from compressor.tasks.base import together as together
+from compressor.tasks.base import Column, Outcomes, Task, inputs_of, together
 
 Made = TypeVar("Made")
 Other = TypeVar("Other")

@@ -87,9 +87,8 @@ def taught_loss(
         matched = prediction_loss(outputs.logits[terms(batch)], lesson.logits, section.temperature)
         loss = loss + section.predictions * matched
     if lesson.states:
-        mask = batch.get("attention_mask")
-        states = (_unpadded(state, mask) for state in outputs.hidden_states[1:])
-        loss = loss + section.hidden * _shares(states, lesson.states)
+        states = outputs.hidden_states[1:]
+        loss = loss + section.hidden * hidden_loss(states, lesson.states, batch.get("attention_mask"))
     return loss, outputs
 
 
@@ -134,14 +133,19 @@ def prediction_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tenso
     return temperature**2 * nn.functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
 
 
-def hidden_loss(states: Sequence[Tensor], taught: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
-    """Squared error of each layer's states over their variance, averaged over the layers, ().
+def hidden_loss(states: Iterable[Tensor], taught: Iterable[Tensor], mask: Tensor | None = None) -> Tensor:
+    """Squared error of each layer's states over the variance of what was taught, averaged over the layers, ().
 
-    States are (B, T, d), or maps (B, d, H, W) as vision models have them; layers may differ in shape. The first states
-    are the embeddings, which are no target; where `mask (B, T)` is zero there is padding.
+    Args:
+        states: of the pupil's layers, (B, T, d), or maps (B, d, H, W) as vision models have them; layers may differ in
+            shape.
+        taught: a lesson's states, (tokens, d) without padding, which are used up. A single token has no variance, and
+            no error.
+        mask: (B, T), zero where there is padding.
     """
-    ours, theirs = ([_unpadded(state, mask) for state in side[1:]] for side in (states, taught))
-    return _shares(ours, [state.clone() for state in theirs])
+    pairs = zip((_unpadded(state, mask) for state in states), taught, strict=True)
+    shares = [_share_of_variance(state, wanted) for state, wanted in pairs if len(wanted) > 1]
+    return torch.stack(shares).mean() if shares else torch.zeros(())
 
 
 def _unpadded(state: Tensor, mask: Tensor | None) -> Tensor:
@@ -168,13 +172,6 @@ def _sizes(state: Tensor, mask: Tensor | None) -> list[int]:
         return [state[0, ..., 0].numel()] * len(state)
     found: list[int] = mask.bool().sum(1).tolist()
     return found
-
-
-def _shares(states: Iterable[Tensor], taught: Iterable[Tensor]) -> Tensor:
-    """The mean of the layers' errors, (); the single token of a last small batch has no variance, and no error."""
-    pairs = zip(states, taught, strict=True)
-    shares = [_share_of_variance(state, wanted) for state, wanted in pairs if len(wanted) > 1]
-    return torch.stack(shares).mean() if shares else torch.zeros(())
 
 
 class ShareOfVariance(torch.autograd.Function):

@@ -13,10 +13,9 @@ from typing import Any, ClassVar, Literal
 
 from compressor.errors import ArtifactError, fields
 from compressor.market import Layout as Layout
-from compressor.market import Market, Price
+from compressor.market import Market, Price, cost
 from compressor.market import Spectrum as Spectrum
 from compressor.market import break_even as break_even
-from compressor.market import cost as cost
 from compressor.market import flat as flat
 
 Strategy = Literal["gain", "energy", "uniform", "measured"]

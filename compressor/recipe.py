@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, ValidationError
 
 from compressor import document, faults, registry, schema
 from compressor.conflicts import conflicts, misfits
 from compressor.errors import InputError, RecipeError
-from compressor.paths import is_factory
-from compressor.paths import resolve as resolve
+from compressor.paths import is_factory, resolve
 from compressor.sections.base import Section as Section
 from compressor.sections.data import Calibration as Calibration
 from compressor.sections.data import DataSection as DataSection
@@ -67,7 +66,6 @@ class Recipe(Section):
     gates: dict[Quantity, Gate] = Field(
         default={}, description="limits on what is measured; every export must hold them"
     )
-    _source: str = PrivateAttr("")
 
     @property
     def exports(self) -> list[ExportSection]:
@@ -88,11 +86,6 @@ class Recipe(Section):
         """What the cores are taught by the baseline; nothing by one that has not learned the task itself."""
         return self.adapt.distill if self.baseline.adapted else None
 
-    @property
-    def source(self) -> str:
-        """The YAML text as read, overrides appended as comments; empty for a recipe that was not read from a file."""
-        return self._source
-
 
 def read(path: Path, settings: Sequence[str] = ()) -> Recipe:
     """Read a recipe file; `settings` are overrides of the form `plan.budget.parameters=0.3`.
@@ -112,7 +105,6 @@ def read(path: Path, settings: Sequence[str] = ()) -> Recipe:
     recipe = Recipe.model_validate(found.data)
     if contradictions := unresolved + list(conflicts(recipe)):
         raise faults.recipe_error(found, contradictions)
-    recipe._source = "".join([text, *(f"\n# --set {setting}" for setting in settings)])
     return recipe
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,7 @@ from validators.base import Check, Finding, Subject
 if TYPE_CHECKING:
     from compressor.recipe import Gate, ValidateSection
 
-Job = tuple[Subject, Check]
 Gates = Mapping[Any, "Gate"]  # by quantity; Any, as a mapping of literals is no mapping of str
-Track = Callable[[Iterable[Job], str, int], Iterable[Job]]
 
 
 def measure(
@@ -24,7 +22,6 @@ def measure(
     candidates: Sequence[Subject],
     validation: ValidateSection,
     gates: Gates,
-    track: Track | None = None,
 ) -> dict[str, tuple[Finding, ...]]:
     """Findings by candidate name, judged where a gate names their quantity.
 
@@ -33,7 +30,6 @@ def measure(
         candidates: exports with names of their own; device and threads are those of each subject's session.
         validation: the knobs; a check takes those that it has a field for.
         gates: by quantity; pass an empty mapping for what is only compared.
-        track: shows progress over the (candidate, check) pairs, as `compressor.progress.track` does (the default).
 
     Raises:
         RecipeError: a gate names a quantity that no check measures for this task.
@@ -44,7 +40,7 @@ def measure(
     _refuse_unmeasured(gates, built)
     findings: dict[str, tuple[Finding, ...]] = {candidate.name: () for candidate in candidates}
     jobs = [(candidate, check) for candidate in candidates for check in built]
-    for candidate, check in (track or progress.track)(jobs, "measuring", len(jobs)):
+    for candidate, check in progress.track(jobs, "measuring"):
         findings[candidate.name] += tuple(judged(finding, gates) for finding in check.run(dense, candidate))
     return findings
 

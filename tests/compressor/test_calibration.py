@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
 
 from compressor import devices
-from compressor.calibration import IGNORED, Batch, Statistics, calibrate, own_label_loss
+from compressor.calibration import Batch, Statistics, calibrate, own_label_loss
 from compressor.errors import ArtifactError, DataError, ModelError
 from compressor.methods.base import Moment
 from compressor.models import dense_layer, find_targets
+from compressor.tasks.base import IGNORED
 
 BOTH = frozenset(Moment)
 

@@ -44,6 +44,7 @@ from compressor.recipe import Distillation
 from compressor.sections.data import Calibration, DataSection, Source
 from compressor.sections.training import Training
 from compressor.targets import find_targets, head_parameters
+from compressor.tasks.base import together
 from compressor.tasks.image import from_timm
 from compressor.tasks.image_classification import ImageClassification
 from exporters.onnx import OnnxExporter
@@ -201,7 +202,7 @@ def test_a_family_goes_down_the_whole_line(name: str, tmp_path: Path) -> None:
         TASK.outcomes(runner({"pixel_values": batch["pixel_values"].numpy()})["logits"], {"labels": np.array([])})
         for batch in evaluation
     ]
-    np.testing.assert_allclose(data.together(run).values, folded.values, atol=1e-4)
+    np.testing.assert_allclose(together(run).values, folded.values, atol=1e-4)
 
     storage.save_model(model, processor, tmp_path / "saved")
     config = type(model.config).from_pretrained(tmp_path / "saved")
