@@ -176,7 +176,7 @@ def weighted_errors(job: Job, layers: Mapping[str, straightforward.Layer], made:
         weight, pair = matrix(job.model.get_submodule(name)).double(), list(made.get_submodule(name).children())
         means = {side: SecondMoment(total.double() / layer.rows) for side, total in layer.sums.items()}
         moments = Moments(means["input"], means.get("output"))
-        both = metrics(weight, moments, output="output" in means, input=True, ridge=straightforward.RIDGE)
+        both = metrics(weight, moments, "both" if "output" in means else "input", ridge=straightforward.RIDGE)
         rest = weight - matrix(pair[1]).double() @ matrix(pair[0]).double()
         found.append(energy(rest, *both) / energy(weight, *both))
     return found

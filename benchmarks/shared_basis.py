@@ -40,7 +40,7 @@ def groups(moments: Any) -> Iterator[list[str]]:
 def whitened(model: Any, moments: Any, name: str) -> Tensor:
     """The target's weight (m, n) in the metric of both moments."""
     weight = models.dense_layer(model, name).weight.detach()
-    return linalg.whiten(weight, *metrics(weight, moments[name], output=True, input=True, ridge=RIDGE))
+    return linalg.whiten(weight, *metrics(weight, moments[name], "both", ridge=RIDGE))
 
 
 def lost(parts: list[Tensor], share: float) -> tuple[float, float]:

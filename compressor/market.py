@@ -13,6 +13,8 @@ from typing import Literal
 from compressor.concave import concave_slopes
 from compressor.errors import BudgetError
 
+Strategy = Literal["gain", "energy", "uniform", "measured"]
+Resource = Literal["parameters", "latency", "memory"]  # what a budget is a share of
 Layout = Literal["two-factor", "pivoted"]
 
 
@@ -88,7 +90,7 @@ class Market:
     """
 
     spectra: Sequence[Spectrum]
-    strategy: Literal["gain", "energy", "uniform", "measured"] = "gain"
+    strategy: Strategy = "gain"
     multiple_of: int = 1
     layout: Layout = "two-factor"
     price: Price | None = None

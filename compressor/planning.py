@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Literal
 
 from compressor.errors import ArtifactError, fields
 from compressor.market import Layout as Layout
-from compressor.market import Market, Price, cost
+from compressor.market import Market, cost
+from compressor.market import Resource as Resource
 from compressor.market import Spectrum as Spectrum
+from compressor.market import Strategy as Strategy
 from compressor.market import break_even as break_even
 from compressor.market import flat as flat
 
-Strategy = Literal["gain", "energy", "uniform", "measured"]
-Resource = Literal["parameters", "latency", "memory"]  # what a budget is a share of
 STRICT = {"extra": "forbid"}  # of a plan in a file: an edited one has no keys of its own
 
 
@@ -135,11 +135,9 @@ def allocate(
     spectra: Sequence[Spectrum],
     *,
     budget: float,
-    strategy: Literal["gain", "energy", "uniform", "measured"] = "gain",
+    strategy: Strategy = "gain",
     multiple_of: int = 1,
     layout: Layout = "two-factor",
-    price: Price | None = None,
-    charge: Price | None = None,
 ) -> Plan:
     """Spend the budget greedily, direction by direction.
 
@@ -150,12 +148,12 @@ def allocate(
     (`uniform`). A target whose next step reaches break-even goes back to dense and is charged as dense. A step that
     does not fit is passed over for cheaper ones, so what is left over is less than any further step costs.
 
-    The budget is a share of what the dense targets are charged: in weights, or by `charge`.
+    The budget is a share of the dense targets' weights; `of_market` keeps to other prices.
 
     Raises:
         BudgetError: not even the smallest ranks fit.
     """
-    return of_market(Market(spectra, strategy, multiple_of, layout, price, charge), budget)
+    return of_market(Market(spectra, strategy, multiple_of, layout), budget)
 
 
 def of_market(market: Market, budget: float) -> Plan:

@@ -5,9 +5,10 @@ Methods import torch inside their functions, so that recipes can be checked and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+MetricName = Literal["plain", "input", "output", "both"]  # which moments weigh the approximation error
 
 
 class Moment(StrEnum):
@@ -26,6 +28,14 @@ class Moment(StrEnum):
 
     INPUT = "input_moment"  # E[x x^T] (n, n), per row
     GRADIENT = "gradient_moment"  # E[g g^T] (m, m), g = dL/dy; summed over the rows of a loss term, per term
+
+
+WEIGHED: Mapping[MetricName, frozenset[Moment]] = {
+    "plain": frozenset(),
+    "input": frozenset({Moment.INPUT}),
+    "output": frozenset({Moment.GRADIENT}),
+    "both": frozenset(Moment),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +97,13 @@ def method(cls: type[T]) -> type[T]:
 def metrics(
     weight: Tensor,
     moments: Moments,
+    name: MetricName = "plain",
     *,
-    output: bool,
-    input: bool,
-    ridge: float,
+    ridge: float = 0,
     power: float = 1,
     diagonal: bool = False,
 ) -> tuple[Metric | Damped, Metric | Damped]:
-    """The output metric of E[g g^T] and the input metric of E[x x^T], or the plain one where not asked for.
+    """The output metric of E[g g^T] and the input metric of E[x x^T], or the plain one of what does not weigh.
 
     Raises:
         ValueError: one that is asked for was not gathered.
@@ -109,7 +118,11 @@ def metrics(
         return moment.metric(ridge, power=power, diagonal=diagonal)
 
     rows, columns = weight.shape
-    return one(moments.gradient, output, rows), one(moments.input, input, columns)
+    weighed = WEIGHED[name]
+    return (
+        one(moments.gradient, Moment.GRADIENT in weighed, rows),
+        one(moments.input, Moment.INPUT in weighed, columns),
+    )
 
 
 def scaled(gains: Tensor, total: float, *, of: Moments | None) -> tuple[Tensor, float]:

@@ -38,7 +38,7 @@ class Cersa:
 
         from compressor import linalg
 
-        plain = metrics(weight, moments, output=False, input=False, ridge=0)
+        plain = metrics(weight, moments)
         u, s, vt = linalg.whitened_svd(weight, *plain)
         energy = s.square() / (s.square().sum() or 1.0)  # a weight of zeros has none
         rank = min(limit, 1 + int((energy.cumsum(0) < self.alpha - 1e-12).sum()))

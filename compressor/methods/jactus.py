@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from compressor.methods.base import Moment, Moments, Subspace, method, metrics, scaled
+from compressor.methods.base import MetricName, Moment, Moments, Subspace, method, metrics, scaled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,9 +45,7 @@ class Jactus:
             description="share of the directions given to the task's gradients and inputs; default: 0.1, in R4 none",
         ),
     ] = None
-    metric: Annotated[
-        Literal["plain", "input", "output", "both"], Field(description="which moments weigh the approximation error")
-    ] = "both"
+    metric: Annotated[MetricName, Field(description="which moments weigh the approximation error")] = "both"
     ridge: Annotated[float, Field(ge=0, description="damping, as a share of a moment's mean diagonal")] = 0.01
     updates: Annotated[
         int, Field(ge=0, description="rank of the thin trained updates of both bases; 0 as published")
@@ -71,13 +69,7 @@ class Jactus:
         if self._alone:
             return replace(self._whitened.subspace(weight, moments, limit), turned=self._turned)
         _both(moments)
-        output, input = metrics(
-            weight,
-            moments,
-            output=self.metric in ("output", "both"),
-            input=self.metric in ("input", "both"),
-            ridge=self.ridge,
-        )
+        output, input = metrics(weight, moments, self.metric, ridge=self.ridge)
         bases = {"R1": self._union, "R2": self._truncated, "R3": self._mixed, "R4": self._union}[self.reading]
         left_basis, right_basis = bases(weight.double(), moments, output, input, limit)
         count = min(left_basis.shape[1], right_basis.shape[1])
@@ -118,7 +110,7 @@ class Jactus:
         """R1 and R4: interleaved so that every prefix has its share of task directions."""
         from compressor import linalg
 
-        plain = metrics(weight, moments, output=False, input=False, ridge=0)
+        plain = metrics(weight, moments)
         chosen = plain if self.reading == "R1" else (output, input)
         left, _, right, _ = linalg.leading_svd(weight, *chosen, limit)
         gradient, inputs = _task_directions(moments, int(limit * self._share) + 1)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from compressor.methods.base import Moment, Moments, Subspace, method, metrics, scaled
+from compressor.methods.base import WEIGHED, MetricName, Moment, Moments, Subspace, method, metrics, scaled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,9 +25,7 @@ class Spectral:
     | input | yes | 0.5 | ASVD (arXiv 2312.05821), its mean absolute activation taken as the root mean square |
     """
 
-    metric: Annotated[
-        Literal["plain", "input", "output", "both"], Field(description="which moments weigh the approximation error")
-    ] = "plain"
+    metric: Annotated[MetricName, Field(description="which moments weigh the approximation error")] = "plain"
     diagonal: Annotated[bool, Field(description="use the moments' diagonals only")] = False
     power: Annotated[float, Field(gt=0, le=2, description="exponent of the moments")] = 1.0
     ridge: Annotated[float, Field(ge=0, description="damping, as a share of a moment's mean diagonal")] = 0.01
@@ -38,8 +36,7 @@ class Spectral:
 
     def needs(self) -> frozenset[Moment]:
         """The moments that the metric is made of."""
-        wanted = {"plain": (), "input": (Moment.INPUT,), "output": (Moment.GRADIENT,), "both": tuple(Moment)}
-        return frozenset(wanted[self.metric])
+        return WEIGHED[self.metric]
 
     def subspace(self, weight: Tensor, moments: Moments, limit: int) -> Subspace:
         """Eckart-Young in the metric; the gain of a direction is its squared singular value."""
@@ -48,13 +45,7 @@ class Spectral:
         from compressor import linalg
 
         output, input = metrics(
-            weight,
-            moments,
-            output=self.metric in ("output", "both"),
-            input=self.metric in ("input", "both"),
-            ridge=self.ridge,
-            power=self.power,
-            diagonal=self.diagonal,
+            weight, moments, self.metric, ridge=self.ridge, power=self.power, diagonal=self.diagonal
         )
         left, s, right, energy = linalg.leading_svd(weight, output, input, limit)
         loss_change = self.metric == "both" and self.power == 1

@@ -6,9 +6,8 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_serializer, model_validator
 
+from compressor.market import Layout, Resource, Strategy
 from compressor.sections.base import Section, fault
-
-Measure = Literal["parameters", "latency", "memory"]
 
 
 class Budget(Section):
@@ -32,7 +31,7 @@ class Budget(Section):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        named = [key for key in get_args(Measure) if getattr(self, key) is not None]
+        named = [key for key in get_args(Resource) if getattr(self, key) is not None]
         if len(named) != 1:
             said = f"names {' and '.join(named)}; keep one of them" if named else "names nothing to keep to"
             raise fault(f"{said}: a budget is in parameters, latency or memory.")
@@ -43,9 +42,9 @@ class Budget(Section):
         return {self.quantity: self.share}
 
     @property
-    def quantity(self) -> Measure:
+    def quantity(self) -> Resource:
         """What it is a share of."""
-        return next(key for key in get_args(Measure) if getattr(self, key) is not None)
+        return next(key for key in get_args(Resource) if getattr(self, key) is not None)
 
     @property
     def share(self) -> float:
@@ -56,7 +55,7 @@ class Budget(Section):
 class PlanSection(Section):
     """How ranks are chosen."""
 
-    strategy: Literal["gain", "energy", "uniform", "measured"] = Field(
+    strategy: Strategy = Field(
         default="gain",
         description="most loss removed per parameter, most energy kept per parameter, one share for all, or most loss "
         "removed per measured microsecond (default where the budget is latency)",
@@ -68,9 +67,7 @@ class PlanSection(Section):
     )
     path: str | None = Field(default=None, description="a plan.json, edited or not, replayed instead of choosing ranks")
     multiple_of: int = Field(default=8, ge=1, description="ranks are multiples of this")
-    layout: Literal["two-factor", "pivoted"] = Field(
-        default="two-factor", description="pivoted stores r*r fewer parameters"
-    )
+    layout: Layout = Field(default="two-factor", description="pivoted stores r*r fewer parameters")
 
     @model_validator(mode="before")
     @classmethod
@@ -80,7 +77,7 @@ class PlanSection(Section):
         return {"strategy": "measured"} | value if timed else value
 
     @property
-    def quantity(self) -> Measure:
+    def quantity(self) -> Resource:
         """What the budget is a share of."""
         return "parameters" if self.budget == "auto" else self.budget.quantity
 

@@ -10,7 +10,7 @@ import pytest
 from compressor.concave import concave_slopes
 from compressor.errors import BudgetError
 from compressor.market import Market, Price, Spectrum, break_even, weights
-from compressor.planning import allocate
+from compressor.planning import of_market
 
 Costs = dict[str, dict[int | None, float]]
 
@@ -44,7 +44,7 @@ def test_greedy_over_measured_costs_is_within_one_purchase_of_the_best_choice(se
     spectra, costs = a_market(seed)
     limit = budget * sum(costs[s.name][None] for s in spectra)
     try:
-        plan = allocate(spectra, budget=budget, strategy="measured", price=price_of(costs), charge=price_of(costs))
+        plan = of_market(Market(spectra, "measured", price=price_of(costs), charge=price_of(costs)), budget)
     except BudgetError:
         assert sum(costs[s.name][1] for s in spectra) > limit
         return
@@ -72,7 +72,7 @@ def test_a_layer_whose_factors_are_slower_stays_dense() -> None:
     def price(spectrum: Spectrum, rank: int | None) -> float:
         return 10.0 if rank is None else (12.0 if spectrum.name == "slow" else 1.0 + rank / 2)
 
-    plan = allocate([slow, fast], budget=0.7, strategy="measured", price=price, charge=price)
+    plan = of_market(Market([slow, fast], "measured", price=price, charge=price), 0.7)
     assert plan.kept == ("slow",)
     assert plan.ranks == {"fast": 6}  # 10 + 1 + 6 / 2 of 20
     assert Market([slow, fast], "measured", charge=price, price=price).least == pytest.approx(11.5 / 20)
@@ -85,7 +85,7 @@ def test_ranks_that_are_slower_than_dense_are_never_bought() -> None:
         return 10.0 if rank is None else float(rank)  # from rank 10 on, factors take as long
 
     for budget in np.linspace(0.1, 1.0, 19):
-        plan = allocate([one], budget=budget, strategy="measured", price=price, charge=price)
+        plan = of_market(Market([one], "measured", price=price, charge=price), budget)
         assert plan.ranks.get("one", 0) < 10
     assert plan.kept == ("one",)
 
@@ -99,8 +99,8 @@ def test_a_method_without_more_directions_goes_dense_only_where_that_is_faster()
     def early(_: Spectrum, rank: int | None) -> float:
         return 5.0 if rank is None else float(rank)
 
-    assert allocate([few], budget=1.0, strategy="measured", price=linear, charge=linear).ranks == {"few": 8}
-    assert allocate([few], budget=1.0, strategy="measured", price=early, charge=early).kept == ("few",)
+    assert of_market(Market([few], "measured", price=linear, charge=linear), 1.0).ranks == {"few": 8}
+    assert of_market(Market([few], "measured", price=early, charge=early), 1.0).kept == ("few",)
 
 
 def test_of_ranks_that_take_the_same_time_the_highest_is_bought() -> None:
@@ -109,7 +109,7 @@ def test_of_ranks_that_take_the_same_time_the_highest_is_bought() -> None:
     def stairs(_: Spectrum, rank: int | None) -> float:
         return 5.0 if rank is None else 1.0 + (rank - 1) // 8
 
-    plan = allocate([one], budget=0.2, strategy="measured", price=stairs, charge=stairs)
+    plan = of_market(Market([one], "measured", price=stairs, charge=stairs), 0.2)
     assert plan.ranks == {"one": 8}
 
 
@@ -120,10 +120,10 @@ def test_a_strategy_says_what_is_bought_and_a_budget_how_much() -> None:
     def price(spectrum: Spectrum, rank: int | None) -> float:
         return (1 if spectrum.name == "quick" else 3) * (40.0 if rank is None else float(rank))
 
-    plan = allocate(spectra, budget=0.5, strategy="measured", price=price)
+    plan = of_market(Market(spectra, "measured", price=price), 0.5)
     assert plan.parameters <= 0.5 * plan.dense_parameters
     assert plan.ranks == {"quick": 19, "slow": 1}
-    by_weight = allocate(spectra, budget=0.5, strategy="gain", charge=price)
+    by_weight = of_market(Market(spectra, charge=price), 0.5)
     assert Market(spectra, charge=price).load(by_weight.ranks) <= 0.5
     assert by_weight.ranks.keys() == {"slow"}  # the first by name goes dense, by weight alike
 
@@ -135,7 +135,7 @@ def test_layers_that_stay_dense_are_named_where_they_fill_the_budget() -> None:
         return 10.0 if rank is None else (20.0 if spectrum.name == "slow" else 1.0)
 
     with pytest.raises(BudgetError, match=r"take 1,680 \(0\.5250\); 1 stay dense, since none of their ranks is faster"):
-        allocate(spectra, budget=0.4, strategy="measured", price=price)
+        of_market(Market(spectra, "measured", price=price), 0.4)
 
 
 def test_loads_are_shares_of_the_dense_targets() -> None:
