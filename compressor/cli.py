@@ -17,6 +17,7 @@ from compressor import display, terminal
 from compressor.terminal import Verb, show, working
 
 if TYPE_CHECKING:
+    from compressor.factory import Allowed
     from compressor.recipe import Recipe
     from validators.bench import Bench
     from validators.changes import Comparison
@@ -127,6 +128,7 @@ def export(
     to: Annotated[str, typer.Option("--to", help="The runtime; `list exporters` names them.")] = "onnx",
     precision: Annotated[str, typer.Option("--precision", help="fp32, int8, ...; the runtime says which.")] = "fp32",
     factory: terminal.FactoryName = None,
+    trust_remote_code: terminal.Trust = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
     as_json: terminal.Json = False,
 ) -> None:
@@ -137,18 +139,24 @@ def export(
     with working():
         from compressor import pipeline
 
-        pipeline.export(path, to, precision=precision, overwrite=overwrite, factory=factory)
-        report = pipeline.validate(path, factory=factory)
+        code: Allowed = {"factory": factory, "trust_remote_code": trust_remote_code}
+        pipeline.export(path, to, precision=precision, overwrite=overwrite, **code)
+        report = pipeline.validate(path, **code)
     _judge(report, as_json)
 
 
 @app.command(cls=Verb)
-def validate(path: terminal.RunPath, factory: terminal.FactoryName = None, as_json: terminal.Json = False) -> None:
+def validate(
+    path: terminal.RunPath,
+    factory: terminal.FactoryName = None,
+    trust_remote_code: terminal.Trust = False,
+    as_json: terminal.Json = False,
+) -> None:
     """Measure every export of a run again. Exit code 1 when a gate fails."""
     with working():
         from compressor import pipeline
 
-        report = pipeline.validate(path, None, factory=factory)
+        report = pipeline.validate(path, factory=factory, trust_remote_code=trust_remote_code)
     _judge(report, as_json)
 
 
@@ -299,6 +307,7 @@ def inspect(
     targets: Annotated[list[str] | None, typer.Option("--targets", help="Globs over module names.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Globs over names that stay dense.")] = None,
     task: Annotated[str, typer.Option("--task", help="Its task; `list tasks` names them.")] = "text-classification",
+    trust_remote_code: terminal.Trust = False,
     as_json: terminal.Json = False,
 ) -> None:
     """Show every linear layer of a model, and whether it would be compressed or why not."""
@@ -311,7 +320,8 @@ def inspect(
         from compressor import registry
         from compressor.models import describe
 
-        found = describe(path, registry.task(task), targets or "auto", exclude or ())
+        asked = registry.task(task)
+        found = describe(path, asked, targets or "auto", exclude or (), trust_remote_code=trust_remote_code)
     rows = [asdict(one) | {"parameters": one.parameters, "break_even": one.break_even} for one in found]
     show({"model": path, "layers": rows}, lambda: display.layer_table(found), as_json)
 

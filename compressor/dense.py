@@ -61,7 +61,9 @@ class Dense:
     def adapted(self) -> Any:
         """A new copy of the baseline."""
         torch.manual_seed(self.recipe.seed)
-        return storage.load(self.baseline, self.recipe.model.task, factory=self.factory)
+        section = self.recipe.model
+        trusted = section.trust_remote_code
+        return storage.load(self.baseline, section.task, factory=self.factory, trust_remote_code=trusted)
 
     def given(self, path: str, labels: Labels) -> Any:
         """A baseline that has been adapted elsewhere.
@@ -71,7 +73,9 @@ class Dense:
         """
         if self.factory:
             return self._given_weights(self.factory, Path(path), labels)
-        model = models.load_dense(path, self.task, image_size=self.recipe.model.image_size)
+        section = self.recipe.model
+        trusted = section.trust_remote_code
+        model = models.load_dense(path, self.task, image_size=section.image_size, trust_remote_code=trusted)
         if labels is not None:
             _require(path, [model.config.id2label[number] for number in range(model.config.num_labels)], labels)
         return model

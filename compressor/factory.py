@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import nn
@@ -31,6 +31,14 @@ from compressor.tasks.base import Task
 
 if TYPE_CHECKING:
     from compressor.sections.data import ModelSection
+
+
+class Allowed(TypedDict):
+    """Whose code may run while a model is loaded, by the names that `compressor.load` has for it."""
+
+    factory: Factory | str | Function | None
+    trust_remote_code: bool
+
 
 RECORD = "factory.json"  # beside a model's weights: which code makes its dense structure
 Function = Callable[..., Any]
@@ -171,6 +179,11 @@ class Factory:
                 raise ModelError(f"What {self.name} returned {what} {len(names)} weights ({some}).")
 
 
+def allowed(section: ModelSection) -> Allowed:
+    """What a recipe allows by naming a factory, or by trusting what a checkpoint ships."""
+    return {"factory": Factory.of(section), "trust_remote_code": section.trust_remote_code}
+
+
 def rebuild(folder: Path, task: Task, factory: Factory | None) -> nn.Module:
     """The dense structure of the weights in a folder whose record names a factory.
 
@@ -195,6 +208,14 @@ def require_given(path: str, folder: Path, factory: Factory | None) -> None:
         raise _unasked(path, folder)
     if factory is not None and not is_factory(path):
         raise ArtifactError(f"{folder} was made of {path}, not by the factory {factory.name}: leave that out.")
+
+
+def unasked_code(folder: Path) -> ArtifactError:
+    """What is said where a checkpoint's own code would have to run, and nobody trusts it."""
+    return ArtifactError(
+        f"{folder} was made of a checkpoint with code of its own, and loading it runs that code. If you trust it, say "
+        "so: --trust-remote-code, in Python trust_remote_code=True."
+    )
 
 
 def _unasked(name: str, folder: Path) -> ArtifactError:

@@ -85,7 +85,7 @@ def load_dense(
     return at_size(model, image_size)
 
 
-def read_config(path: str, **options: Any) -> Any:
+def read_config(path: str, *, trust_remote_code: bool = False, **options: Any) -> Any:
     """The config of a checkpoint that holds a dense model.
 
     Raises:
@@ -101,7 +101,7 @@ def read_config(path: str, **options: Any) -> Any:
         if (folder / file).is_file() and not whole:
             raise ModelError(f"{path} {refusal.format(path=path, **_origin(folder / file))}")
     try:
-        config = AutoConfig.from_pretrained(path, **options)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers raises many kinds; each becomes a sentence
         raise _explained(path, error) from error
     if quantization := getattr(config, "quantization_config", None):
@@ -239,21 +239,27 @@ def require_learnable(model: nn.Module, batch: Mapping[str, Tensor], labels: Seq
 
 
 def describe(
-    path: str, task: Task, targets: Literal["auto"] | Sequence[str] = "auto", exclude: Sequence[str] = ()
+    path: str,
+    task: Task,
+    targets: Literal["auto"] | Sequence[str] = "auto",
+    exclude: Sequence[str] = (),
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[Considered, ...]:
     """Every linear layer of a checkpoint and whether it is a target, from the config alone, no weights read.
 
-    Where `path` names a factory, its code is run, without labels; it is looked for in the current folder first.
+    Where `path` names a factory, its code is run, without labels; it is looked for in the current folder first. What a
+    checkpoint ships is run where `trust_remote_code` says so.
 
     Raises:
         ModelError: no config of a dense model, a factory that fails, or a glob that matches nothing.
     """
     if is_factory(path):
         return consider(Factory.given(path).build(task, None), targets, exclude)
-    config = read_config(path)
+    config = read_config(path, trust_remote_code=trust_remote_code)
     try:
         with torch.device("meta"):
-            model = auto_class(task).from_config(config)
+            model = auto_class(task).from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise _explained(path, error) from error
     return consider(model, targets, exclude)

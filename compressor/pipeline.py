@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from compressor import progress, registry, storage
 from compressor.artifact import MANIFEST, Artifact, reseal
 from compressor.errors import ArtifactError, DataError, ExportError, InputError, RecipeError
-from compressor.factory import Factory, require_given
+from compressor.factory import Allowed, Factory, Function, allowed, require_given, unasked_code
 from compressor.files import read_json
 from compressor.line import Line
 from compressor.planning import Plan
@@ -45,22 +45,22 @@ def run(recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, o
     artifact = compress(found, out, resume=resume, overwrite=overwrite)
     with alone(artifact.path):
         export_all(artifact, found)
-        return validate(artifact, factory=Factory.of(found.model))
+        return validate(artifact, **allowed(found.model))
 
 
 def export_all(artifact: Artifact, recipe: Recipe) -> None:
     """The recipe's exports, those that are not there yet."""
-    factory = Factory.of(recipe.model)
     for section in recipe.exports:
         if not (artifact.path / "exports" / section.name).exists():
-            _try(artifact, section, factory, required=recipe.export != "auto" or section.precision == "fp32")
+            required = recipe.export != "auto" or section.precision == "fp32"
+            _try(artifact, section, required=required, **allowed(recipe.model))
     reseal(artifact.path)  # a run that was killed between an export and its seal is made whole here
 
 
-def _try(artifact: Artifact, section: ExportSection, factory: Factory | None, *, required: bool) -> None:
+def _try(artifact: Artifact, section: ExportSection, *, required: bool, **code: Unpack[Allowed]) -> None:
     """One export; where the best of many is looked for, one that this model cannot have is left out and said."""
     try:
-        export(artifact, section.runtime, precision=section.precision, factory=factory)
+        export(artifact, section.runtime, precision=section.precision, **code)
     except ExportError as error:
         if required:
             raise
@@ -136,11 +136,13 @@ def export(
     *,
     precision: str = "fp32",
     overwrite: bool = False,
-    factory: Factory | str | None = None,
+    factory: Factory | str | Function | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Fold where that is still to be done, and export the artifact and its dense baseline.
 
-    `factory` names the code that made the dense model, where code did: see `compressor.load`.
+    `factory` names the code that made the dense model, where code did, and `trust_remote_code` allows what a checkpoint
+    ships: see `compressor.load`.
 
     Writes `exports/<runtime>-<precision>`, and beside the baseline the dense export in fp32 (what everything is held
     against) and in this precision (what a user would ship without us). Of a precision that other runtimes do not load,
@@ -154,17 +156,18 @@ def export(
     """
     beside = getattr(registry.exporter(runtime, precision), "beside", ())
     given = None if factory is None else Factory.given(factory)
-    artifact = _folded(path, given)
+    code: Allowed = {"factory": given, "trust_remote_code": trust_remote_code}
+    artifact = _folded(path, given, trust_remote_code)
     target = artifact.path / "exports" / f"{runtime}-{precision}"
     if target.exists() and not overwrite:
         raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or `validate` it as it is.")
     with alone(artifact.path):
         for kind in dict.fromkeys(["fp32", precision]):
             dense = artifact.path / "baseline"
-            _export(dense, artifact, runtime, kind, dense / f"{runtime}-{kind}", given)
+            _export(dense, artifact, runtime, kind, dense / f"{runtime}-{kind}", code)
         for kind in (*beside, precision):
             place = target.with_name(f"{runtime}-{kind}")
-            _export(artifact.path, artifact, runtime, kind, place, given, again=place == target)
+            _export(artifact.path, artifact, runtime, kind, place, code, again=place == target)
         reseal(artifact.path)
     return target
 
@@ -175,7 +178,7 @@ def _export(
     runtime: str,
     precision: str,
     target: Path,
-    factory: Factory | None,
+    code: Allowed,
     *,
     again: bool = False,
 ) -> None:
@@ -187,13 +190,13 @@ def _export(
         return
     exporter = registry.exporter(runtime, precision)
     task = registry.task(artifact.manifest["task"])
-    processor = task.processor(str(source))
+    processor = task.processor(str(source), trust_remote_code=code["trust_remote_code"])
     title = f"Exporting {target.relative_to(artifact.path)}"
     scratch = target.with_name(f".{target.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     with progress.stage(title):
         target.parent.mkdir(exist_ok=True)
-        load = partial(storage.load, source, artifact.manifest["task"], factory=factory)
+        load = partial(storage.load, source, artifact.manifest["task"], **code)
         example = task.example(processor)
         if getattr(exporter, "calibrated", False):  # in neither call a name keeps the model, so the exporter can let go
             exporter.export(load(), example, scratch, _samples(artifact, task, processor))
@@ -219,7 +222,7 @@ def _samples(artifact: Artifact, task: Task, processor: Any) -> Sequence[Mapping
     return batches.then(data.arrays)
 
 
-def _folded(path: Artifact | Path | str, factory: Factory | None) -> Artifact:
+def _folded(path: Artifact | Path | str, factory: Factory | None, trusted: bool) -> Artifact:
     """The artifact at a path; a run that is trained but not yet folded is folded first."""
     if isinstance(path, Artifact):
         return path
@@ -229,16 +232,23 @@ def _folded(path: Artifact | Path | str, factory: Factory | None) -> Artifact:
         if "adapt" in state["stages"]:
             recipe = Recipe.model_validate(state["recipe"])
             require_given(recipe.model.path, folder, factory)
+            if recipe.model.trust_remote_code and not trusted:
+                raise unasked_code(folder)
             return Line(recipe, Run(folder, state["recipe"], resume=True), factory).fold()
     return Artifact.open(folder)
 
 
 def validate(
-    path: Artifact | Path | str, exports: list[str] | None = None, *, factory: Factory | str | None = None
+    path: Artifact | Path | str,
+    exports: list[str] | None = None,
+    *,
+    factory: Factory | str | Function | None = None,
+    trust_remote_code: bool = False,
 ) -> Report:
     """Measure the exports (all, or those named) against the dense baseline and write the report beside them.
 
-    `factory` names the code that made the dense model, where code did: see `compressor.load`.
+    `factory` names the code that made the dense model, where code did, and `trust_remote_code` allows what a checkpoint
+    ships: see `compressor.load`.
 
     Raises:
         ArtifactError: there is no export to validate.
@@ -247,6 +257,7 @@ def validate(
     """
     artifact = path if isinstance(path, Artifact) else Artifact.open(Path(path))
     with alone(artifact.path):
-        report: Report = importlib.import_module("validators.prove").prove(artifact, exports, factory)
+        prove = importlib.import_module("validators.prove").prove
+        report: Report = prove(artifact, exports, factory=factory, trust_remote_code=trust_remote_code)
         report.save(artifact.path)
     return report

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from compressor import bisection, data, factorize, pipeline, progress, trials
 from compressor.artifact import SEARCH, TRIALS, Artifact
 from compressor.errors import BudgetError
-from compressor.factory import Factory
+from compressor.factory import allowed
 from compressor.files import read_json, write_json
 from compressor.line import Line
 from compressor.methods.base import Subspace
@@ -131,7 +131,7 @@ def _try(line: Line, budget: float) -> Record:
     _share_exports(line.folder / "baseline", trial.folder / "baseline")
     pipeline.export_all(artifact, recipe)
     _share_exports(trial.folder / "baseline", line.folder / "baseline")
-    report = pipeline.validate(artifact, factory=Factory.of(recipe.model))
+    report = pipeline.validate(artifact, **allowed(recipe.model))
     return trials.record(report, artifact.plan, budget, sum(trial.run.seconds[stage] for stage in CHOSEN))
 
 
@@ -149,7 +149,7 @@ def _proven(line: Line, found: dict[str, Any]) -> Report:
         report = replace(report, context={**report.context, "search": found})
         report.save(line.folder)
         return report
-    return pipeline.validate(_standing(line, found["stands"]), factory=Factory.of(line.recipe.model))
+    return pipeline.validate(_standing(line, found["stands"]), **allowed(line.recipe.model))
 
 
 def _standing(line: Line, budget: float) -> Artifact:

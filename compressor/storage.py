@@ -53,10 +53,19 @@ def save_model(model: Any, processor: Any, folder: Path, record: Mapping[str, An
     save_tensors(state_of(model), folder / "model.safetensors")
     if record is None:
         model.config.architectures = [type(model).__name__]  # not those of the checkpoint that it was made from
+        save_code(model, folder)
         model.config.save_pretrained(folder)
     else:
         write_json(folder / RECORD, record)
     processor.save_pretrained(folder)
+
+
+def save_code(model: Any, folder: Path) -> None:
+    """The code that a trusted checkpoint ships, by which its model is made again; the config names it."""
+    from transformers.dynamic_module_utils import custom_object_save
+
+    if getattr(model, "_auto_class", None) is not None:
+        custom_object_save(model, folder, config=model.config)
 
 
 def load_tensors_(model: nn.Module, path: Path, *, strict: bool = True) -> nn.Module:
@@ -127,7 +136,13 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load(path: Path | str, task: str | None = None, *, factory: Factory | str | Function | None = None) -> Any:
+def load(
+    path: Path | str,
+    task: str | None = None,
+    *,
+    factory: Factory | str | Function | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
     """A folded model from its artifact folder: plain linear pairs in the dense structure, in evaluation mode.
 
     Args:
@@ -135,27 +150,34 @@ def load(path: Path | str, task: str | None = None, *, factory: Factory | str | 
         task: of a plain checkpoint; an artifact knows its own.
         factory: the code that makes the dense structure, where one did: "package.module:function", looked for in the
             current folder first, or the function. No artifact's code is run that is not named here.
+        trust_remote_code: run the code that lies beside the weights, where the checkpoint shipped some.
 
     Raises:
-        ArtifactError: not an artifact, its files are missing or damaged, or its factory is not the given one, or that
-            one's source has been changed since.
+        ArtifactError: not an artifact, its files are missing or damaged, its factory is not the given one, or that
+            one's source has been changed since, or it has code of its own that is not trusted.
         ModelError: the factory fails.
     """
     folder = Path(path)
     given = None if factory is None else Factory.given(factory)
-    if task is not None and not (folder / MANIFEST).is_file():
-        model = _dense(folder, registry.task(task), given)
-    else:
-        artifact = Artifact.open(folder)
-        model = restructure_(_dense(folder, registry.task(artifact.manifest["task"]), given), artifact.plan)
+    artifact = None if task is not None and not (folder / MANIFEST).is_file() else Artifact.open(folder)
+    asked = registry.task(artifact.manifest["task"] if artifact else str(task))
+    model = _dense(folder, asked, given, trust_remote_code)
+    if artifact:
+        model = restructure_(model, artifact.plan)
     return load_tensors_(model, folder / "model.safetensors").eval()
 
 
-def _dense(folder: Path, task: Task, factory: Factory | None) -> Any:
+def _dense(folder: Path, task: Task, factory: Factory | None, trusted: bool) -> Any:
     """The dense structure, with any weights."""
     from transformers import AutoConfig
 
     if (folder / RECORD).is_file():
         return factories.rebuild(folder, task, factory)
     factories.require_given("a checkpoint", folder, factory)
-    return auto_class(task).from_config(AutoConfig.from_pretrained(folder))
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        return auto_class(task).from_config(config, trust_remote_code=trusted)
+    except ValueError as error:
+        if trusted or "trust_remote_code" not in str(error):
+            raise
+        raise factories.unasked_code(folder) from error

@@ -51,6 +51,9 @@ FactoryName = Annotated[
     str | None,
     typer.Option("--factory", metavar="MODULE:FUNCTION", help="Run your own code that the recipe's model.path named."),
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that the checkpoint ships, as its recipe did.")
+]
 Gates = Annotated[
     list[str] | None,
     typer.Option("--gate", metavar="QUANTITY=PERCENT", help="How much worse it may be: latency_p50=10."),

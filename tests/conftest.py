@@ -35,7 +35,7 @@ plan: {multiple_of: 4}
 adapt: {epochs: 1}
 baseline: {epochs: 1}
 export: [{precision: fp32}]
-validate: {runs: 10, sequence_length: 4, threads: 1}
+validate: {runs: 10, sequence_length: 4, threads: 1, repeats: 1}
 gates:
   accuracy: {type: max-degradation, value: 1}
   size:     {type: percent-max-degradation, value: 10}

@@ -32,7 +32,7 @@ COMMON: dict[str, Any] = {
     "plan": {"budget": {"parameters": BUDGET}, "multiple_of": 2},
     "adapt": ONE,
     "baseline": ONE,
-    "validate": {"runs": 10, "sequence_length": 8, "threads": 1},
+    "validate": {"runs": 10, "sequence_length": 8, "threads": 1, "repeats": 1},
     "gates": {"parity": {"type": "threshold", "value": 1.0, "unsure": "pass"}},  # no interval is certain of all texts
 }
 SPLITS = {"holdout": 0, "calibration": {"samples": 16, "batch_size": 8}}

@@ -61,7 +61,7 @@ def recipe(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "adapt": {"epochs": 2},
         "baseline": {"epochs": 1, "learning_rate": 2e-4},
         "export": [{"precision": "fp32"}, {"precision": "int8"}],
-        "validate": {"runs": 20, "sequence_length": 16},
+        "validate": {"runs": 20, "sequence_length": 16, "repeats": 1},
         "gates": {
             "accuracy": {"type": "max-degradation", "value": 1.0},
             "size": {"type": "percent-min-improvement", "value": 20},

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from compressor import adapt, data, models, registry, storage
 from compressor.artifact import SEARCH, Artifact, files_of
 from compressor.errors import ArtifactError
-from compressor.factory import Factory
+from compressor.factory import Allowed
 from compressor.files import file_digest, read_json
 from compressor.machine import machine, versions
 from compressor.planning import Plan
@@ -27,12 +27,12 @@ from validators.report import AUTO, DENSE, ExportReport, Report
 KEPT = "the rank it asks for costs as much as"  # the dense layer, where the plan keeps that
 
 
-def prove(artifact: Artifact, exports: Sequence[str] | None = None, factory: Factory | str | None = None) -> Report:
+def prove(artifact: Artifact, exports: Sequence[str] | None = None, **code: Unpack[Allowed]) -> Report:
     """Run every check on the exports (all, or those named) and on the dense exports beside them.
 
     Each is held against dense fp32 on its own runtime: two runtimes' memory and time have no common floor. With
     `export: auto` dense exports are judged too, and the winner is the report's only candidate.
-    `factory` names the code that made the dense model, where code did: see `compressor.load`.
+    `code` is whose code may run to load both models: see `compressor.load`.
 
     Raises:
         ArtifactError: there is no such export.
@@ -40,7 +40,7 @@ def prove(artifact: Artifact, exports: Sequence[str] | None = None, factory: Fac
         DependencyError: the asked device is not there.
     """
     recipe = Recipe.model_validate(artifact.manifest["recipe"])
-    candidates, prover = _folders(artifact.path / "exports", exports), _Prover(artifact, recipe, factory)
+    candidates, prover = _folders(artifact.path / "exports", exports), _Prover(artifact, recipe, code)
     runtimes = dict.fromkeys(map(_runtime, candidates))
     baseline = artifact.path / "baseline"
     dense = {runtime: prover.subject(baseline / f"{runtime}-fp32", DENSE) for runtime in runtimes}
@@ -81,12 +81,12 @@ def _row(subject: Subject, role: Any, findings: Any) -> ExportReport:
 class _Prover:
     """What all subjects of one artifact share: the evaluation set and what the torch models say on it."""
 
-    def __init__(self, artifact: Artifact, recipe: Recipe, factory: Factory | str | None = None) -> None:
+    def __init__(self, artifact: Artifact, recipe: Recipe, code: Allowed) -> None:
         models.quiet_libraries()
-        self.artifact, self.factory = artifact, factory
+        self.artifact, self.code = artifact, code
         self.session = Session(recipe.validation.device, recipe.validation.threads)
         task: Task = registry.task(artifact.manifest["task"])
-        processor = task.processor(str(artifact.path))
+        processor = task.processor(str(artifact.path), trust_remote_code=code["trust_remote_code"])
         encoded, self.rows = rows.measured(artifact, recipe, task, processor)
         self.batches = data.posed(encoded, task, processor)
         self.evaluation = Evaluation(task, self.batches.then(data.arrays))
@@ -94,7 +94,7 @@ class _Prover:
             self.outcomes = {folder: self._predict(folder) for folder in (artifact.path, artifact.path / "baseline")}
 
     def _predict(self, folder: Path) -> Outcomes:
-        model = storage.load(folder, self.artifact.manifest["task"], factory=self.factory)
+        model = storage.load(folder, self.artifact.manifest["task"], **self.code)
         return data.outcomes(model, self.evaluation.task, self.batches)
 
     def subject(self, folder: Path, prefix: str = "") -> Subject:

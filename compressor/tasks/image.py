@@ -103,12 +103,13 @@ def samples() -> list[Image]:
 # ---- the image processor ----
 
 
-def load_processor(path: str, image_size: int | None = None, **options: Any) -> Any:
+def load_processor(path: str, image_size: int | None = None, *, trust_remote_code: bool = False, **options: Any) -> Any:
     """The checkpoint's own image processor on Pillow, or one made of the `pretrained_cfg` that timm's checkpoints have.
 
     Args:
         path: a checkpoint, or a folder of preprocessor_config.json alone.
         image_size: height and width of what the model is given; None keeps the checkpoint's.
+        trust_remote_code: run the code that the checkpoint ships.
         options: what reading a checkpoint takes, such as `revision`.
 
     Raises:
@@ -119,15 +120,15 @@ def load_processor(path: str, image_size: int | None = None, **options: Any) -> 
     from transformers import AutoImageProcessor
     from transformers.models.auto.image_processing_auto import get_image_processor_config
 
-    known = {key: value for key, value in options.items() if key != "trust_remote_code"}
+    trusting = options | {"trust_remote_code": trust_remote_code}
     try:
-        config = _config(path, options)
+        config = _config(path, trusting)
         settings = getattr(config, "pretrained_cfg", None)
-        if settings is not None and not get_image_processor_config(path, **known):
+        if settings is not None and not get_image_processor_config(path, **options):
             found = from_timm(settings)
         else:
             found = AutoImageProcessor.from_pretrained(
-                path, backend="pil", image_processor_filename=SETTINGS, **options
+                path, backend="pil", image_processor_filename=SETTINGS, **trusting
             )
     except ImportError as error:
         raise DependencyError(

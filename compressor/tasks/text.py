@@ -14,7 +14,7 @@ EXAMPLE = ("one text", "another, somewhat longer text for the tracer", "a third"
 STRINGS = ("string", "large_string")
 
 
-def load_tokenizer(path: str, image_size: int | None = None, **options: Any) -> Any:
+def load_tokenizer(path: str, image_size: int | None = None, *, trust_remote_code: bool = False, **options: Any) -> Any:
     """The checkpoint's own tokenizer.
 
     Raises:
@@ -25,7 +25,7 @@ def load_tokenizer(path: str, image_size: int | None = None, **options: Any) -> 
     if image_size is not None:
         raise ModelError(f"model.image_size is {image_size}, but the task reads texts: take it out, or set model.task.")
     try:
-        return AutoTokenizer.from_pretrained(path, **options)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers raises many kinds; each becomes a sentence
         raise ModelError(f"No tokenizer can be read from {path}: {first_line(error)}") from error
 

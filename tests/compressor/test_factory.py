@@ -501,7 +501,7 @@ def task_folder(folder: Path, body: str, model: dict[str, Any], **sections: Any)
         "plan": {"multiple_of": 1, "budget": {"parameters": 0.5}},
         "adapt": {"epochs": 2},
         "baseline": {"epochs": 6, "learning_rate": 1e-2},
-        "validate": {"runs": 10, "sequence_length": 8, "threads": 1},
+        "validate": {"runs": 10, "sequence_length": 8, "threads": 1, "repeats": 1},
     } | sections
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
     return folder / "recipe.yaml"

@@ -19,7 +19,7 @@ COMMON = {
     "adapt": {"epochs": 1, "batch_size": 4},
     "baseline": {"epochs": 1, "batch_size": 4},
     "export": [{"precision": "fp32"}, {"precision": "int8"}],
-    "validate": {"runs": 10, "sequence_length": 8, "threads": 1},
+    "validate": {"runs": 10, "sequence_length": 8, "threads": 1, "repeats": 1},
 }
 SOURCES = {
     "text-generation": {"path": "running"},
