@@ -31,6 +31,7 @@ SEARCH = "search.json"
 TRIALS = "trials"
 REPORT = "report.json"
 REPORTS = {REPORT, "report.html", "report.md", "junit.xml"}
+DENSE = "dense-"  # what a report's names of the dense model's exports begin with
 UNSIGNED = {LOCK, MANIFEST, STATE} | REPORTS  # rewritten by later commands
 
 

@@ -25,6 +25,6 @@ def lent(model: nn.Module) -> Iterator[None]:
 
 
 def beside(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The batch where the model is."""
-    device = next(model.parameters()).device
-    return {key: value.to(device) for key, value in batch.items()}
+    """The batch where the model is; as it is beside one without parameters."""
+    parameter = next(model.parameters(), None)
+    return {key: value if parameter is None else value.to(parameter.device) for key, value in batch.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata as metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -127,15 +126,11 @@ def _conflicts() -> Iterator[Diagnosis]:
 
 def _packages() -> Iterator[Diagnosis]:
     """`exporters` and `validators` are common names: another distribution may have overwritten ours."""
-    root = Path(__file__).parent.parent
-    for package in ("exporters", "validators"):
-        found = importlib.util.find_spec(package)
-        origin = found.origin if found else None
-        if origin and Path(origin).parent == root / package:
-            yield Diagnosis(package, "ok", f"rankfold's own, at {root / package}")
+    for package in registry.SHARED_NAMES:
+        if place := registry.foreign(package):
+            yield Diagnosis(package, "broken", f"found at {place}, which is not rankfold's", registry.REINSTALL)
         else:
-            remedy = f"pip install --force-reinstall --no-deps {DISTRIBUTION}"
-            yield Diagnosis(package, "broken", f"found at {origin}, which is not rankfold's", remedy)
+            yield Diagnosis(package, "ok", f"rankfold's own, at {Path(__file__).parent.parent / package}")
 
 
 def _gpu() -> Iterator[Diagnosis]:

@@ -27,6 +27,7 @@ RECORDED = (
     "executorch",
     "torchao",
     "numpy",
+    "pillow",
 )
 
 

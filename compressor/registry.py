@@ -17,6 +17,9 @@ from compressor.errors import DependencyError, ExportError, InputError, did_you_
 
 Kind = Literal["tasks", "methods", "exporters", "checks"]
 
+SHARED_NAMES = ("exporters", "validators")  # packages of ours that another distribution may overwrite
+REINSTALL = "pip install --force-reinstall --no-deps rankfold"
+
 TABLES: dict[Kind, dict[str, str]] = {
     "tasks": {
         "text-classification": "compressor.tasks.text_classification:TextClassification",
@@ -142,13 +145,19 @@ def require(packages: Mapping[str, str]) -> None:
         raise DependencyError(f"{' and '.join(lacking)} {verb} not installed: {commands} adds what is missing.")
 
 
+def foreign(package: str) -> str | None:
+    """Where a package of ours was found if not at its place: `nowhere`, or another distribution's; None where it is."""
+    found = importlib.util.find_spec(package)
+    origin = found.origin if found else None
+    ours = origin is not None and Path(origin).parent == Path(__file__).parent.parent / package
+    return None if ours else origin or "nowhere"
+
+
 def _explain(module_name: str, error: ImportError) -> str:
     package = module_name.partition(".")[0]
-    ours = Path(__file__).parent.parent / package
-    found = importlib.util.find_spec(package)
-    if package in {"exporters", "validators"} and (found is None or str(ours) not in (found.origin or "")):
+    if package in SHARED_NAMES and (place := foreign(package)):
         return (
-            f"The package '{package}' found at {found.origin if found else 'nowhere'} is not rankfold's: another "
-            "distribution has overwritten it. Reinstall with `pip install --force-reinstall --no-deps rankfold`."
+            f"The package '{package}' found at {place} is not rankfold's: another distribution has overwritten it. "
+            f"Reinstall with `{REINSTALL}`."
         )
     return f"{module_name} cannot be imported: {error}. `python -m compressor doctor` lists what is missing."

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 COSTS = ("size", "peak_memory", "latency")  # what the quantities' names begin with that a smaller budget betters
 EVERY = "every export"  # the alternative of a recipe whose exports must all hold
-NOT_THE_ANSWER = "low rank is not the answer here"
+NOT_THE_ANSWER = "low-rank is not the answer here"
 
 
 def name(budget: float) -> str:

@@ -16,6 +16,7 @@ import onnx_ir
 from onnxscript.optimizer import fold_constants
 
 from exporters import onnx_apart, onnx_file, onnx_fused, onnx_int8, onnx_masks, onnx_rows, onnx_scales
+from exporters.onnx_values import of_constants
 
 
 def quantize(source: Path, target: Path, *, embeddings: bool, reduce_range: bool) -> None:
@@ -48,6 +49,4 @@ def rewrite(model: onnx_ir.Model) -> None:
 
 def _joins_weights(node: onnx_ir.Node) -> bool:
     """Whether a node only turns or joins constants, as the fusions leave the weight of an `Attention`."""
-    return node.op_type in {"Concat", *onnx_file.LAYOUT} and all(
-        value is not None and value.is_initializer() for value in node.inputs
-    )
+    return of_constants(node, {"Concat", *onnx_file.LAYOUT})

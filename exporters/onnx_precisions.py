@@ -43,6 +43,7 @@ class Precision:
         calibrated: whether it is given batches of the task's data.
         exact: whether it computes the very numbers of the fp32 graph, and is held to the same tolerance.
         beside: precisions that are always exported beside it.
+        batchwise: whether the steps of activations are those of a whole batch, so that its rows depend on each other.
         layer: makes it of a single layer, where there is nothing to fuse; None: as `stage` does.
     """
 
@@ -52,6 +53,7 @@ class Precision:
     calibrated: bool = False
     exact: bool = False
     beside: tuple[str, ...] = ()
+    batchwise: bool = False
     layer: Stage | None = None
 
 
@@ -106,10 +108,10 @@ def _fused(source: Path, target: Path, _: Knobs, __: Sequence[Arrays]) -> None:
 PRECISIONS: Mapping[str, Precision] = {
     "fp32": Precision(),
     "fp16": Precision(_fp16),
-    "int8": Precision(_int8, ("embeddings", "reduce_range"), ("cpu",)),
+    "int8": Precision(_int8, ("embeddings", "reduce_range"), ("cpu",), batchwise=True),
     "int8-static": Precision(_int8_static, ("embeddings", "reduce_range"), ("cpu",), calibrated=True),
     "int8-weights": Precision(_int8_weights, ("embeddings", "block"), ("cpu",)),
     "int4": Precision(_int4, ("embeddings", "block"), calibrated=True, layer=_int4_layer),
     "fp32-fused": Precision(_fused, devices=("cpu",), exact=True, beside=("fp32",)),
-    "int8-fused": Precision(_int8_fused, ("embeddings", "reduce_range"), ("cpu",), layer=_int8),
+    "int8-fused": Precision(_int8_fused, ("embeddings", "reduce_range"), ("cpu",), batchwise=True, layer=_int8),
 }

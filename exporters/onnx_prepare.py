@@ -14,6 +14,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxscript.optimizer import fold_constants
 
 from exporters import onnx_file
+from exporters.onnx_values import of_constants
 
 
 def prepare(source: Path, target: Path) -> None:
@@ -67,9 +68,7 @@ def quiet() -> Iterator[None]:
 
 def _hides_a_weight(node: onnx_ir.Node) -> bool:
     """Whether a node only turns a constant: the quantized product wants the turned constant itself."""
-    return node.op_type in onnx_file.LAYOUT and all(
-        value is not None and value.is_initializer() for value in node.inputs
-    )
+    return of_constants(node, onnx_file.LAYOUT)
 
 
 def forget_weight_shapes(graph: onnx.GraphProto) -> None:

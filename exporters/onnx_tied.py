@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from exporters.onnx_values import OWN
+from exporters.onnx_values import OWN, new_constant
 
 Ties = Mapping[str, str]  # name of a product's weight (K, N) -> name of the table (N, K) that holds the same numbers
 CHANNELS = ("_quantized", "_scale", "_zero_point")  # ends of the names that a weight's eight bits per channel go by
@@ -141,9 +141,7 @@ def _readers(graph: onnx_ir.Graph, name: str, kind: str) -> list[onnx_ir.Node]:
 
 def _constant(graph: onnx_ir.Graph, lookup: onnx_ir.Node, name: str, numbers: Any) -> onnx_ir.Value:
     """A new initializer for what takes a lookup's place."""
-    value = onnx_ir.Value(name=f"{lookup.name}_{name}", const_value=onnx_ir.tensor(np.asarray(numbers)))
-    graph.register_initializer(value)
-    return value
+    return new_constant(graph, f"{lookup.name}_{name}", np.asarray(numbers))
 
 
 def _replace(

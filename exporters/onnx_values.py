@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir
 
@@ -11,6 +13,11 @@ OWN = "com.microsoft"  # the domain of ONNX Runtime's operators
 def constant(value: onnx_ir.Value | None, rank: int) -> bool:
     """Whether a value is a constant with so many axes."""
     return value is not None and value.const_value is not None and len(value.const_value.shape) == rank
+
+
+def of_constants(node: onnx_ir.Node, kinds: Collection[str]) -> bool:
+    """Whether a node of one of these kinds reads constants alone, so that it could be folded."""
+    return node.op_type in kinds and all(value is not None and value.is_initializer() for value in node.inputs)
 
 
 def read_once(value: onnx_ir.Value) -> bool:

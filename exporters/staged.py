@@ -67,13 +67,14 @@ def traced(
     Raises:
         ExportError: the model fails, or cannot be traced.
     """
+    from compressor import devices
     from compressor.storage import weights_digest
     from exporters import verify
 
     with verify.settled(model):
         digest = {"weights_digest": weights_digest(model)}
         reused = sibling is not None and fits(sibling, files, {**known, **digest}, list(example))
-        inputs = verify.beside(model, example)
+        inputs = devices.beside(model, example)
         trials = verify.trials(model, inputs)
         if not reused:
             folder.mkdir(exist_ok=True)

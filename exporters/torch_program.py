@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from compressor import devices
 from compressor.errors import ExportError, first_line
 from compressor.storage import weights_digest
 from exporters import verify
@@ -83,7 +84,7 @@ def export(
         ResourceError: the disk refuses the files.
     """
     with new_folder(path) as scratch, verify.settled(model):
-        inputs = verify.beside(model, example)
+        inputs = devices.beside(model, example)
         program = write(inputs, scratch / file)
         told = facts(exporter, scratch, [file], _versions(exporter.packages))
         told |= {"weights_digest": weights_digest(model), **program}

@@ -31,12 +31,6 @@ def settled(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def beside(model: nn.Module, example: Inputs) -> dict[str, Tensor]:
-    """The example on the model's device."""
-    parameter = next(model.parameters(), None)
-    return {name: tensor if parameter is None else tensor.to(parameter.device) for name, tensor in example.items()}
-
-
 def is_sequence(tensor: Tensor) -> bool:
     """Whether axis 1 counts tokens: integer tensors (B, T, ...) do, float features do not."""
     return tensor.ndim > 1 and not tensor.is_floating_point()

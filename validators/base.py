@@ -20,6 +20,7 @@ from compressor.tasks.base import Outcomes, Task, together
 from exporters.base import Arrays, Session
 
 Verdict = Literal["pass", "fail", "unsure", "ungated"]
+NO_OUTCOMES = Outcomes(np.empty((0, 1)), np.empty(0, int), np.empty(0, int))  # of what is run for its costs alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,9 @@ class Subject:
                 f"{theirs}: {self.path} belongs to another model or data set."
             )
         return found
+
+
+NO_OUTCOMES = Outcomes(np.empty((0, 1)), np.empty(0, int), np.empty(0, int))  # of what is run for its costs alone
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,12 @@ import numpy as np
 
 from compressor import registry
 from compressor.errors import InputError, first_line
-from compressor.tasks.base import Outcomes
 from exporters.base import EXPORT_FILE, Arrays, Session
 from exporters.feed import PAST, POSITIONS
 from exporters.onnx_runtime import GRAPH
-from validators.base import Evaluation, Subject
+from validators.base import NO_OUTCOMES, Evaluation, Subject
 
 TOKENS = 100  # that inputs are drawn from where no config says how many a model knows
-NOTHING = Outcomes(np.empty((0, 1)), np.empty(0, int), np.empty(0, int))
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Entrant:
     def subject(self, inputs: Arrays, session: Session) -> Subject:
         """What checks measure; they ask for no outcome, so any task will do."""
         evaluation = Evaluation(registry.task("text-classification"), (inputs,))
-        return Subject(self.name, self.facts["runtime"], self.folder, evaluation, session, NOTHING)
+        return Subject(self.name, self.facts["runtime"], self.folder, evaluation, session, NO_OUTCOMES)
 
 
 def names(paths: Sequence[Path]) -> list[str]:

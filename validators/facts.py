@@ -68,16 +68,20 @@ def groups(context: Mapping[str, Any]) -> list[tuple[str, Pairs]]:
 
 def layers(context: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row of LAYER_HEADERS for each layer, headers first; empty without layers."""
-    found = context.get("layers")
-    records = [layer for layer in found if isinstance(layer, Mapping)] if isinstance(found, list | tuple) else []
-    return [LAYER_HEADERS, *map(_layer, records)] if records else []
+    found = records(context, "layers")
+    return [LAYER_HEADERS, *map(_layer, found)] if found else []
 
 
 def linear_layers(context: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row of LINEAR_HEADERS for each linear layer of the model, headers first; empty where none are listed."""
-    found = context.get("linear_layers")
-    records = [layer for layer in found if isinstance(layer, Mapping)] if isinstance(found, list | tuple) else []
-    return [LINEAR_HEADERS, *map(_linear_layer, records)] if records else []
+    found = records(context, "linear_layers")
+    return [LINEAR_HEADERS, *map(_linear_layer, found)] if found else []
+
+
+def records(context: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """A list of mappings in the context; whatever else stands there is left out."""
+    found = context.get(key)
+    return [record for record in found if isinstance(record, Mapping)] if isinstance(found, list | tuple) else []
 
 
 def _linear_layer(layer: Mapping[str, Any]) -> tuple[str, ...]:

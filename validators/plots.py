@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from validators import frontier, wording
 from validators.advice import Option, Span, options
+from validators.facts import records
 from validators.svg import ACCENT, DASHES, INK, MUTED, PAPER, RULE, SERIES, Plot, plot
 
 if TYPE_CHECKING:
@@ -23,27 +24,21 @@ if TYPE_CHECKING:
 def draw(report: Report) -> tuple[Plot, ...]:
     """Every figure that the report has data for."""
     context = report.context
-    histories = {"low-rank": _records(context, "history"), "dense baseline": _records(context, "baseline_history")}
+    histories = {"low-rank": records(context, "history"), "dense baseline": records(context, "baseline_history")}
     plots = (
         frontier.draw(context),
         _accuracy_size(report),
         _latency_memory(options(report.exports)),
         _curves("Training loss", "loss", {"loss": "train", "eval_loss": "validation"}, histories),
         _curves("Validation accuracy", "accuracy", {"eval_accuracy": ""}, histories),
-        _spectra(context.get("spectra"), _records(context, "layers")),
-        _ranks([layer for layer in _records(context, "layers") if _is_number(layer.get("break_even"))]),
+        _spectra(context.get("spectra"), records(context, "layers")),
+        _ranks([layer for layer in records(context, "layers") if _is_number(layer.get("break_even"))]),
     )
     return tuple(plot for plot in plots if plot)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _records(context: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    """A list of mappings in the context; whatever else stands there is left out."""
-    found = context.get(key)
-    return [record for record in found if isinstance(record, Mapping)] if isinstance(found, list | tuple) else []
 
 
 def _scatter(axes: Axes, points: Mapping[str, tuple[Span, Span]]) -> None:

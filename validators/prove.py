@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from compressor import adapt, data, models, registry, storage
-from compressor.artifact import SEARCH, Artifact, files_of
+from compressor.artifact import DENSE, SEARCH, Artifact, files_of
 from compressor.errors import ArtifactError
 from compressor.factory import Allowed
 from compressor.files import file_digest, read_json
@@ -22,7 +22,7 @@ from exporters.base import EXPORT_FILE, Session
 from validators import advice, rows
 from validators.base import Evaluation, Subject
 from validators.measure import measure
-from validators.report import AUTO, DENSE, ExportReport, Report
+from validators.report import AUTO, ExportReport, Report
 
 KEPT = "the rank it asks for costs as much as"  # the dense layer, where the plan keeps that
 

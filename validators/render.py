@@ -47,9 +47,9 @@ def markdown_table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def escaped(text: str) -> str:
+def escaped(text: object) -> str:
     """Text that markdown shows as it stands: on one line, no markup, no HTML, no cell ends."""
-    flat = html_text.escape(" ".join(text.split()), quote=False)
+    flat = html_text.escape(" ".join(str(text).split()), quote=False)
     return re.sub(r"([\\`*_\[\]|~#@!])", r"\\\1", flat)
 
 

@@ -14,13 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from compressor.artifact import DENSE, REPORT
 from compressor.errors import ArtifactError, GateError, fields
 from validators import advice, frontier, wording
 from validators.base import Finding
 
 SCHEMA_VERSION = 1
-REPORT_FILE = "report.json"
-DENSE = "dense-"  # what the names of the dense model's exports begin with
 AUTO = "auto"  # the recipe's `export` where the best of all exports is looked for
 Role = Literal["candidate", "reference"]
 
@@ -180,7 +179,7 @@ class Report:
         from validators import render
 
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / REPORT_FILE, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        _write(folder / REPORT, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         _write(folder / "report.md", render.markdown(self))
         _write(folder / "junit.xml", render.junit(self))
         _write(folder / "report.html", render.html(self))
@@ -192,7 +191,7 @@ class Report:
         Raises:
             ArtifactError: there is none, or it cannot be read.
         """
-        path = folder if folder.suffix == ".json" or folder.is_file() else folder / REPORT_FILE
+        path = folder if folder.suffix == ".json" or folder.is_file() else folder / REPORT
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:

@@ -7,18 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from compressor import registry
 from compressor.recipe import ValidateSection
-from compressor.tasks.base import Outcomes, Task
+from compressor.tasks.base import Task
 from exporters.base import Arrays, Session
-from validators.base import Evaluation, Finding, Subject
+from validators.base import NO_OUTCOMES, Evaluation, Finding, Subject
 from validators.child import tiled
 from validators.measure import configured
 from validators.size import file_bytes
-
-UNUSED = Outcomes(np.empty((0, 0)), np.empty(0, int), np.empty(0, int))  # costs are measured without looking at outputs
 
 
 class Cost(NamedTuple):
@@ -76,7 +72,7 @@ class Whole:
         return Evaluation(self.task, self.batches)
 
     def _subject(self, folder: Path) -> Subject:
-        return Subject(folder.name, self.runtime, folder, self._evaluation, self.session, UNUSED)
+        return Subject(folder.name, self.runtime, folder, self._evaluation, self.session, NO_OUTCOMES)
 
 
 def _latency(found: Finding) -> Cost:

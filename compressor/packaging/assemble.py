@@ -14,6 +14,7 @@ from compressor.files import file_digest, write_json
 from compressor.packaging import archive, bom, card, contents, facts, proof, rehearsal, signing, verification
 from compressor.packaging.contents import FACTS, LICENSE, MODEL, REQUIREMENTS, RUNNER
 from compressor.packaging.summary import Summary, summarize
+from compressor.packaging.tasks import PACKAGED
 from compressor.run_folder import alone
 
 
@@ -82,7 +83,7 @@ def _describe(summary: Summary, folder: Path) -> None:
     told = facts.collect(summary.artifact, summary.export.name, folder / MODEL, summary.name)
     write_json(folder / FACTS, told)
     shutil.copyfile(Path(__file__).with_name(RUNNER), folder / RUNNER)
-    (folder / REQUIREMENTS).write_text(facts.requirements(summary.task), encoding="utf-8", newline="\n")
+    (folder / REQUIREMENTS).write_text(PACKAGED[summary.task].requirements, encoding="utf-8", newline="\n")
     if summary.base.license_file:
         shutil.copyfile(summary.base.license_file, folder / LICENSE)
     rehearsal.rehearse(folder)

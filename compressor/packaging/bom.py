@@ -18,13 +18,13 @@ from compressor.packaging.base_model import UNKNOWN
 from compressor.packaging.contents import BOM, CARD, MODEL, File, files_in
 from compressor.packaging.proof import GRAPHS
 from compressor.packaging.summary import Split, Summary
+from compressor.packaging.tasks import PACKAGED
 
 if TYPE_CHECKING:
     from validators.base import Finding
 
 SPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 4122's for URLs
 SCHEMA = "http://cyclonedx.org/schema/bom-1.6.schema.json"
-NEEDS = {"text": ("numpy", "onnxruntime", "tokenizers"), "image": ("numpy", "onnxruntime", "pillow")}
 SPDX = {  # the hub's identifiers are SPDX's in lower case; where SPDX has none, the name stands
     name.lower(): name
     for name in (
@@ -38,7 +38,7 @@ def write(summary: Summary, folder: Path) -> None:
     """bom.cdx.json of the files that are there now; its serial number is derived from its content."""
     listed = files_in(folder)
     data = [_data(split) for split in summary.data]
-    libraries = [_library(name, summary.versions) for name in NEEDS["image" if "image" in summary.task else "text"]]
+    libraries = [_library(name, summary.versions) for name in PACKAGED[summary.task].needs]
     files = [_file(name, file) for name, file in listed.items() if name != CARD]
     bom: dict[str, Any] = {
         "$schema": SCHEMA,
@@ -88,16 +88,16 @@ def _licenses(summary: Summary) -> dict[str, Any]:
 def _card(summary: Summary) -> dict[str, Any]:
     classes = summary.report.context.get("model") or {}
     architecture = classes.get("class") if isinstance(classes, Mapping) else None
-    approach = "self-supervised" if summary.task == "text-generation" else "supervised"
-    form = "image" if "image" in summary.task else "text"
+    packaged = PACKAGED[summary.task]
+    approach = "self-supervised" if packaged.says == "text" else "supervised"
     return {
         "modelParameters": {
             "approach": {"type": approach},
             "task": summary.task,
             **({"modelArchitecture": str(architecture)} if architecture else {}),
             "datasets": [{"ref": f"data-{split.split}"} for split in summary.data],
-            "inputs": [{"format": form}],
-            "outputs": [{"format": "text" if summary.task == "text-generation" else "label"}],
+            "inputs": [{"format": packaged.reads}],
+            "outputs": [{"format": packaged.says}],
         },
         "quantitativeAnalysis": {
             "performanceMetrics": [_metric(one) for one in summary.export.findings if _known(one)]

@@ -5,9 +5,7 @@ Names of models, data and labels are untrusted text and are escaped.
 
 from __future__ import annotations
 
-import html
 import math
-import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,20 +15,8 @@ import yaml
 from compressor import __version__
 from compressor.packaging.contents import CARD
 from compressor.packaging.summary import Summary
+from compressor.packaging.tasks import PACKAGED
 from compressor.tasks.base import QUALITIES
-
-TYPED = {
-    "text-classification": '"a text"',
-    "image-classification": "image.png",
-    "text-generation": '"Once upon a time" --new-tokens 40',
-    "multiple-choice": '"a question" "one choice" "another"',
-}
-ANSWERS = {
-    "text-classification": "The answer is one line of JSON: the label, and the probability of every label.",
-    "image-classification": "The answer is one line of JSON: the label, and the probability of every label.",
-    "text-generation": "The text is continued with the likeliest token, again and again.",
-    "multiple-choice": "The answer is one line of JSON: the likeliest choice, and the log-likelihood per character.",
-}
 
 
 def write(summary: Summary, folder: Path) -> None:
@@ -45,7 +31,7 @@ def write(summary: Summary, folder: Path) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    page.filters |= {"plain": plain, "number": "{:,}".format}
+    page.filters |= {"plain": import_module("validators.render").escaped, "number": "{:,}".format}
     text = page.get_template(f"{CARD}.j2").render(
         front=front_matter(summary),
         name=summary.name,
@@ -55,8 +41,8 @@ def write(summary: Summary, folder: Path) -> None:
         dense=summary.export.dense,
         precision=summary.export.precision,
         version=__version__,
-        typed=TYPED[summary.task] + (' "another"' if summary.recipe["data"]["train"].get("text_pair") else ""),
-        answer=ANSWERS[summary.task],
+        typed=PACKAGED[summary.task].typed + (' "another"' if summary.recipe["data"]["train"].get("text_pair") else ""),
+        answer=PACKAGED[summary.task].answer,
         digest=summary.manifest["base_digest"],
         trusted=summary.manifest["trust_remote_code"],
         parameters=summary.manifest["parameters"],
@@ -69,11 +55,6 @@ def write(summary: Summary, folder: Path) -> None:
         signed=summary.signed,
     )
     (folder / CARD).write_text(text, encoding="utf-8", newline="\n")
-
-
-def plain(text: object) -> str:
-    """Text that markdown shows as it stands: on one line, no markup, no HTML, no cell ends."""
-    return re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def front_matter(summary: Summary) -> str:

@@ -14,9 +14,6 @@ from compressor.packaging.contents import SCHEMA_VERSION
 from compressor.tasks.multiple_choice import PROMPT
 from exporters.generate import ends, places
 
-TEXT, IMAGE = "tokenizers>=0.21", "pillow>=10.3"
-ALWAYS = ("numpy>=2.0", "onnxruntime>=1.24")
-
 
 def collect(artifact: Artifact, export: str, folder: Path, name: str) -> dict[str, Any]:
     """The facts of one export, whose files lie in `folder`.
@@ -38,11 +35,6 @@ def collect(artifact: Artifact, export: str, folder: Path, name: str) -> dict[st
         "artifact": file_digest(artifact.path / MANIFEST),
         **TASKS[task](artifact.manifest["recipe"], folder),
     }
-
-
-def requirements(task: str) -> str:
-    """requirements.txt of a package."""
-    return "\n".join([*ALWAYS, IMAGE if task == "image-classification" else TEXT]) + "\n"
 
 
 def _image(_: Mapping[str, Any], __: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.artifact import REPORT, Artifact
+from compressor.artifact import DENSE, REPORT, Artifact
 from compressor.errors import ArtifactError, GateError
 from compressor.files import file_digest
 from compressor.recipe import Gate
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from validators.report import ExportReport, Report
 
 GRAPHS = {"onnx": "model.onnx", "ort": "model.ort"}  # the runtimes that predict.py runs, and their files
-DENSE = "dense-"  # what the report's names of the dense model's exports begin with
 
 
 def report_of(artifact: Artifact) -> Report:

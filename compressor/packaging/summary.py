@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from compressor.artifact import Artifact
 from compressor.packaging import base_model
 from compressor.packaging.base_model import BaseModel
+from compressor.packaging.tasks import PACKAGED
+from exporters.onnx_precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from validators.report import ExportReport, Report
@@ -93,8 +95,8 @@ class Summary:
     @property
     def limits(self) -> list[str]:
         """What the figures do not say, in sentences."""
-        found = [_scope(self), *LIMITS[self.task]]
-        if self.export.precision == "int8":
+        found = [_scope(self), *PACKAGED[self.task].limits]
+        if PRECISIONS[self.export.precision].batchwise:
             found.append(
                 "Activations are quantized over a whole batch: an input's numbers depend a little on the others in it."
             )
@@ -120,21 +122,3 @@ def _scope(summary: Summary) -> str:
             "on data that chose nothing it is likely to be worse."
         )
     return f"The quality was measured on {rows:,} rows of one data set; on other data it may be another."
-
-
-LIMITS = {
-    "text-classification": [
-        "It knows the labels of its training data alone and always names one of them, also for a text that fits none.",
-        "Long texts are cut to the length that it was trained with.",
-    ],
-    "image-classification": [
-        "It knows the labels of its training data alone and always names one of them, also for an image that fits none."
-    ],
-    "text-generation": [
-        "What it writes may be wrong, harmful or invented: measured was how well it predicts text, not what it says."
-    ],
-    "multiple-choice": [
-        "It names the likeliest of the choices that it is given, also where none is right.",
-        "Long questions lose their beginning.",
-    ],
-}

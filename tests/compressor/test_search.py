@@ -285,12 +285,12 @@ def test_a_gate_that_no_budget_meets_is_named_after_the_largest(search: Search, 
     with pytest.raises(GateError) as error:
         report.raise_for_gates()
     for said in (
-        "low rank is not the answer here",
+        "low-rank is not the answer here",
         "Whatever the budget, the gate on parity of onnx-fp32 does not hold",
         f"The closest is {max(budgets(out)):.3f}",
     ):
         assert said in str(error.value)
-    assert "low rank is not the answer here" in (out / "report.html").read_text()
+    assert "low-rank is not the answer here" in (out / "report.html").read_text()
     with pytest.raises(ArtifactError, match=r"no trial won: .*search\.json"):
         Artifact.open(out)
 

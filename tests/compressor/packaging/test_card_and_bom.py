@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from compressor.packaging import base_model, card
+from compressor.packaging import base_model
 from compressor.packaging.archive import unpack
+from validators import render
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_nothing_in_the_package_tells_where_it_was_made(folder: Path, packaged: 
 
 
 def test_untrusted_names_are_shown_as_they_stand() -> None:
-    assert card.plain("a|b <script> [x](y) `c` *d*\n# e") == r"a\|b &lt;script&gt; \[x\](y) \`c\` \*d\* \# e"
+    assert render.escaped("@a|b <script> [x](y) `c` *d*\n# e") == r"\@a\|b &lt;script&gt; \[x\](y) \`c\` \*d\* \# e"
 
 
 # ---- the base model ----
