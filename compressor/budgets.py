@@ -24,7 +24,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseCost:
     """What is known before any plan is measured.
 
     Attributes:
@@ -55,7 +55,7 @@ class Fitting:
     market: Market
     quantity: Resource
     asked: float
-    dense: Dense
+    dense: DenseCost
     where: str
 
     def run(self, measure: Callable[[Plan], float]) -> tuple[Plan, tuple[Round, ...]]:

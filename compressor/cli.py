@@ -387,8 +387,8 @@ def _read(path: Path, settings: list[str] | None) -> Recipe:
 
 
 def _judge(result: Report | Comparison | Bench, as_json: bool, markdown: Path | None = None) -> None:
-    from compressor import summary
+    from compressor import step_summary
 
     show(result.to_dict(), lambda: str(result), as_json)
-    summary.append(result, markdown)
+    step_summary.append(result, markdown)
     result.raise_for_gates()

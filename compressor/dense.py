@@ -20,7 +20,7 @@ Labels = Sequence[str] | None
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseModels:
     """Where dense models come from: a checkpoint, or a factory and the weights that belong to it."""
 
     recipe: Recipe

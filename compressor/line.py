@@ -19,7 +19,7 @@ from compressor import adapt, data, devices, factorize, measured, models, planni
 from compressor.adapt import History
 from compressor.artifact import MANIFEST, Artifact, seal
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
-from compressor.dense import Dense
+from compressor.dense import DenseModels
 from compressor.errors import InputError
 from compressor.factory import RECORD, Factory
 from compressor.files import read_json, write_json
@@ -40,7 +40,7 @@ class Line:
     def __init__(self, recipe: Recipe, run: Run, factory: Factory | None = None) -> None:
         """`factory`: the code that the recipe names, where the caller has said where it lies."""
         self.recipe, self.run, self.folder = recipe, run, run.folder
-        self.source = Dense(recipe, self.task, self.folder / "baseline", factory or Factory.of(recipe.model))
+        self.source = DenseModels(recipe, self.task, self.folder / "baseline", factory or Factory.of(recipe.model))
         if not run.replaces:
             self.source.require_same_code()
         models.quiet_libraries()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from compressor import data, factorize, progress, registry, timings
-from compressor.budgets import Dense, Fitting, Round
+from compressor.budgets import DenseCost, Fitting, Round
 from compressor.errors import ModelError
 from compressor.forms import Patches, as_dense, form_of
 from compressor.machine import machine
@@ -25,6 +25,7 @@ from compressor.market import Market, Price, Spectrum, break_even
 from compressor.planning import Plan, of_market
 from compressor.structure import shape
 from compressor.timings import Curve, Site
+from exporters.base import Arrays, write
 
 if TYPE_CHECKING:
     from compressor.line import Line
@@ -41,10 +42,10 @@ def choose(line: Line, spectra: Sequence[Spectrum]) -> tuple[Plan, dict[str, Any
         DependencyError, ExportError, ResourceError, RuntimeFailure: an export cannot be made or measured.
     """
     with tempfile.TemporaryDirectory(dir=line.run.scratch) as folder:
-        return Bench(line, Path(folder)).choose(spectra)
+        return Measuring(line, Path(folder)).choose(spectra)
 
 
-class Bench:
+class Measuring:
     """Where the layers and models of one line are measured; exports lie in `folder`."""
 
     def __init__(self, line: Line, folder: Path) -> None:
@@ -85,7 +86,7 @@ class Bench:
 
     # ---- whole models ----
 
-    def _fit(self, market: Market) -> tuple[Plan, Dense, tuple[Round, ...]]:
+    def _fit(self, market: Market) -> tuple[Plan, DenseCost, tuple[Round, ...]]:
         quantity = self.section.quantity
         where = f"{self.runtime} {self.precision}"
         with progress.stage(f"Fitting the plan to {self.section.share:g} of the {quantity} in {where}"):
@@ -94,43 +95,48 @@ class Bench:
             plan, rounds = fitting.run(partial(self._ratio, quantity))
         return plan, dense, rounds
 
-    def _dense(self, market: Market, quantity: str) -> Dense:
+    def _dense(self, market: Market, quantity: str) -> DenseCost:
         """The dense model in the export's precision, and how its cost falls with what the targets are charged."""
-        folder = self._export(self.line.start(), self.folder / "dense", self.precision)
+        folder = self._export(self.line.start, self.folder / "dense", self.precision)
         cost = self.whole.cost(quantity, folder)
         ratio = 1.0 if self.precision == "fp32" else cost.ratio
         if quantity == "latency":
-            return Dense(ratio, market.dense / (1e3 * cost.dense))  # microseconds of all targets, ms of the model
+            return DenseCost(ratio, market.dense / (1e3 * cost.dense))  # microseconds of all targets, ms of the model
         share = self.whole.size(folder) / self.whole.size(self.whole.dense)
-        return Dense(ratio, FP32_BYTES * share * market.dense / 2**20 / cost.dense)  # weights, MiB of the model
+        return DenseCost(ratio, FP32_BYTES * share * market.dense / 2**20 / cost.dense)  # weights, MiB of the model
 
     def _ratio(self, quantity: str, plan: Plan) -> float:
         """What a plan's untrained model takes, as a share of dense fp32."""
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            model = factorize.fold_(self.line.factorized(plan), plan.layout)
-            return self.whole.cost(quantity, self._export(model, Path(folder), self.precision)).ratio
+            export = self._export(partial(self._folded, plan), Path(folder), self.precision)
+            return self.whole.cost(quantity, export).ratio
+
+    def _folded(self, plan: Plan) -> nn.Module:
+        return factorize.fold_(self.line.factorized(plan), plan.layout)
 
     @cached_property
     def whole(self) -> Any:
         """The measuring of whole exports, `validators.whole.Whole`; the dense model in fp32 is exported for it."""
         line = self.line
         batches = data.posed(line.data.calibration, line.task, line.processor).then(data.arrays)
-        dense = self._export(line.start(), self.folder / "dense", "fp32")
+        dense = self._export(line.start, self.folder / "dense", "fp32")
         whole = importlib.import_module("validators.whole").Whole
         return whole(self.runtime, line.task, batches, line.recipe.validation, dense)
 
-    def _export(self, model: nn.Module, folder: Path, precision: str) -> Path:
-        """An export in a folder, left as it is where it is there already."""
+    def _export(self, model: Callable[[], nn.Module], folder: Path, precision: str) -> Path:
+        """An export of what `model` makes in a folder, left as it is where it is there already."""
         exporter, path = registry.exporter(self.runtime, precision), folder / f"{self.runtime}-{precision}"
         if path.exists():
             return path
+        folder.mkdir(exist_ok=True)
+        write(exporter, model, self.line.task.example(self.line.processor), path, self._samples)
+        return path
+
+    def _samples(self) -> Sequence[Arrays]:
+        """Batches of the examples that the moments were gathered on."""
         line = self.line
         size = line.recipe.data.calibration.batch_size
-        samples = data.batches(line.data.calibration, line.task, line.processor, size).then(data.arrays)
-        extra = [samples] if getattr(exporter, "calibrated", False) else []
-        folder.mkdir(exist_ok=True)
-        exporter.export(model, line.task.example(line.processor), path, *extra)
-        return path
+        return data.batches(line.data.calibration, line.task, line.processor, size).then(data.arrays)
 
 
 class Table:

@@ -19,6 +19,7 @@ from compressor.line import Line
 from compressor.planning import Plan
 from compressor.recipe import ExportSection, Recipe, dump, read
 from compressor.run_folder import STATE, Run, alone
+from exporters.base import write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,7 +158,7 @@ def export(
     beside = getattr(registry.exporter(runtime, precision), "beside", ())
     given = None if factory is None else Factory.given(factory)
     code: Allowed = {"factory": given, "trust_remote_code": trust_remote_code}
-    artifact = _folded(path, given, trust_remote_code)
+    artifact = _folded(path, given, trusted=trust_remote_code)
     target = artifact.path / "exports" / f"{runtime}-{precision}"
     if target.exists() and not overwrite:
         raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or `validate` it as it is.")
@@ -197,11 +198,7 @@ def _export(
     with progress.stage(title):
         target.parent.mkdir(exist_ok=True)
         load = partial(storage.load, source, artifact.manifest["task"], **code)
-        example = task.example(processor)
-        if getattr(exporter, "calibrated", False):  # in neither call a name keeps the model, so the exporter can let go
-            exporter.export(load(), example, scratch, _samples(artifact, task, processor))
-        else:
-            exporter.export(load(), example, scratch)
+        write(exporter, load, task.example(processor), scratch, partial(_samples, artifact, task, processor))
         processor.save_pretrained(scratch)
         shutil.rmtree(target, ignore_errors=True)
         scratch.replace(target)
@@ -222,7 +219,7 @@ def _samples(artifact: Artifact, task: Task, processor: Any) -> Sequence[Mapping
     return batches.then(data.arrays)
 
 
-def _folded(path: Artifact | Path | str, factory: Factory | None, trusted: bool) -> Artifact:
+def _folded(path: Artifact | Path | str, factory: Factory | None, *, trusted: bool = False) -> Artifact:
     """The artifact at a path; a run that is trained but not yet folded is folded first."""
     if isinstance(path, Artifact):
         return path

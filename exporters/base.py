@@ -6,10 +6,10 @@ stay free of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 
@@ -102,3 +102,27 @@ class Exporter(Protocol):
             RuntimeFailure: the runtime refuses the file.
         """
         ...
+
+
+def write(
+    exporter: Any,
+    model: Callable[[], torch.nn.Module],
+    example: Mapping[str, torch.Tensor],
+    path: Path,
+    samples: Callable[[], Sequence[Arrays]],
+) -> Exported:
+    """An export by any exporter; no name keeps the model that is made here, so that the exporter can let go of it.
+
+    Args:
+        exporter: an `Exporter`.
+        model: makes the model.
+        example: its inputs.
+        path: the new folder.
+        samples: makes batches of the task's inputs, where the precision is calibrated.
+
+    Raises:
+        ExportError, ResourceError: see `Exporter.export`.
+    """
+    if getattr(exporter, "calibrated", False):
+        return cast("Exported", exporter.export(model(), example, path, samples()))
+    return cast("Exported", exporter.export(model(), example, path))

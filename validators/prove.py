@@ -1,30 +1,25 @@
-"""From an artifact with exports to its report: subjects, findings, context."""
+"""From an artifact with exports to its report: subjects and findings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from compressor import adapt, data, models, registry, storage
-from compressor.artifact import DENSE, SEARCH, Artifact, files_of
+from compressor import data, models, registry, storage
+from compressor.artifact import DENSE, Artifact
 from compressor.errors import ArtifactError
 from compressor.factory import Allowed
-from compressor.files import file_digest, read_json
-from compressor.machine import machine, versions
-from compressor.planning import Plan
+from compressor.files import read_json
 from compressor.progress import stage
-from compressor.recipe import Recipe, dump
-from compressor.run_folder import STATE
+from compressor.recipe import Recipe
 from compressor.tasks.base import Outcomes, Task
 from exporters.base import EXPORT_FILE, Session
 from validators import advice, rows
 from validators.base import Evaluation, Subject
+from validators.context import context
 from validators.measure import measure
 from validators.report import AUTO, ExportReport, Report
-
-KEPT = "the rank it asks for costs as much as"  # the dense layer, where the plan keeps that
 
 
 def prove(artifact: Artifact, exports: Sequence[str] | None = None, **code: Unpack[Allowed]) -> Report:
@@ -103,65 +98,3 @@ class _Prover:
         return Subject(
             prefix + folder.name, _runtime(folder), folder, self.evaluation, self.session, self.outcomes[source]
         )
-
-
-def context(artifact: Artifact, recipe: Recipe, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured on what: docs/report.md lists the keys. `measured` is said of the rows behind the qualities."""
-    manifest, path = artifact.manifest, artifact.path
-    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    architectures = config.get("architectures") or [config.get("model_type", "")]
-    settings, measured_on = dump(recipe), machine()
-    return {
-        "model": {
-            "path": recipe.model.path,
-            "class": (manifest.get("factory") or {}).get("class") or ", ".join(architectures),
-            "digest": manifest["base_digest"],
-            "task": manifest["task"],
-            "parameters": manifest["parameters"],
-            "trust_remote_code": manifest["trust_remote_code"],
-        },
-        "method": settings["method"],
-        "plan": {**settings["plan"], **_budget(artifact.plan)},
-        "layers": [_layer(layer, artifact.plan.strategy) for layer in artifact.plan.layers],
-        "linear_layers": read_json(path / "layers.json") if (path / "layers.json").is_file() else [],
-        "spectra": read_json(path / "spectra.json"),
-        "history": adapt.load_history(path / "history.json"),
-        "baseline_history": adapt.load_history(path / "baseline" / "history.json"),
-        "data": {**manifest["data"], "evaluation": measured},
-        "files": {name: file_digest(path / name) for name in files_of(path) if _exported(name)},
-        "machine": measured_on | {"threads": recipe.validation.threads or measured_on["cores"]},
-        "versions": versions(),
-        "seed": recipe.seed,
-        "seconds": {name: found["seconds"] for name, found in read_json(path / STATE)["stages"].items()},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "recipe": settings,
-        **({"search": read_json(path / SEARCH)} if (path / SEARCH).is_file() else {}),
-    }
-
-
-def _budget(plan: Plan) -> dict[str, Any]:
-    if plan.quantity == "parameters":
-        return {"budget": plan.budget}
-    figures = {"predicted": plan.predicted, "measured_untrained": plan.measured}
-    return {"budget": {plan.quantity: plan.budget}} | {name: value for name, value in figures.items() if value}
-
-
-def _exported(name: str) -> bool:
-    """Whether a file belongs to an export: under exports/, or in a folder beside the dense baseline."""
-    return name.startswith("exports/") or (name.startswith("baseline/") and name.count("/") > 1)
-
-
-def _layer(layer: Any, strategy: str) -> dict[str, Any]:
-    kept = layer.rank is None
-    reason = "factors of the rank it asks for take as long as" if strategy == "measured" else KEPT
-    return {
-        "name": layer.name,
-        "out_features": layer.out_features,
-        "in_features": layer.in_features,
-        "rank": layer.rank,
-        "break_even": layer.break_even,
-        "parameters": layer.parameters,
-        "energy": layer.energy,
-        "kept": kept,
-        "reason": f"{reason} the dense layer" if kept else "",
-    }

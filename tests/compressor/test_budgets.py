@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from compressor import progress
-from compressor.budgets import ROUNDS, TOLERANCE, Dense, Fitting
+from compressor.budgets import ROUNDS, TOLERANCE, DenseCost, Fitting
 from compressor.errors import BudgetError
 from compressor.market import Market, Spectrum, break_even
 from compressor.planning import Plan
@@ -51,7 +51,7 @@ TRUTHS: dict[str, Callable[[float], float]] = {
 def test_the_measured_ratio_is_within_the_tolerance_of_what_is_asked(name: str, asked: float, noise: float) -> None:
     market = a_market()
     measure = Measurer(market, TRUTHS[name], noise)
-    plan, rounds = Fitting(market, "latency", asked, Dense(1.0, 0.8), "onnx fp32").run(measure)
+    plan, rounds = Fitting(market, "latency", asked, DenseCost(1.0, 0.8), "onnx fp32").run(measure)
     assert 1 <= measure.calls == len(rounds) <= ROUNDS
     if name == "with a step from dense" and asked == 0.8:  # between 0.75 and 1 there is nothing
         held = max(one.ratio for one in rounds if one.ratio <= asked * (1 + TOLERANCE))
@@ -64,7 +64,7 @@ def test_the_measured_ratio_is_within_the_tolerance_of_what_is_asked(name: str, 
 def test_a_right_forecast_needs_one_round() -> None:
     market = a_market()
     measure = Measurer(market, TRUTHS["as foretold"])
-    plan, _ = Fitting(market, "latency", 0.6, Dense(1.0, 0.8), "onnx fp32").run(measure)
+    plan, _ = Fitting(market, "latency", 0.6, DenseCost(1.0, 0.8), "onnx fp32").run(measure)
     assert measure.calls == 1
     assert (plan.quantity, plan.budget) == ("latency", 0.6)
     assert plan.predicted == pytest.approx(plan.measured, abs=1e-4)
@@ -72,7 +72,9 @@ def test_a_right_forecast_needs_one_round() -> None:
 
 def test_the_forecast_is_told_as_it_was_made() -> None:
     market = a_market()
-    plan, _ = Fitting(market, "memory", 0.7, Dense(0.9, 0.5), "onnx int8").run(Measurer(market, lambda x: 0.4 + x / 2))
+    plan, _ = Fitting(market, "memory", 0.7, DenseCost(0.9, 0.5), "onnx int8").run(
+        Measurer(market, lambda x: 0.4 + x / 2)
+    )
     assert plan.predicted == pytest.approx(0.9 - 0.5 * (1 - market.load(plan.ranks)), abs=1e-4)
 
 
@@ -81,7 +83,7 @@ def test_a_budget_out_of_reach_says_the_least_that_was_reached(asked: float) -> 
     market = a_market()
     measure = Measurer(market, lambda load: 0.6 + 0.4 * load)
     with pytest.raises(BudgetError) as caught:
-        Fitting(market, "latency", asked, Dense(1.0, 0.8), "onnx int8").run(measure)
+        Fitting(market, "latency", asked, DenseCost(1.0, 0.8), "onnx int8").run(measure)
     least = 0.6 + 0.4 * market.least
     said = str(caught.value)
     assert f"The budget of {asked:g} of the latency of dense fp32 cannot be met in onnx int8" in said
@@ -93,7 +95,7 @@ def test_a_budget_out_of_reach_says_the_least_that_was_reached(asked: float) -> 
 def test_the_ratio_that_is_named_as_enough_is_enough() -> None:
     market = a_market()
     measure = Measurer(market, lambda load: 0.6 + 0.4 * load)
-    plan, _ = Fitting(market, "latency", 0.61, Dense(1.0, 0.8), "onnx int8").run(measure)
+    plan, _ = Fitting(market, "latency", 0.61, DenseCost(1.0, 0.8), "onnx int8").run(measure)
     assert plan.measured is not None
     assert plan.measured <= 0.61 * (1 + TOLERANCE)
 
@@ -103,7 +105,7 @@ def test_where_dense_meets_it_nothing_is_measured_and_all_is_kept(capsys: pytest
     measure = Measurer(market, lambda load: load)
     progress.set_level("normal")
     try:
-        plan, rounds = Fitting(market, "memory", 0.6, Dense(0.45, 0.2), "onnx int8").run(measure)
+        plan, rounds = Fitting(market, "memory", 0.6, DenseCost(0.45, 0.2), "onnx int8").run(measure)
     finally:
         progress.set_level("off")
     assert (measure.calls, rounds, plan.ranks, plan.measured) == (0, (), {}, 0.45)
@@ -114,7 +116,7 @@ def test_where_ranks_come_in_coarse_steps_the_nearest_that_holds_is_taken() -> N
     market = a_market(size=20, layers=1, multiple_of=6)  # break-even 14: ranks 6, 12, dense
     loads = {rank: rank * 60 / 800 for rank in (6, 12)}
     measure = Measurer(market, lambda load: load)
-    plan, _ = Fitting(market, "latency", 0.7, Dense(1.0, 1.0), "onnx fp32").run(measure)
+    plan, _ = Fitting(market, "latency", 0.7, DenseCost(1.0, 1.0), "onnx fp32").run(measure)
     assert plan.ranks == {"layer.0": 6}
     assert plan.measured == pytest.approx(loads[6], abs=1e-4)
 
@@ -123,6 +125,6 @@ def test_a_measurement_that_never_settles_still_ends() -> None:
     market = a_market()
     wild = count()
     ratios = (0.9, 0.2, 0.95, 0.3)
-    plan, rounds = Fitting(market, "latency", 0.6, Dense(1.0, 0.8), "onnx fp32").run(lambda _: ratios[next(wild)])
+    plan, rounds = Fitting(market, "latency", 0.6, DenseCost(1.0, 0.8), "onnx fp32").run(lambda _: ratios[next(wild)])
     assert len(rounds) == ROUNDS
     assert plan.measured in (0.2, 0.3)

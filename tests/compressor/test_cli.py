@@ -200,13 +200,16 @@ def test_export_measures_all_that_there_is(monkeypatch: pytest.MonkeyPatch, tmp_
     seen: list[Any] = []
     fake_pipeline(
         monkeypatch,
-        export=lambda path, runtime, precision, overwrite, factory: path / "exports" / f"{runtime}-{precision}",
-        validate=lambda *given, factory: seen.append((*given, factory)) or report(),
+        export=lambda path, runtime, **_: path / "exports" / runtime,
+        validate=lambda path, **code: seen.append((path, code)) or report(),
     )
     monkeypatch.setattr(registry, "exporter", lambda name, precision: object())
     assert invoke("export", "here", "--to", "onnx", "--precision", "int8").exit_code == 0
     assert invoke("export", "here", "--factory", "own:build").exit_code == 0
-    assert seen == [(Path("here"), None), (Path("here"), "own:build")]
+    assert invoke("export", "here", "--trust-remote-code").exit_code == 0
+    nothing = {"factory": None, "trust_remote_code": False}
+    allowed = [nothing, nothing | {"factory": "own:build"}, nothing | {"trust_remote_code": True}]
+    assert seen == [(Path("here"), code) for code in allowed]
 
 
 def test_an_unknown_runtime_is_refused_before_anything_slow() -> None:

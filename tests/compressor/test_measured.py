@@ -236,7 +236,7 @@ def test_a_budget_is_met_by_exports_and_a_replay_believes_only_ranks(
 
 
 def test_a_report_names_the_budget_and_what_was_measured() -> None:
-    from validators.prove import _budget
+    from validators.context import _budget
 
     plan = Plan("measured", 0.6, "two-factor", 8, (), quantity="latency", predicted=0.58, measured=0.61)
     assert _budget(plan) == {"budget": {"latency": 0.6}, "predicted": 0.58, "measured_untrained": 0.61}

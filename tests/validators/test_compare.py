@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import compressor
-from compressor import summary
+from compressor import step_summary
 from compressor.cli import app
 from compressor.errors import ArtifactError, DataError, GateError, InputError
 from compressor.recipe import Gate
@@ -423,7 +423,7 @@ def test_the_step_summary_gets_the_comparison_once(
 ) -> None:
     page = tmp_path / "summary.md"
     page.write_text("what an earlier step said\n")
-    monkeypatch.setenv(summary.VARIABLE, str(page))
+    monkeypatch.setenv(step_summary.VARIABLE, str(page))
     before, after = saved("before"), saved("after", export(0.5))
     assert invoke(before, after, "--markdown", page).exit_code == 1
     assert page.read_text().count("## Worse than before") == 1
@@ -433,9 +433,9 @@ def test_the_step_summary_gets_the_comparison_once(
 
 
 def test_the_step_summary_gets_what_report_md_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(summary.VARIABLE, str(tmp_path / "summary.md"))
+    monkeypatch.setenv(step_summary.VARIABLE, str(tmp_path / "summary.md"))
     report().save(tmp_path)
-    summary.append(report())
+    step_summary.append(report())
     assert (tmp_path / "summary.md").read_text() == (tmp_path / "report.md").read_text() + "\n"
 
 
@@ -449,7 +449,7 @@ def test_every_verb_that_judges_tells_the_step_summary(
     monkeypatch.setitem(sys.modules, "compressor.pipeline", module)
     monkeypatch.setattr(compressor, "pipeline", module, raising=False)
     monkeypatch.setattr("compressor.recipe.read", lambda *_: None)
-    monkeypatch.setenv(summary.VARIABLE, str(tmp_path / "summary.md"))
+    monkeypatch.setenv(step_summary.VARIABLE, str(tmp_path / "summary.md"))
     assert CliRunner().invoke(app, list(words)).exit_code == 1
     assert (tmp_path / "summary.md").read_text().count("## Fail: 1 of 1 gates does not hold") == 1
 
@@ -464,17 +464,17 @@ def test_a_page_that_cannot_be_written_is_told_after_the_result(saved: Callable[
 def test_without_the_variable_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for value in (None, ""):
-        monkeypatch.delenv(summary.VARIABLE, raising=False)
+        monkeypatch.delenv(step_summary.VARIABLE, raising=False)
         if value is not None:
-            monkeypatch.setenv(summary.VARIABLE, value)
-        summary.append(report())
+            monkeypatch.setenv(step_summary.VARIABLE, value)
+        step_summary.append(report())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_summary_that_cannot_be_written_hides_neither_result_nor_exit_code(
     saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(summary.VARIABLE, str(tmp_path / "no" / "folder.md"))
+    monkeypatch.setenv(step_summary.VARIABLE, str(tmp_path / "no" / "folder.md"))
     result = invoke(saved("before"), saved("after", export(0.5)))
     assert result.exit_code == 1
     assert "Worse than before" in result.stdout
