@@ -286,8 +286,12 @@ def test_an_edited_plan_is_replayed(recipe: Path, run: Path, tmp_path: Path) -> 
     plan["layers"][1]["rank"] = None
     (tmp_path / "edited.json").write_text(json.dumps(plan))
     out = tmp_path / "replayed"
-    done = command("plan", recipe, "--out", out, "--set", f"plan.path={tmp_path / 'edited.json'}", "--json")
+    edited = f"plan.path={tmp_path / 'edited.json'}"
+    done = command("plan", recipe, "--out", out, "--set", edited, "--json", "--verbose")
     assert done.returncode == 0, done.stderr
+    first, second = plan["layers"][:2]
+    assert f"{first['name']}: rank 5 (as dense at {first['break_even']})" in done.stderr
+    assert f"{second['name']}: dense" in done.stderr
     layers = json.loads(done.stdout)["layers"]
     assert [layer["rank"] for layer in layers[:2]] == [5, None]
     assert layers[1]["parameters"] == layers[1]["out_features"] * layers[1]["in_features"]

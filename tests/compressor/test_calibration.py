@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
 
-from compressor import devices
+from compressor import devices, factorize
 from compressor.calibration import Batch, Statistics, calibrate, own_label_loss
 from compressor.errors import ArtifactError, DataError, ModelError
 from compressor.methods.base import Moment
+from compressor.methods.jactus import Jactus
 from compressor.models import dense_layer, find_targets
 from compressor.tasks.base import IGNORED
 
@@ -251,6 +253,19 @@ def test_moments_gathered_on_a_gpu_are_those_of_the_cpu_and_lie_there(
         for side in ("input", "gradient"):
             one, other = getattr(found[name], side).matrix, getattr(pair, side).matrix
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of torch")
+def test_a_module_on_a_gpu_is_compressed_there(tagged: tuple[Tagger, list[Batch], Statistics]) -> None:
+    model, batches, _ = tagged
+    there = copy.deepcopy(model).cuda()
+    moments = calibrate(there, batches, BOTH, loss=mean_loss)
+    plan = factorize.plan(there, Jactus(), moments, multiple_of=1)
+    factorize.factorize_(there, Jactus(), moments, plan)
+    assert plan.ranks
+    assert {parameter.device.type for parameter in there.parameters()} == {"cuda"}
+    mean_loss(there, {name: tensor.cuda() for name, tensor in batches[0].items()}).backward()
 
 
 def test_empty_data_is_refused() -> None:

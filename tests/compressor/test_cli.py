@@ -19,6 +19,7 @@ from compressor import artifact, progress, registry
 from compressor.cli import app
 from compressor.errors import ExportError, GateError
 from compressor.planning import Plan, PlanLayer
+from validators.report import Report
 
 GOOD = """\
 model: {path: some/model}
@@ -210,6 +211,13 @@ def test_export_measures_all_that_there_is(monkeypatch: pytest.MonkeyPatch, tmp_
     nothing = {"factory": None, "trust_remote_code": False}
     allowed = [nothing, nothing | {"factory": "own:build"}, nothing | {"trust_remote_code": True}]
     assert seen == [(Path("here"), code) for code in allowed]
+
+
+def test_a_report_is_drawn_again_beside_the_file_that_is_named(tmp_path: Path) -> None:
+    Report(()).save(tmp_path)
+    (tmp_path / "report.md").unlink()
+    assert invoke("report", str(tmp_path / "report.json")).exit_code == 0
+    assert (tmp_path / "report.md").is_file()
 
 
 def test_an_unknown_runtime_is_refused_before_anything_slow() -> None:

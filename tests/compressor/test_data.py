@@ -139,7 +139,7 @@ def test_a_column_of_numbers_is_no_text(tmp_path: Path) -> None:
         data.read(write(tmp_path / "numbers.parquet", {"text": [1, 2], "label": ["a", "b"]}), TASK)
 
 
-@pytest.mark.parametrize("labels", [["a", 1], [["a"], ["b"]]])
+@pytest.mark.parametrize("labels", [["a", 1], [["a"], ["b"]], [0.5, 1.25]])
 def test_a_label_is_one_string_or_number_of_one_kind(tmp_path: Path, labels: list[Any]) -> None:
     with pytest.raises(DataError, match=r"the label column 'label' holds .*, not strings or whole numbers"):
         data.read(write(tmp_path / "labels.jsonl", {"text": ["red", "blue"], "label": labels}), TASK)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from compressor import progress
 from compressor.adapt import adapt_
 from compressor.distillation import distillation_loss, lesson_of, taught_loss
 from compressor.lessons import by_row, take
@@ -139,6 +140,18 @@ def test_training_by_notes_is_training_by_the_teacher(
     assert found == pytest.approx(wanted, rel=1e-3)
     assert found[-2] < 0.7 * found[0]
     assert not (tmp_path / "notes").exists()
+
+
+def test_losses_are_said_where_more_is_asked_for(
+    tmp_path: Path, tiny_bert: Callable[..., Any], encoded: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress.set_level("verbose")
+    try:
+        history = adapt_(tiny_bert(), TASK, Padding(), encoded, None, Training(epochs=1), folder=tmp_path / "run")
+    finally:
+        progress.set_level("off")
+    (row,) = [row for row in history if "loss" in row]
+    assert f"step {row['step']}: loss {row['loss']:.4f}, learning rate" in capsys.readouterr().err
 
 
 def test_a_model_that_gives_more_than_logits_is_validated_by_them(

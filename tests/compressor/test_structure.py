@@ -109,8 +109,9 @@ def test_reasons_name_the_globs_that_chose_and_excluded() -> None:
     assert found["head"] == "not named by the targets"
 
 
-def test_a_layer_of_one_row_is_too_narrow() -> None:
-    model = Chain(square(), nn.Linear(16, 1))
+@pytest.mark.parametrize("narrow", [nn.Linear(16, 1), nn.Linear(2, 2)])
+def test_a_layer_without_a_cheaper_rank_is_too_narrow(narrow: nn.Linear) -> None:
+    model = Chain(square(), narrow)
     assert reasons(model)["blocks.1"] == "too narrow for any rank to be cheaper"
     assert targets(model) == ["blocks.0"]
 

@@ -101,3 +101,5 @@ def test_a_feed_completes_the_cache_and_the_positions_of_a_decoder() -> None:
     assert found["position_ids"].tolist() == [[0, 0, 0], [0, 1, 2]]
     one = {"input_ids": np.array([[4]]), "attention_mask": np.ones((1, 6)), key: np.ones((1, 2, 5, 8))}
     assert feed(one)["position_ids"].tolist() == [[5]]
+    with pytest.raises(RuntimeFailure, match=r"needs the inputs input_ids, .* too; got attention_mask"):
+        feed({"attention_mask": np.ones((1, 3))})

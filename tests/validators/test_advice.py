@@ -90,6 +90,14 @@ def test_a_reference_below_the_accuracy_limit_is_no_option() -> None:
     assert "Dense int8 does not hold accuracy and parity." in advice
 
 
+def test_a_reference_below_the_parity_limit_is_no_option() -> None:
+    gates = {"parity": Gate(type="threshold", value=0.99)}
+    ours = with_finding(export("int8", size=30, gates=gates), "parity", candidate=0.985, verdict="fail", limit=0.99)
+    theirs = with_finding(dense_int8(size=20, latency=1), "parity", candidate=0.6)
+    advice = Report((ours, theirs)).advice()
+    assert advice == "No low-rank export holds accuracy and parity: low-rank is not the answer here. Deploy dense fp32."
+
+
 def test_advice_keeps_dense_fp32_when_nothing_is_gained() -> None:
     advice = Report((export("fp32", size=130, latency=14, memory=120),)).advice()
     assert advice.startswith("Dense fp32 is smaller (0.77x), faster (0.71x)")

@@ -57,7 +57,7 @@ CONTEXT: dict[str, Any] = {
     "machine": {"cpu": "a CPU", "threads": 2, "gpu": None},
     "versions": {"python": "3.11", "torch": "2.13"},
     "seed": 1234,
-    "seconds": {"adapt": 125.0, "plan": 0.5},
+    "seconds": {"adapt": 125.0, "fold": 119.7, "plan": 0.5},
     "created": "2026-11-22",
     "recipe": {"version": 1, "plan": {"strategy": "gain"}},
 }
@@ -353,7 +353,16 @@ def test_tables_have_header_cells_and_verdicts_readable_without_color(tmp_path: 
 
 def test_the_page_says_what_was_measured_on_what(tmp_path: Path) -> None:
     words = " ".join(page(tmp_path, Report((export("int8"),), CONTEXT)).texts)
-    for said in ("2,000 → 1,500 (75.0%)", "2 min 05 s", "1234", "10,003", "strategy: gain", "sha256:9f", "2.13"):
+    for said in (
+        "2,000 → 1,500 (75.0%)",
+        "2 min 05 s",
+        "2 min 00 s",
+        "1234",
+        "10,003",
+        "strategy: gain",
+        "sha256:9f",
+        "2.13",
+    ):
         assert said in words
 
 
