@@ -17,7 +17,8 @@ class Memory:
     """The most memory that loading and running takes: resident memory, or GPU memory where the exports run on cuda.
 
     Dense and candidate take turns, `repeats` times each, every time in a fresh process. Values are medians; the
-    interval is no confidence interval but the spread: dense value x the extremes of candidate / dense.
+    interval is no confidence interval but the spread: dense value x the extremes of candidate / dense; none of a single
+    turn.
     """
 
     quantities: ClassVar[tuple[str, ...]] = ("peak_memory",)
@@ -38,7 +39,8 @@ class Memory:
         details = _medians("dense", base) | _medians("candidate", ours) | {"repeats": self.repeats}
         peaks = details["dense_peak"], details["candidate_peak"]
         spread = _spread([stages["peak"] for stages in base], [stages["peak"] for stages in ours])
-        return (Finding("peak_memory", "MiB", "lower", *peaks, spread, details=details),)
+        known = spread if self.repeats > 1 else None  # one of each says nothing of how they vary
+        return (Finding("peak_memory", "MiB", "lower", *peaks, known, details=details),)
 
     def _stages(self, subject: Subject, inputs: Arrays) -> dict[str, float]:
         return ask("memory", [subject], inputs, steady_runs=self.steady_runs)

@@ -69,7 +69,9 @@ class ValidateSection(Section):
     batch_size: int = Field(default=1, ge=1, description="of the latency and memory measurements")
     sequence_length: int = Field(default=64, ge=1, description="of the latency and memory measurements")
     runs: int = Field(default=200, ge=10, description="timed runs of each model, alternating")
-    repeats: int = Field(default=3, ge=1, description="fresh processes for each model's peak memory, taking turns")
+    repeats: int = Field(
+        default=3, ge=1, description="fresh processes for each model's peak memory; one shows no spread"
+    )
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="of every interval")
 
 
