@@ -83,7 +83,10 @@ def compress(
     overwrite: terminal.Overwrite = False,
     as_json: terminal.Json = False,
 ) -> None:
-    """Stop at the folded model: nothing is exported, nothing is judged."""
+    """Stop at the folded model.
+
+    Nothing is exported, nothing is judged.
+    """
     asked = _read(recipe, settings)
     with working():
         from compressor import pipeline
@@ -162,7 +165,10 @@ def validate(
 
 @app.command(cls=Verb)
 def report(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
-    """Draw report.md, report.html and junit.xml again from report.json, and print the report."""
+    """Draw the report's pages again, and print it.
+
+    report.md, report.html and junit.xml, from report.json.
+    """
     from validators.report import Report
 
     saved = Report.read(path)
@@ -205,7 +211,10 @@ def bench(
     markdown: terminal.Markdown = None,
     as_json: terminal.Json = False,
 ) -> None:
-    """Hold exports against the first: size, memory, latency; no recipe, no data. Exit code 1 when a gate fails."""
+    """Hold any exports against the first.
+
+    In size, memory and latency, without recipe or data. Exit code 1 when a gate fails.
+    """
     from exporters.base import Session
     from validators import compare
     from validators.bench import bench
@@ -231,7 +240,10 @@ def generate(
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="At most so many tokens.")] = 64,
     as_json: terminal.Json = False,
 ) -> None:
-    """Continue a text with an exported language model, most likely token first; no torch."""
+    """Continue a text with an exported model.
+
+    A language model, which says the likeliest token, again and again, without torch.
+    """
     from exporters.generate import text
 
     pieces = text(path, prompt, new_tokens=new_tokens)
@@ -310,7 +322,10 @@ def inspect(
     trust_remote_code: terminal.Trust = False,
     as_json: terminal.Json = False,
 ) -> None:
-    """Show every linear layer of a model, and whether it would be compressed or why not."""
+    """Show every linear layer of a model.
+
+    And whether it would be compressed, or why not.
+    """
     from dataclasses import asdict
 
     from compressor.paths import resolve
