@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from compressor import pipeline, progress
 from compressor.artifact import Artifact
 from compressor.errors import DataError, ExportError, InputError
+from compressor.factory import Allowed
 from compressor.recipe import ExportSection
 from validators.report import Report
 
@@ -90,7 +91,8 @@ def test_a_precision_that_a_model_cannot_have_is_left_out_of_a_contest_and_said(
     monkeypatch.setattr(pipeline, "export", fails)
     monkeypatch.setattr(progress, "note", said.append)
     section, artifact = ExportSection(precision="int4"), cast("Artifact", None)
-    pipeline._try(artifact, section, None, required=False)
+    nothing: Allowed = {"factory": None, "trust_remote_code": False}
+    pipeline._try(artifact, section, required=False, **nothing)
     assert said == ["onnx-int4 is left out: The quantizer fails on this graph."]
     with pytest.raises(ExportError):
-        pipeline._try(artifact, section, None, required=True)
+        pipeline._try(artifact, section, required=True, **nothing)

@@ -142,7 +142,7 @@ def stand_in(artifact: Artifact, recipe: recipe.Recipe) -> None:
 def judge(gates: Gates) -> Callable[..., Report]:
     """A measurement whose gates hold or not by budget and split."""
 
-    def validate(artifact: Artifact, factory: Any = None) -> Report:
+    def validate(artifact: Artifact, **_code: Any) -> Report:
         held = gates(artifact.plan.budget, artifact.manifest["recipe"]["validate"]["split"])
         findings = tuple(_finding(quantity, ok) for quantity, ok in held.items())
         context = {"search": written(artifact.path)} if (artifact.path / SEARCH).is_file() else {}
