@@ -104,6 +104,12 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def fields(error: Any) -> list[str]:
-    """A line for each fault of a pydantic.ValidationError: the field, what is wrong with it."""
-    return [f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+def field_faults(error: Any) -> list[str]:
+    """A line for each fault of a pydantic.ValidationError: the field, what it must be, and a plain value it has."""
+    return [
+        f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}{_instead(fault['input'])}" for fault in error.errors()
+    ]
+
+
+def _instead(value: Any) -> str:
+    return f", not {value!r}" if isinstance(value, str | int | float) else ""

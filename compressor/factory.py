@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from compressor.sections.data import ModelSection
 
 
+RECORD = "factory.json"  # beside a model's weights: which code makes its dense structure
+Function = Callable[..., Any]
+
+
 class Allowed(TypedDict):
     """Whose code may run while a model is loaded, by the names that `compressor.load` has for it."""
 
     factory: Factory | str | Function | None
     trust_remote_code: bool
-
-
-RECORD = "factory.json"  # beside a model's weights: which code makes its dense structure
-Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from compressor.errors import ArtifactError, fields
+from compressor.errors import ArtifactError, field_faults
 from compressor.market import Layout as Layout
 from compressor.market import Market, cost
 from compressor.market import Resource as Resource
@@ -83,19 +83,16 @@ class Plan:
         Raises:
             ArtifactError: no plan file, or rows with ranks that cannot be; all of them are listed.
         """
-        plan, ranks = _parsed(path)
-        faults = [
-            *_repeated(plan.layers),
-            *(_fault(*pair, plan.layout) for pair in zip(plan.layers, ranks, strict=True)),
-        ]
-        if any(faults):
-            raise ArtifactError("\n".join(f"{path}: {fault}" for fault in faults if fault))
-        layers = (replace(layer, rank=rank) for layer, rank in zip(plan.layers, ranks, strict=True))
-        return replace(plan, layers=tuple(_charged(layer, plan.layout) for layer in layers))
+        plan = _parsed(path)
+        wrong = (fault for layer in plan.layers for fault in _faults(layer, plan.layout))
+        faults = [f"{path}: {fault}" for fault in (*_repeated(plan.layers), *wrong)]
+        if faults:
+            raise ArtifactError("\n".join(faults))
+        return replace(plan, layers=tuple(_charged(layer, plan.layout) for layer in plan.layers))
 
 
-def _parsed(path: Path) -> tuple[Plan, list[Any]]:
-    """The plan in a file without its ranks, and these, which may be anything."""
+def _parsed(path: Path) -> Plan:
+    """The plan in a file, whose ranks may still be anything."""
     import pydantic
 
     try:
@@ -104,11 +101,12 @@ def _parsed(path: Path) -> tuple[Plan, list[Any]]:
         bare = data | {"layers": [row | {"rank": None} for row in data["layers"]]}
         plan = pydantic.TypeAdapter(Plan).validate_json(json.dumps(bare), strict=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        said = "".join(f"\n{line}" for line in fields(error)) if isinstance(error, pydantic.ValidationError) else error
+        invalid = isinstance(error, pydantic.ValidationError)
+        said = "".join(f"\n{line}" for line in field_faults(error)) if invalid else error
         raise ArtifactError(
             f"{path} is not a plan: {said}. `python -m compressor plan RECIPE --out DIR` writes one."
         ) from error
-    return plan, ranks
+    return replace(plan, layers=tuple(replace(row, rank=rank) for row, rank in zip(plan.layers, ranks, strict=True)))
 
 
 def _repeated(layers: Sequence[PlanLayer]) -> Iterator[str]:
@@ -116,13 +114,14 @@ def _repeated(layers: Sequence[PlanLayer]) -> Iterator[str]:
     return (f"layer '{name}' stands there {names.count(name)} times" for name in set(names) if names.count(name) > 1)
 
 
-def _fault(layer: PlanLayer, rank: Any, layout: Layout) -> str:
+def _faults(layer: PlanLayer, layout: Layout) -> Iterator[str]:
     limit = break_even(layer.out_features, layer.in_features, layout)
-    whole = type(rank) is int  # neither 8.5 nor "8" nor true
-    if rank is None or (whole and 1 <= rank < limit):
-        return ""
-    allowed = f"1 to {limit - 1} (below break-even), or null to keep it dense"
-    return f"layer '{layer.name}' has rank {rank!r}; allowed are {allowed}"
+    whole = type(layer.rank) is int  # neither 8.5 nor "8" nor true
+    if layer.rank is not None and not (whole and 1 <= layer.rank < limit):
+        yield (
+            f"layer '{layer.name}' has rank {layer.rank!r}; allowed are 1 to {limit - 1} (below break-even), "
+            "or null to keep it dense"
+        )
 
 
 def _charged(layer: PlanLayer, layout: Layout) -> PlanLayer:

@@ -53,14 +53,14 @@ def save_model(model: Any, processor: Any, folder: Path, record: Mapping[str, An
     save_tensors(state_of(model), folder / "model.safetensors")
     if record is None:
         model.config.architectures = [type(model).__name__]  # not those of the checkpoint that it was made from
-        save_code(model, folder)
+        _save_code(model, folder)
         model.config.save_pretrained(folder)
     else:
         write_json(folder / RECORD, record)
     processor.save_pretrained(folder)
 
 
-def save_code(model: Any, folder: Path) -> None:
+def _save_code(model: Any, folder: Path) -> None:
     """The code that a trusted checkpoint ships, by which its model is made again; the config names it."""
     from transformers.dynamic_module_utils import custom_object_save
 
@@ -159,11 +159,12 @@ def load(
     """
     folder = Path(path)
     given = None if factory is None else Factory.given(factory)
-    artifact = None if task is not None and not (folder / MANIFEST).is_file() else Artifact.open(folder)
-    asked = registry.task(artifact.manifest["task"] if artifact else str(task))
-    model = _dense(folder, asked, given, trust_remote_code)
-    if artifact:
-        model = restructure_(model, artifact.plan)
+    if task is not None and not (folder / MANIFEST).is_file():
+        model = _dense(folder, registry.task(task), given, trust_remote_code)
+    else:
+        artifact = Artifact.open(folder)
+        dense = _dense(folder, registry.task(artifact.manifest["task"]), given, trust_remote_code)
+        model = restructure_(dense, artifact.plan)
     return load_tensors_(model, folder / "model.safetensors").eval()
 
 

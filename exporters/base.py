@@ -123,6 +123,5 @@ def write(
     Raises:
         ExportError, ResourceError: see `Exporter.export`.
     """
-    if getattr(exporter, "calibrated", False):
-        return cast("Exported", exporter.export(model(), example, path, samples()))
-    return cast("Exported", exporter.export(model(), example, path))
+    extra = [samples()] if getattr(exporter, "calibrated", False) else []
+    return cast("Exported", exporter.export(model(), example, path, *extra))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import ExportError, ResourceError
-from exporters.base import EXPORT_FILE, Exporter
+from exporters.base import Exporter
 
 SCHEMA_VERSION = 1  # of export.json
 
@@ -51,11 +50,6 @@ def facts(exporter: Exporter, folder: Path, files: Sequence[str], versions: Mapp
         "file_bytes": {name: (folder / name).stat().st_size for name in files},
         "versions": dict(versions),
     }
-
-
-def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """`export.json`."""
-    (folder / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def save_config(config: Any, folder: Path) -> bool:

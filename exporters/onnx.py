@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from compressor.files import write_json
 from exporters import onnx_runtime, staged
-from exporters.base import Arrays, Device, Exported, Session, require_precision
-from exporters.folder import facts, new_folder, save_config, write_facts
+from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session, require_precision
+from exporters.folder import facts, new_folder, save_config
 from exporters.onnx_precisions import PRECISIONS
 from exporters.onnx_runtime import GRAPH, OnnxRunner
 
@@ -94,7 +95,7 @@ class OnnxExporter:
             del model  # where the caller does not keep it, its weights leave memory before the checks and quantizers
             told = self._finished(start, scratch, samples)
             self._save_config(start.config, scratch, told)
-            write_facts(scratch, told)
+            write_json(scratch / EXPORT_FILE, told)
         return Exported(path, tuple(told["model_files"]), told)
 
     def load(self, path: Path, session: Session = Session()) -> OnnxRunner:  # noqa: B008 (frozen)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from compressor import registry
 from compressor.errors import ExportError
+from compressor.files import write_json
 from exporters import openvino_int8, openvino_runtime, staged
-from exporters.base import Arrays, Device, Exported, Session, require_precision
-from exporters.folder import facts, new_folder, save_config, write_facts
+from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session, require_precision
+from exporters.folder import facts, new_folder, save_config
 from exporters.openvino_runtime import GRAPH, PACKAGES, WEIGHTS, OpenvinoRunner
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class OpenvinoExporter:
             del model  # where the caller does not keep it, its weights leave memory before the checks
             told = self._finished(start, scratch, samples)
             save_config(start.config, scratch)
-            write_facts(scratch, told)
+            write_json(scratch / EXPORT_FILE, told)
         return Exported(path, tuple(told["model_files"]), told)
 
     def load(self, path: Path, session: Session = Session()) -> OpenvinoRunner:  # noqa: B008 (frozen)

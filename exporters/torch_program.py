@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from compressor import devices
 from compressor.errors import ExportError, first_line
+from compressor.files import write_json
 from compressor.storage import weights_digest
 from exporters import verify
-from exporters.base import Exported, Exporter, Runner
-from exporters.folder import facts, new_folder, save_config, write_facts
+from exporters.base import EXPORT_FILE, Exported, Exporter, Runner
+from exporters.folder import facts, new_folder, save_config
 from exporters.tracing import Tracing, require_free
 
 
@@ -88,12 +89,12 @@ def export(
         program = write(inputs, scratch / file)
         told = facts(exporter, scratch, [file], _versions(exporter.packages))
         told |= {"weights_digest": weights_digest(model), **program}
-        write_facts(scratch, told)  # read by load
+        write_json(scratch / EXPORT_FILE, told)  # read by load
         limit = exporter.tolerance if exporter.precision == "fp32" else math.inf  # gates say what a precision may cost
         runner = (load or exporter.load)(scratch)
         told["parity"] = verify.compare(model, runner, verify.trials(model, inputs), limit)
         save_config(getattr(model, "config", None), scratch)
-        write_facts(scratch, told)
+        write_json(scratch / EXPORT_FILE, told)
     return Exported(path, (file,), told)
 
 

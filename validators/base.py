@@ -66,9 +66,6 @@ class Subject:
         return found
 
 
-NO_OUTCOMES = Outcomes(np.empty((0, 1)), np.empty(0, int), np.empty(0, int))  # of what is run for its costs alone
-
-
 @dataclass(frozen=True)
 class Finding:
     """One measured quantity of a candidate beside the dense baseline.

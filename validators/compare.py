@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from compressor.errors import ArtifactError, InputError, did_you_mean, fields
+from compressor.errors import ArtifactError, InputError, did_you_mean, field_faults
 from compressor.recipe import Gate
 from compressor.tasks.base import QUALITIES
 from validators import comparable, wording
@@ -173,7 +173,8 @@ def _gates(report: Report) -> dict[str, Gate]:
     try:
         return pydantic.TypeAdapter(dict[str, Gate]).validate_python(found or {})
     except pydantic.ValidationError as error:
-        raise ArtifactError("\n".join(["context.recipe.gates of AFTER cannot be read:", *fields(error)])) from error
+        said = ["context.recipe.gates of AFTER cannot be read:", *field_faults(error)]
+        raise ArtifactError("\n".join(said)) from error
 
 
 def _refuse_unshared(percents: Mapping[str, float], pairs: Sequence[tuple[ExportReport, ExportReport]]) -> None:

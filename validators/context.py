@@ -10,7 +10,7 @@ from compressor import adapt
 from compressor.artifact import SEARCH, Artifact, files_of
 from compressor.files import file_digest, read_json
 from compressor.machine import machine, versions
-from compressor.planning import Plan
+from compressor.planning import Plan, PlanLayer
 from compressor.recipe import Recipe, dump
 from compressor.run_folder import STATE
 
@@ -63,7 +63,7 @@ def _exported(name: str) -> bool:
     return name.startswith("exports/") or (name.startswith("baseline/") and name.count("/") > 1)
 
 
-def _layer(layer: Any, strategy: str) -> dict[str, Any]:
+def _layer(layer: PlanLayer, strategy: str) -> dict[str, Any]:
     kept = layer.rank is None
     reason = "factors of the rank it asks for take as long as" if strategy == "measured" else KEPT
     return {

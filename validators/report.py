@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compressor.artifact import DENSE, REPORT
-from compressor.errors import ArtifactError, GateError, fields
+from compressor.errors import ArtifactError, GateError, field_faults
 from validators import advice, frontier, wording
 from validators.base import Finding
 
@@ -169,7 +169,7 @@ class Report:
         try:
             return pydantic.TypeAdapter(cls).validate_python(_with_nan(data))
         except pydantic.ValidationError as error:
-            raise ArtifactError("\n".join(["The report cannot be read:", *fields(error)])) from error
+            raise ArtifactError("\n".join(["The report cannot be read:", *field_faults(error)])) from error
 
     def save(self, folder: Path) -> None:
         """Write report.json, report.md, junit.xml and report.html, each under a scratch name that is then renamed.

@@ -72,9 +72,8 @@ def test_a_right_forecast_needs_one_round() -> None:
 
 def test_the_forecast_is_told_as_it_was_made() -> None:
     market = a_market()
-    plan, _ = Fitting(market, "memory", 0.7, DenseCost(0.9, 0.5), "onnx int8").run(
-        Measurer(market, lambda x: 0.4 + x / 2)
-    )
+    measure = Measurer(market, lambda x: 0.4 + x / 2)
+    plan, _ = Fitting(market, "memory", 0.7, DenseCost(0.9, 0.5), "onnx int8").run(measure)
     assert plan.predicted == pytest.approx(0.9 - 0.5 * (1 - market.load(plan.ranks)), abs=1e-4)
 
 

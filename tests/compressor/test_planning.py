@@ -266,7 +266,7 @@ def test_a_missing_plan_is_named(tmp_path: Path) -> None:
 def test_an_unknown_layout_is_refused_with_those_there_are(saved: tuple[Plan, Path]) -> None:
     _, path = saved
     path.write_text(path.read_text().replace("two-factor", "three-factor"))
-    with pytest.raises(ArtifactError, match=r"layout: Input should be 'two-factor' or 'pivoted'"):
+    with pytest.raises(ArtifactError, match=r"layout: Input should be 'two-factor' or 'pivoted', not 'three-factor'"):
         Plan.load(path)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressor import registry
+from compressor import progress, registry
 from compressor.errors import ArtifactError, DependencyError, RecipeError, ResourceError
 from compressor.recipe import Gate, ValidateSection
 from compressor.tasks.text_classification import TextClassification
@@ -50,7 +50,7 @@ def test_knobs_come_from_the_recipe_where_it_has_them():
     assert built["Memory"].sequence_length == 17  # type: ignore[attr-defined]
 
 
-def test_every_quantity_of_every_candidate_is_measured_and_judged(pair: Pair):
+def test_every_quantity_of_every_candidate_is_measured_and_judged(pair: Pair, monkeypatch: pytest.MonkeyPatch):
     dense, small = pair
     again = replace(small, name="again")
     gates = {
@@ -60,8 +60,16 @@ def test_every_quantity_of_every_candidate_is_measured_and_judged(pair: Pair):
         "parity_max_difference": Gate(type="threshold", value=1e-3),
         "accuracy": Gate(type="threshold", value=2),
     }
+    seen: list[tuple[str, int]] = []
+
+    def track(jobs: Sequence[Any], title: str) -> Sequence[Any]:
+        seen.append((title, len(jobs)))
+        return jobs
+
+    monkeypatch.setattr(progress, "track", track)
     found = measure(dense, [small, again], QUICK, gates)
     assert list(found) == ["small", "again"]
+    assert seen == [("measuring", 2 * len(CLASSIFYING))]
     verdicts = {finding.quantity: finding.verdict for finding in found["small"]}
     assert verdicts == {
         "parity": "pass",
