@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from compressor.factorize import restructure_
 from compressor.machine import machine, versions
 from compressor.planning import Plan
 from compressor.recipe import ValidateSection
-from exporters.base import Session
+from exporters.base import Arrays, Session, write
 from validators.base import Evaluation, Subject
 from validators.measure import measure
 
 PRECISIONS = ("fp32", "int8")
+CALIBRATION, SEED = 128, 0  # rows of train, and their order
 
 
 def load(folder: Path, suite: Suite) -> Any:
@@ -36,6 +38,14 @@ def load(folder: Path, suite: Suite) -> Any:
     if (folder / "plan.json").is_file():
         restructure_(model, Plan.load(folder / "plan.json"))
     return storage.load_tensors_(model, folder / "model.safetensors").eval()
+
+
+def calibration(suite: Suite, processor: Any, labels: Sequence[str] | None) -> list[Arrays]:
+    """Batches of rows of train, those that an exporter rounds by."""
+    rows = data.read(suite.sources(holdout=0)[0], suite.task).shuffle(seed=SEED)
+    drawn = rows.select(range(min(CALIBRATION, len(rows))))
+    encoded = suite.task.encode(drawn, processor, labels, suite.max_length, "train")
+    return [data.arrays(batch) for batch in data.posed(encoded, suite.task, processor)]
 
 
 def subjects(
@@ -61,7 +71,9 @@ def subjects(
     for precision in precisions:
         path = (root or folder) / f"{runtime}-{precision}"
         if not path.exists():
-            registry.exporter(runtime, precision).export(model, task.example(processor), path)
+            exporter = registry.exporter(runtime, precision)
+            samples = partial(calibration, suite, processor, labels)
+            write(exporter, lambda: model, task.example(processor), path, samples)
         name = f"{folder.name}-{precision}"
         found.append(Subject(name, runtime, path, evaluation, session, reference))
     return found

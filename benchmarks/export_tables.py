@@ -63,6 +63,34 @@ def gpu_training(rows: Sequence[Row]) -> Iterator[str]:
         yield line([*cells, f"{counted / 1e6:,.0f} MB", f"{row['step_ms']:.1f} ms"])
 
 
+def rounding(rows: Sequence[Row]) -> Iterator[str]:
+    """Each precision of a model against its own fp32, rounded to the nearest steps and by the task's data."""
+    yield "How many labels or next tokens are those of fp32, and how far the logits (a text's log-likelihoods) are from"
+    yield "its own, in standard deviations of them; weights rounded to the nearest step, and by the task's data."
+    yield ""
+    yield from head(
+        ("model", "precision", "same", "by data", "difference", "by data", "accuracy or perplexity", "by data")
+    )
+    pairs: dict[tuple[str, str], dict[bool, Row]] = {}
+    for row in rows:
+        pairs.setdefault((row["model"], row["precision"]), {})[row["by_data"]] = row
+    for (model, precision), pair in pairs.items():
+        cells = [[form(pair[way]) if way in pair else "-" for way in (False, True)] for form in (_same, _error, _good)]
+        yield line([model, precision, *(cell for two in cells for cell in two)])
+
+
+def _same(row: Row) -> str:
+    return f"{row['agreement']:.1%}"
+
+
+def _error(row: Row) -> str:
+    return f"{row['rmse']:.3f}"
+
+
+def _good(row: Row) -> str:
+    return f"{row['perplexity']:.1f}" if "perplexity" in row else f"{row['accuracy']:.3f}"
+
+
 def decoding(rows: Sequence[Row]) -> Iterator[str]:
     """Each export of a language model beside dense fp32, which is the first: text said and read, size, quality."""
     first = rows[0]

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import rival_ways
-from deployment import load, subjects
+from deployment import CALIBRATION, SEED, load, subjects
 from results import Row, Rows, exit_code
 from rival_ways import WAYS, Job, NoGraph
 from suites import Suite, named
@@ -42,7 +42,7 @@ from validators.size import Size, file_bytes
 DENSE, BASE = "dense", "ours dense fp32"
 PRECISIONS = ("fp32", "int8", "int8-fused")
 CLOCKS = {"wall": time.perf_counter_ns, "processor": time.process_time_ns}
-CALIBRATION, RESAMPLES, CONFIDENCE, SEED = 128, 2000, 0.95, 0
+RESAMPLES, CONFIDENCE = 2000, 0.95
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Exporter(Protocol):
     """One runtime: a frozen dataclass.
 
     Five attributes may be left out: `devices`, where its precision does not run on every device; `calibrated`, true
-    where its precision measures the range of activations: then `export` is also given `samples`, a sequence of batches
+    where its precision looks at activations: then `export` is also given `samples`, a sequence of batches
     of the task's inputs as named arrays; `beside`, the precisions that are always exported beside this one; `packages`,
     what has to be installed for it, by the name of its import; and `timer`, a method session ->
     `compressor.timings.Timer`, without which no plan can measure this runtime's layers.

@@ -1,10 +1,10 @@
 """Weight-only quantization: an fp32 ONNX graph whose weights are stored in four or eight bits, in blocks.
 
-Each block, 32 weights by default, has a scale and a zero point. Four bits are given the ranges of `onnx_ranges`, and
-products that give the logits keep eight. Products become MatMulNBits and embedding tables GatherBlockQuantized, contrib
-operators of ONNX Runtime. On a CPU products round their inputs to eight bits, block by block, which its faster kernels
-want: next to nothing is lost, where one scale for a whole tensor loses outliers, as language models have them.
-A size that is no multiple of the block is padded in its last block.
+Each block, 32 weights by default, has a scale and a zero point. Four bits are rounded by the task's data, as
+`onnx_rounding` does, and products that give the logits keep eight. Products become MatMulNBits and embedding tables
+GatherBlockQuantized, contrib operators of ONNX Runtime. On a CPU products round their inputs to eight bits, block by
+block, which its faster kernels want: next to nothing is lost, where one scale for a whole tensor loses outliers, as
+language models have them. A size that is no multiple of the block is padded in its last block.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from compressor.errors import ExportError
-from exporters import onnx_file, onnx_ranges, onnx_tied
+from exporters import onnx_file, onnx_rounding, onnx_tied
 from exporters.base import Arrays
 from exporters.onnx_prepare import prepare, quiet
+from exporters.onnx_steps import Blocks, grid, in_blocks
 from exporters.onnx_values import OWN
 
 Bits = Literal[4, 8]
@@ -50,8 +51,8 @@ def quantize(
         block: weights to a scale; a power of two from 16.
         bits: of a weight.
         head_bits: of a weight in the products that give the logits, and of a table that one of them shares.
-        samples: batches of the model's inputs, by which the ranges of four bits are chosen; without them a range is
-            from the least to the greatest number of a block.
+        samples: batches of the model's inputs, by which four bits are rounded; without them a weight goes to the
+            nearest step between the least and the greatest number of its block.
 
     Raises:
         ExportError: the quantizer fails.
@@ -61,9 +62,9 @@ def quantize(
         prepared = start = Path(scratch) / "prepared.onnx"
         prepare(source, prepared)
         if samples and bits == 4:
-            start = Path(scratch) / "narrowed.onnx"
+            start = Path(scratch) / "rounded.onnx"
             heads = _heads(onnx.load(prepared, load_external_data=False).graph) if head_bits != bits else ()
-            onnx_ranges.narrow(prepared, start, samples, block=block, bits=bits, but=heads)
+            onnx_rounding.adjust(prepared, start, samples, Blocks(block, bits), but=heads)
         model = _loaded(start)
         ONNXModel(model).replace_gemm_with_matmul()
         _look_up_apart(model.graph)
@@ -197,8 +198,8 @@ def in_bytes(table: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray, np.
 
     Zero is stored as it is.
     """
-    blocks, ends = onnx_ranges.in_blocks(table, block)  # (n, b, block), (n, b) each
-    scales, zeros = onnx_ranges.grid(*ends, bits=8)  # (n, b) each
+    blocks, ends = in_blocks(table, block)  # (n, b, block), (n, b) each
+    scales, zeros = grid(*ends, bits=8)  # (n, b) each
     stored = np.clip(np.rint(blocks / scales[..., None]) + zeros[..., None], 0, 255)  # (n, b, block)
     return stored.astype(np.uint8).reshape(len(table), -1)[:, : table.shape[1]], scales, zeros.astype(np.uint8)
 

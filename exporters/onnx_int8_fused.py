@@ -10,24 +10,31 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir
 from onnxscript.optimizer import fold_constants
 
 from exporters import onnx_apart, onnx_file, onnx_fused, onnx_int8, onnx_masks, onnx_rows, onnx_scales
+from exporters.base import Arrays
+from exporters.onnx_rounding import by_channels
 from exporters.onnx_values import of_constants
 
 
-def quantize(source: Path, target: Path, *, embeddings: bool, reduce_range: bool) -> None:
+def quantize(
+    source: Path, target: Path, *, embeddings: bool, reduce_range: bool, samples: Sequence[Arrays] = ()
+) -> None:
     """Write the fp32 graph `source` as fused int8 graph `target`; see `onnx_int8.quantize`.
 
     Raises:
         ExportError: there is nothing to fuse, or fusions or quantizer fail.
+        RuntimeFailure: ONNX Runtime fails on the samples.
     """
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        fused = Path(scratch) / "fused.onnx"
-        onnx_fused.fuse(source, fused)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        scratch = Path(folder)
+        fused = scratch / "fused.onnx"
+        onnx_fused.fuse(by_channels(source, scratch, samples, reduce_range=reduce_range), fused)
         model = onnx_ir.load(fused)
         rewrite(model)
         onnx_file.save(model, fused)

@@ -63,16 +63,16 @@ def _fp16(source: Path, target: Path, _: Knobs, __: Sequence[Arrays]) -> None:
     convert(source, target)
 
 
-def _int8(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays]) -> None:
+def _int8(source: Path, target: Path, knobs: Knobs, samples: Sequence[Arrays]) -> None:
     from exporters.onnx_int8 import quantize
 
-    quantize(source, target, embeddings=knobs.embeddings, reduce_range=knobs.reduce_range)
+    quantize(source, target, embeddings=knobs.embeddings, reduce_range=knobs.reduce_range, samples=samples)
 
 
-def _int8_fused(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays]) -> None:
+def _int8_fused(source: Path, target: Path, knobs: Knobs, samples: Sequence[Arrays]) -> None:
     from exporters.onnx_int8_fused import quantize
 
-    quantize(source, target, embeddings=knobs.embeddings, reduce_range=knobs.reduce_range)
+    quantize(source, target, embeddings=knobs.embeddings, reduce_range=knobs.reduce_range, samples=samples)
 
 
 def _int8_static(source: Path, target: Path, knobs: Knobs, samples: Sequence[Arrays]) -> None:
@@ -108,10 +108,12 @@ def _fused(source: Path, target: Path, _: Knobs, __: Sequence[Arrays]) -> None:
 PRECISIONS: Mapping[str, Precision] = {
     "fp32": Precision(),
     "fp16": Precision(_fp16),
-    "int8": Precision(_int8, ("embeddings", "reduce_range"), ("cpu",), batchwise=True),
+    "int8": Precision(_int8, ("embeddings", "reduce_range"), ("cpu",), calibrated=True, batchwise=True),
     "int8-static": Precision(_int8_static, ("embeddings", "reduce_range"), ("cpu",), calibrated=True),
     "int8-weights": Precision(_int8_weights, ("embeddings", "block"), ("cpu",)),
     "int4": Precision(_int4, ("embeddings", "block"), calibrated=True, layer=_int4_layer),
     "fp32-fused": Precision(_fused, devices=("cpu",), exact=True, beside=("fp32",)),
-    "int8-fused": Precision(_int8_fused, ("embeddings", "reduce_range"), ("cpu",), batchwise=True, layer=_int8),
+    "int8-fused": Precision(
+        _int8_fused, ("embeddings", "reduce_range"), ("cpu",), calibrated=True, batchwise=True, layer=_int8
+    ),
 }

@@ -1,6 +1,7 @@
 """Static int8: an fp32 ONNX graph whose weights and activations have scales measured ahead of time (QDQ).
 
-Activations are measured on the task's own data, from the least to the greatest value seen. Only what a product, a
+Activations are measured on the task's own data, from the least to the greatest value seen, and weights are rounded by
+it (`onnx_rounding`). Only what a product, a
 convolution or a table reads is rounded: products give floats, and norms, softmax and additions stay as they were.
 """
 
@@ -19,6 +20,7 @@ from compressor.errors import ExportError
 from exporters import onnx_file, onnx_runtime
 from exporters.base import Arrays, Session
 from exporters.onnx_prepare import prepare, quiet
+from exporters.onnx_rounding import by_channels
 
 PRODUCTS = ["MatMul", "Gemm"]
 
@@ -36,9 +38,10 @@ def quantize(source: Path, target: Path, *, samples: Sequence[Arrays], embedding
     """
     if not samples:
         raise ExportError("int8-static measures its scales on data: give `export` at least one batch as `samples`.")
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        prepared, quantized = Path(scratch) / "prepared.onnx", Path(scratch) / "quantized.onnx"
-        prepare(source, prepared)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        scratch = Path(folder)
+        prepared, quantized = scratch / "prepared.onnx", scratch / "quantized.onnx"
+        prepare(by_channels(source, scratch, samples, reduce_range=reduce_range), prepared)
         try:
             with quiet():
                 quantize_static(

@@ -403,7 +403,8 @@ def test_an_export_leaves_logging_as_it_was(tmp_path: Path, precision: Precision
 def test_the_table_and_the_type_name_the_same_precisions() -> None:
     assert tuple(PRECISIONS) == get_args(Precision)
     found = {name: registry.exporter("onnx", name) for name in PRECISIONS}
-    assert [name for name, exporter in found.items() if exporter.calibrated] == ["int8-static", "int4"]
+    calibrated = [name for name, exporter in found.items() if exporter.calibrated]
+    assert calibrated == ["int8", "int8-static", "int4", "int8-fused"]
     assert [name for name, exporter in found.items() if "cuda" in exporter.devices] == ["fp32", "fp16", "int4"]
     with pytest.raises(
         InputError,

@@ -1,0 +1,216 @@
+"""Weights rounded so that each makes up for what the ones before it lost, by the task's data: GPTQ.
+
+Of a product y = x W, E|x (W - Q(W))|^2 is the sum over the columns e of W - Q(W) of e^T H e, with H = E[x^T x]. To
+round every weight to its nearest step loses least only where the inputs are not correlated, and those of a network are.
+So the inputs are taken in turn, and what a weight loses is made good, as far as it can be, by the weights of the inputs
+that are still to come (Frantar et al. 2023, arXiv 2210.17323, equations 2 and 3, by the Cholesky factor of H^-1).
+
+The graph stays in fp32: its weights then lie on the very steps that a quantizer finds in them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+
+from exporters import onnx_file, onnx_prepare, onnx_runtime, onnx_tied
+from exporters.base import Arrays, Session
+from exporters.onnx_steps import Channels, Grid, Steps
+from exporters.onnx_values import constant, new_constant
+
+EXAMPLES = 64  # that what products read is gathered on
+DAMPING = 0.01  # of the mean of H's diagonal, added to it
+AT_ONCE = 2**27  # numbers of H that are gathered in one pass over the examples, half a GB
+CHUNK = 64  # inputs after which the weights of all that are to come are corrected at once
+GRAM = "_gram"  # ends the name of the sum of x^T x, behind the name of x
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product with a constant matrix: the name of its inputs, and which axis of the matrix it sums over."""
+
+    inputs: str
+    axis: int
+
+
+def by_channels(source: Path, scratch: Path, samples: Sequence[Arrays], *, reduce_range: bool) -> Path:
+    """What int8 is made of: the fp32 graph `source` with weights on steps, in the folder `scratch`.
+
+    Without samples it is `source` itself. A table that lookups share with a head is left to them.
+
+    Args:
+        reduce_range: steps of seven bits.
+
+    Raises:
+        RuntimeFailure: ONNX Runtime fails on the samples.
+    """
+    if not samples:
+        return source
+    target = scratch / "rounded.onnx"
+    adjust(source, target, samples, Channels(64 if reduce_range else 127), but=onnx_tied.ties(source))
+    return target
+
+
+def adjust(
+    source: Path, target: Path, samples: Sequence[Arrays], steps: Steps, *, but: Collection[str] = frozenset()
+) -> None:
+    """Write the fp32 graph `source` as `target`, with the weights of its products on steps.
+
+    Args:
+        samples: batches of the model's inputs, of which the first examples are run.
+        steps: what the quantizer will round to.
+        but: names of weights that stay as they are.
+
+    Raises:
+        RuntimeFailure: ONNX Runtime fails on the samples.
+    """
+    model = onnx_ir.load(source)
+    weights = model.graph.initializers
+    found = {name: products for name, products in products_of(model.graph).items() if name not in but}
+    widths = {one.inputs: _array(weights[name]).shape[one.axis] for name, products in found.items() for one in products}
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        for number, (name, gram) in enumerate(_each(source, found, widths, samples)):
+            array, place = _array(weights[name]), Path(scratch) / f"{number}.npy"
+            turned = found[name][0].axis
+            made = rounded(array.T if turned else array, gram, steps)  # (k, n)
+            np.save(place, made.T if turned else made)  # all of them together are as large as the model
+            weights[name].const_value = onnx_ir.LazyTensor(
+                partial(_read, place), onnx_ir.DataType.FLOAT, onnx_ir.Shape(array.shape), name=name
+            )
+        onnx_prepare.save(model, target)
+
+
+def _read(place: Path) -> onnx_ir.TensorProtocol:
+    return onnx_ir.tensor(np.ascontiguousarray(np.load(place)))
+
+
+def products_of(graph: onnx_ir.Graph) -> dict[str, list[Product]]:
+    """Names of matrices that nothing but products read, all along one axis -> those products."""
+    found = {}
+    for name, value in graph.initializers.items():
+        products = [_product(node, place, graph) for node, place in value.uses()] if constant(value, 2) else []
+        known = [one for one in products if one is not None]
+        if known and len(known) == len(products) and len({one.axis for one in known}) == 1:
+            found[name] = known
+    return found
+
+
+def _product(node: onnx_ir.Node, place: int, graph: onnx_ir.Graph) -> Product | None:
+    """The product that reads a matrix as its input of this number; None of any other node, or one in a branch."""
+    turned: int = node.attributes.get_int("transA", 0)
+    if node.op_type not in ("MatMul", "Gemm") or node.domain or place != 1 or turned or node.graph is not graph:
+        return None
+    (x, *_) = node.inputs
+    assert x is not None
+    return Product(str(x.name), node.attributes.get_int("transB", 0))
+
+
+def _array(value: onnx_ir.Value) -> np.ndarray:
+    """A constant's numbers, which stay in the file until they are read."""
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _each(
+    path: Path, found: Mapping[str, Sequence[Product]], widths: Mapping[str, int], samples: Sequence[Arrays]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The name of each weight with the sum of x^T x (k, k) over all that it is multiplied with."""
+    for names in _groups(found, widths):
+        wanted = {one.inputs: widths[one.inputs] for name in names for one in found[name]}
+        grams = _grams(path, wanted, samples)
+        for name in names:
+            yield name, np.sum([grams[one.inputs] for one in found[name]], axis=0)
+
+
+def _groups(found: Mapping[str, Sequence[Product]], widths: Mapping[str, int]) -> Iterator[list[str]]:
+    """Weights in their order, as many together as fit into AT_ONCE."""
+    names: list[str] = []
+    inputs: set[str] = set()
+    for name, products in found.items():
+        more = inputs | {one.inputs for one in products}
+        if names and sum(widths[one] ** 2 for one in more) > AT_ONCE:
+            yield names
+            names, more = [], {one.inputs for one in products}
+        names, inputs = [*names, name], more
+    if names:
+        yield names
+
+
+def _grams(path: Path, widths: Mapping[str, int], samples: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    """The sums of x^T x (k, k) of values x (..., k) by their names; padding is counted."""
+    found = {name: np.zeros((width, width), np.float32) for name, width in widths.items()}
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        model = onnx_ir.load(path)
+        _measure(model.graph, widths)
+        onnx_file.save(model, Path(folder) / onnx_runtime.GRAPH)
+        del model
+        runner = onnx_runtime.load(Path(folder), Session(), onnx_runtime.ONCE)
+        for batch in _first(samples):
+            for name, gram in runner(batch).items():
+                found[name.removesuffix(GRAM)] += gram
+    return found
+
+
+def _measure(graph: onnx_ir.Graph, widths: Mapping[str, int]) -> None:
+    """Have a graph give x^T x of values x (..., k) in place of its outputs."""
+    values = {str(value.name): value for value in [*graph.inputs, *(one for node in graph for one in node.outputs)]}
+    graph.outputs.clear()
+    for name, width in widths.items():
+        shape = new_constant(graph, f"{name}_shape", np.array([-1, width]))
+        rows = onnx_ir.node("Reshape", [values[name], shape])  # (r, k)
+        turned = onnx_ir.node("Transpose", rows.outputs, {"perm": [1, 0]})  # (k, r)
+        gram = onnx_ir.node("MatMul", [*turned.outputs, *rows.outputs])  # (k, k)
+        (found,) = gram.outputs
+        found.name, found.dtype, found.shape = f"{name}{GRAM}", onnx_ir.DataType.FLOAT, onnx_ir.Shape([width, width])
+        graph.extend([rows, turned, gram])
+        graph.outputs.append(found)
+
+
+def _first(samples: Sequence[Arrays]) -> Iterator[Arrays]:
+    """Batches until there are EXAMPLES."""
+    seen = 0
+    for batch in samples:
+        if seen >= EXAMPLES:
+            return
+        seen += len(next(iter(batch.values())))
+        yield batch
+
+
+def rounded(matrix: np.ndarray, gram: np.ndarray, steps: Steps) -> np.ndarray:
+    """A matrix (k, n) on steps, its rows in turn, by the sum of x^T x (k, k) of what it is multiplied with."""
+    factor, energy = _factor(gram), np.diag(gram)
+    rest, size = np.array(matrix, np.float32, order="C"), len(matrix)
+    width = steps.width or size
+    for start in range(0, size, width):
+        stop = min(start + width, size)
+        grid = steps.of(rest[start:stop], energy[start:stop])
+        for first in range(start, stop, CHUNK):
+            last = min(first + CHUNK, stop)
+            errors = _settle(rest[first:last], factor[first:last, first:last], grid, first - start)
+            rest[last:] -= factor[first:last, last:].T @ errors
+    return rest
+
+
+def _settle(rows: np.ndarray, factor: np.ndarray, grid: Grid, start: int) -> np.ndarray:
+    """Round rows (c, n) in place, the first being number `start` of its grid; returns what each has lost, (c, n)."""
+    errors = np.empty_like(rows)
+    for number, row in enumerate(rows):
+        made = grid.rounded(row, start + number)
+        errors[number] = (row - made) / factor[number, number]
+        row[:] = made
+        rows[number + 1 :] -= factor[number, number + 1 :, None] * errors[number]
+    return errors
+
+
+def _factor(gram: np.ndarray) -> np.ndarray:
+    """The upper Cholesky factor U (k, k) of the inverse of the damped gram: U^T U = H^-1."""
+    damping = DAMPING * np.trace(gram, dtype=np.float64) / len(gram) or 1.0  # inputs that are zero throughout
+    inverse = np.linalg.inv(gram.astype(np.float64) + damping * np.eye(len(gram)))
+    found: np.ndarray = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+    return found
