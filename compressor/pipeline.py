@@ -213,7 +213,7 @@ def _samples(artifact: Artifact, task: Task, processor: Any) -> Sequence[Mapping
     if found.facts["train"]["digest"] != artifact.manifest["data"]["train"]["digest"]:
         raise DataError(
             f"{recipe.data.train.path} is not the training data that the artifact was made with: its digest differs. "
-            "Bring the data back, or export a precision that is not calibrated."
+            "Bring the data back, or export a precision that looks at no data, such as fp32."
         )
     batches = data.batches(found.calibration, task, processor, recipe.data.calibration.batch_size)
     return batches.then(data.arrays)
