@@ -183,8 +183,12 @@ def _first(samples: Sequence[Arrays]) -> Iterator[Arrays]:
 
 
 def rounded(matrix: np.ndarray, gram: np.ndarray, steps: Steps) -> np.ndarray:
-    """A matrix (k, n) on steps, its rows in turn, by the sum of x^T x (k, k) of what it is multiplied with."""
-    factor, energy = _factor(gram), np.diag(gram)
+    """A matrix (k, n) on steps, its rows in turn, by the sum of x^T x (k, k) of what it is multiplied with.
+
+    Where that is not finite, since what stands at padding need not be, each weight goes to the nearest step.
+    """
+    known = gram if np.isfinite(gram).all() else np.eye(len(gram))
+    factor, energy = _factor(known), np.diag(known)
     rest, size = np.array(matrix, np.float32, order="C"), len(matrix)
     width = steps.width or size
     for start in range(0, size, width):
@@ -211,6 +215,11 @@ def _settle(rows: np.ndarray, factor: np.ndarray, grid: Grid, start: int) -> np.
 def _factor(gram: np.ndarray) -> np.ndarray:
     """The upper Cholesky factor U (k, k) of the inverse of the damped gram: U^T U = H^-1."""
     damping = DAMPING * np.trace(gram, dtype=np.float64) / len(gram) or 1.0  # inputs that are zero throughout
-    inverse = np.linalg.inv(gram.astype(np.float64) + damping * np.eye(len(gram)))
-    found: np.ndarray = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
-    return found
+    while True:
+        try:
+            inverse = np.linalg.inv(gram.astype(np.float64) + damping * np.eye(len(gram)))
+            found: np.ndarray = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+        except np.linalg.LinAlgError:  # float32 sums of strongly correlated inputs need not be positive definite
+            damping *= 10
+        else:
+            return found

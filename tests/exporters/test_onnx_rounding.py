@@ -105,6 +105,24 @@ def test_inputs_that_are_always_zero_are_no_fault() -> None:
     assert np.abs(made - weights).max() < np.abs(weights).max()
 
 
+@pytest.mark.parametrize("steps", [Channels(64), Blocks(32, 4)], ids=str)
+def test_inputs_that_are_not_finite_leave_weights_at_the_nearest_step(steps: Steps) -> None:
+    weights = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    gram = np.diag(np.r_[np.nan, np.ones(39)])
+    made = onnx_rounding.rounded(weights, gram, steps)
+    np.testing.assert_array_equal(made, nearest(weights, steps, np.ones(40)).astype(np.float32))
+
+
+def test_sums_that_are_not_positive_definite_are_damped_until_they_are() -> None:
+    weights = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    gram = np.ones((40, 40)) - 0.2 * np.eye(40)  # 39 eigenvalues of -0.2
+    made = onnx_rounding.rounded(weights, gram, Channels(64))
+    assert np.abs(made - weights).max() < 2 * np.abs(weights).max() / 64
+    assert lost(made, weights, np.ones((40, 40))) < lost(
+        nearest(weights, Channels(64), np.ones(40)), weights, np.ones((40, 40))
+    )
+
+
 @pytest.mark.parametrize("at_once", [2**27, 1])
 def test_grams_are_those_of_hooks_in_torch(
     layers: tuple[Layers, list[Arrays]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
