@@ -23,9 +23,9 @@ from typing import Any, Literal
 
 import numpy as np
 from decode_probe import Times
-from deployment import load
+from deployment import batches, evaluation, load
 from results import Rows, exit_code
-from suites import Suite, located, named
+from suites import Suite, named
 
 from compressor import data, models, progress
 from compressor.errors import RuntimeFailure
@@ -74,21 +74,13 @@ def calibration_of(suite: Suite, processor: Any) -> list[dict[str, np.ndarray]]:
     """The batches of train that an exporter's ranges are measured on."""
     (source,) = suite.sources(holdout=0)
     encoded = suite.task.encode(data.read(source, suite.task), processor, None, suite.max_length, "train")
-    drawn = encoded.select(range(min(suite.calibration.samples, len(encoded))))
-    return [data.arrays(batch) for batch in data.posed(drawn, suite.task, processor)]
+    return batches(encoded.select(range(min(suite.calibration.samples, len(encoded)))), suite, processor)
 
 
-def text_of(suite: Suite, processor: Any) -> list[dict[str, np.ndarray]]:
-    """The batches of the suite's measured text."""
-    rows = data.read(located(suite.evaluation), suite.task)
-    encoded = suite.measured(suite.task.encode(rows, processor, None, suite.max_length, "test"))
-    return [data.arrays(batch) for batch in data.posed(encoded, suite.task, processor)]
-
-
-def quality(folder: Path, suite: Suite, batches: Sequence[dict[str, np.ndarray]], threads: int) -> float:
-    """Perplexity of an export on these batches."""
+def quality(folder: Path, suite: Suite, text: Sequence[dict[str, np.ndarray]], threads: int) -> float:
+    """Perplexity of an export on batches of text."""
     runner = OnnxExporter().load(folder, Session("cpu", threads))
-    found = [suite.task.outcomes(runner(batch)["logits"], batch).values[:, 0] for batch in batches]  # each (N,) nats
+    found = [suite.task.outcomes(runner(batch)["logits"], batch).values[:, 0] for batch in text]  # each (N,) nats
     return perplexity(-np.concatenate(found).astype(np.float64))
 
 
@@ -151,15 +143,15 @@ def row(
 def measure(arguments: argparse.Namespace) -> None:
     """Every kind of every model; dense fp32 itself too, beside itself."""
     rows, suite = Rows(arguments.out), named(arguments.suite)
-    batches = text_of(suite, suite.processor(str(arguments.models[0])))
-    prompt = batches[0]["input_ids"][0, :PROMPT].tolist()
+    text = evaluation(suite, suite.processor(str(arguments.models[0])), None)
+    prompt = text[0]["input_ids"][0, :PROMPT].tolist()
     dense = exported(arguments.models[0], KINDS[0], suite, arguments.work)
     for model in arguments.models:
         for kind in KINDS:
             key = {"export": f"{model.name}/{kind.name}", "threads": arguments.threads}
             if not rows.find(**key):
                 folder = exported(model, kind, suite, arguments.work)
-                found = quality(folder, suite, batches, arguments.threads)
+                found = quality(folder, suite, text, arguments.threads)
                 rows.add(key | row(dense, folder, prompt, arguments, found))
 
 

@@ -40,11 +40,27 @@ def load(folder: Path, suite: Suite) -> Any:
     return storage.load_tensors_(model, folder / "model.safetensors").eval()
 
 
-def calibration(suite: Suite, processor: Any, labels: Sequence[str] | None) -> list[Arrays]:
-    """Batches of rows of train, those that an exporter rounds by."""
+def calibration_rows(suite: Suite, processor: Any, labels: Sequence[str]) -> Any:
+    """Encoded rows of train, those that exporters are given."""
     rows = data.read(suite.sources(holdout=0)[0], suite.task).shuffle(seed=SEED)
-    drawn = rows.select(range(min(CALIBRATION, len(rows))))
-    encoded = suite.task.encode(drawn, processor, labels, suite.max_length, "train")
+    chosen = rows.select(range(min(CALIBRATION, len(rows))))
+    return suite.task.encode(chosen, processor, labels, suite.max_length, "train")
+
+
+def calibration(suite: Suite, processor: Any, labels: Sequence[str]) -> list[Arrays]:
+    """The same in batches."""
+    return batches(calibration_rows(suite, processor, labels), suite, processor)
+
+
+def evaluation(suite: Suite, processor: Any, labels: Sequence[str] | None, limit: int | None = None) -> list[Arrays]:
+    """The batches of the suite's evaluation set, or of its first rows."""
+    rows = data.read(located(suite.evaluation), suite.task)
+    encoded = suite.measured(suite.task.encode(rows, processor, labels, suite.max_length, "test"))
+    return batches(encoded.select(range(min(limit or len(encoded), len(encoded)))), suite, processor)
+
+
+def batches(encoded: Any, suite: Suite, processor: Any) -> list[Arrays]:
+    """Encoded rows as a graph takes them."""
     return [data.arrays(batch) for batch in data.posed(encoded, suite.task, processor)]
 
 
@@ -65,7 +81,7 @@ def subjects(
     labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
     encoded = suite.measured(task.encode(rows, processor, labels, suite.max_length, "test"))
     posed = list(data.posed(encoded, task, processor))
-    evaluation = Evaluation(task, tuple(data.arrays(batch) for batch in posed))
+    evaluated = Evaluation(task, tuple(data.arrays(batch) for batch in posed))
     reference = data.outcomes(model, task, posed)
     found = []
     for precision in precisions:
@@ -75,7 +91,7 @@ def subjects(
             samples = partial(calibration, suite, processor, labels)
             write(exporter, lambda: model, task.example(processor), path, samples)
         name = f"{folder.name}-{precision}"
-        found.append(Subject(name, runtime, path, evaluation, session, reference))
+        found.append(Subject(name, runtime, path, evaluated, session, reference))
     return found
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import rival_ways
-from deployment import CALIBRATION, SEED, load, subjects
+from deployment import SEED, calibration_rows, load, subjects
 from results import Row, Rows, exit_code
 from rival_ways import WAYS, Job, NoGraph
 from suites import Suite, named
@@ -103,7 +103,7 @@ def job(contest: Contest, evaluation: Evaluation) -> Job:
     calibration = folder / "calibration.npz"
     if not calibration.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez(calibration, **dict(calibration_rows(contest, list(found.id2label.values()))))
+        np.savez(calibration, **dict(calibration_inputs(contest, list(found.id2label.values()))))
     task = contest.suite.task
     return Job(
         checkpoint(contest),
@@ -132,12 +132,11 @@ def checkpoint(contest: Contest) -> Path:
     return folder
 
 
-def calibration_rows(contest: Contest, labels: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+def calibration_inputs(contest: Contest, labels: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
     """Inputs of rows of train, unpadded, as olive_calibration.py reads them."""
     suite = contest.suite
     task, processor = suite.task, suite.processor(str(contest.dense))
-    rows = data.read(suite.sources(holdout=0.0)[0], task).shuffle(seed=SEED)
-    encoded = task.encode(rows.select(range(min(CALIBRATION, len(rows)))), processor, labels, suite.max_length, "train")
+    encoded = calibration_rows(suite, processor, labels)
     for number in range(len(encoded)):
         posed = inputs_of(data.arrays(task.pose([encoded[number]], processor)))
         yield from ((f"{number}/{name}", array) for name, array in posed.items())

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 from decoding import calibration_of
-from deployment import calibration, load
+from deployment import calibration, evaluation, load
 from results import Rows, exit_code
-from suites import SUITES, Suite, located
+from suites import SUITES, Suite
 
-from compressor import data, models, progress
+from compressor import models, progress
 from compressor.machine import machine, versions
 from compressor.tasks.base import Outcomes, together
 from exporters.base import Arrays, Session
@@ -43,7 +43,7 @@ class Case:
         self.suite, self.work, self.threads = suite_of(folder), work, threads
         self.processor, self.model = self.suite.processor(str(folder)), load(folder, self.suite)
         self.labels = None if self.suite.task_name == TEXT else list(self.model.config.id2label.values())
-        self.batches = measured(self.suite, self.processor, self.labels, limit)
+        self.batches = evaluation(self.suite, self.processor, self.labels, limit)
         self.reference = self.outcomes(self.exported("fp32", []))
 
     def samples(self) -> list[Arrays]:
@@ -77,14 +77,6 @@ class Case:
 def suite_of(folder: Path) -> Suite:
     """The suite that a saved model's name begins with."""
     return SUITES[max((name for name in SUITES if folder.name.startswith(f"{name}-")), key=len)]
-
-
-def measured(suite: Suite, processor: Any, labels: list[str] | None, limit: int | None) -> list[Arrays]:
-    """The batches of the suite's evaluation set, or of its first rows."""
-    rows = data.read(located(suite.evaluation), suite.task)
-    encoded = suite.measured(suite.task.encode(rows, processor, labels, suite.max_length, "test"))
-    encoded = encoded.select(range(min(limit or len(encoded), len(encoded))))
-    return [data.arrays(batch) for batch in data.posed(encoded, suite.task, processor)]
 
 
 def measure(arguments: argparse.Namespace) -> None:

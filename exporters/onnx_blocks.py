@@ -25,7 +25,7 @@ from compressor.errors import ExportError
 from exporters import onnx_file, onnx_rounding, onnx_tied
 from exporters.base import Arrays
 from exporters.onnx_prepare import prepare, quiet
-from exporters.onnx_steps import Blocks, grid, in_blocks
+from exporters.onnx_steps import Blocks, grid
 from exporters.onnx_values import OWN
 
 Bits = Literal[4, 8]
@@ -202,6 +202,13 @@ def in_bytes(table: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray, np.
     scales, zeros = grid(*ends, bits=8)  # (n, b) each
     stored = np.clip(np.rint(blocks / scales[..., None]) + zeros[..., None], 0, 255)  # (n, b, block)
     return stored.astype(np.uint8).reshape(len(table), -1)[:, : table.shape[1]], scales, zeros.astype(np.uint8)
+
+
+def in_blocks(matrix: np.ndarray, block: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """A matrix (n, k) in blocks (n, b, block), the last one padded, and their ends (n, b), between which zero lies."""
+    count, width = matrix.shape
+    blocks = np.pad(matrix, ((0, 0), (0, -width % block))).reshape(count, -1, block)  # (n, b, block)
+    return blocks, (blocks.min(-1, initial=0), blocks.max(-1, initial=0))
 
 
 def _store_once(graph: onnx.GraphProto) -> None:

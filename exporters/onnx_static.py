@@ -1,8 +1,8 @@
 """Static int8: an fp32 ONNX graph whose weights and activations have scales measured ahead of time (QDQ).
 
 Activations are measured on the task's own data, from the least to the greatest value seen, and weights are rounded by
-it (`onnx_rounding`). Only what a product, a
-convolution or a table reads is rounded: products give floats, and norms, softmax and additions stay as they were.
+it (`onnx_rounding`). Only what a product, a convolution or a table reads is rounded: products give floats, and norms,
+softmax and additions stay as they were.
 """
 
 from __future__ import annotations

@@ -113,10 +113,3 @@ def grid(low: np.ndarray, high: np.ndarray, bits: int) -> tuple[np.ndarray, np.n
     scales = ((high - low) / (2**bits - 1)).astype(np.float32)
     scales[scales == 0] = 1
     return scales, np.rint(-low / scales)
-
-
-def in_blocks(matrix: np.ndarray, block: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """A matrix (n, k) in blocks (n, b, block), the last one padded, and their ends (n, b), between which zero lies."""
-    count, width = matrix.shape
-    blocks = np.pad(matrix, ((0, 0), (0, -width % block))).reshape(count, -1, block)  # (n, b, block)
-    return blocks, (blocks.min(-1, initial=0), blocks.max(-1, initial=0))
