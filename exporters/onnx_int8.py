@@ -23,8 +23,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from compressor.errors import ExportError
 from exporters import onnx_file, onnx_tied
 from exporters.base import Arrays
+from exporters.onnx_channels import by_channels
 from exporters.onnx_prepare import prepare
-from exporters.onnx_rounding import by_channels
 
 
 def quantize(

@@ -18,7 +18,7 @@ from onnxscript.optimizer import fold_constants
 
 from exporters import onnx_apart, onnx_file, onnx_fused, onnx_int8, onnx_masks, onnx_rows, onnx_scales
 from exporters.base import Arrays
-from exporters.onnx_rounding import by_channels
+from exporters.onnx_channels import by_channels
 from exporters.onnx_values import of_constants
 
 

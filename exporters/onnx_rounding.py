@@ -12,49 +12,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx_ir
 
-from exporters import onnx_file, onnx_prepare, onnx_runtime, onnx_tied
-from exporters.base import Arrays, Session
-from exporters.onnx_steps import Channels, Grid, Steps
-from exporters.onnx_values import constant, new_constant
+from exporters import onnx_prepare
+from exporters.base import Arrays
+from exporters.onnx_products import GRAM, Product, array, gathered, products_of
+from exporters.onnx_steps import Grid, Steps
 
-EXAMPLES = 64  # that what products read is gathered on
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 AT_ONCE = 2**27  # numbers of H that are gathered in one pass over the examples, half a GB
 CHUNK = 64  # inputs after which the weights of all that are to come are corrected at once
-GRAM = "_gram"  # ends the name of the sum of x^T x, behind the name of x
-
-
-@dataclass(frozen=True)
-class Product:
-    """A product with a constant matrix: the name of its inputs, and which axis of the matrix it sums over."""
-
-    inputs: str
-    axis: int
-
-
-def by_channels(source: Path, scratch: Path, samples: Sequence[Arrays], *, reduce_range: bool) -> Path:
-    """What int8 is made of: the fp32 graph `source` with weights on steps, in the folder `scratch`.
-
-    Without samples it is `source` itself. A table that lookups share with a head is left to them.
-
-    Args:
-        reduce_range: steps of seven bits.
-
-    Raises:
-        RuntimeFailure: ONNX Runtime fails on the samples.
-    """
-    if not samples:
-        return source
-    target = scratch / "rounded.onnx"
-    adjust(source, target, samples, Channels(64 if reduce_range else 127), but=onnx_tied.ties(source))
-    return target
 
 
 def adjust(
@@ -73,15 +44,15 @@ def adjust(
     model = onnx_ir.load(source)
     weights = model.graph.initializers
     found = {name: products for name, products in products_of(model.graph).items() if name not in but}
-    widths = {one.inputs: _array(weights[name]).shape[one.axis] for name, products in found.items() for one in products}
+    widths = {one.inputs: array(weights[name]).shape[one.axis] for name, products in found.items() for one in products}
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         for number, (name, gram) in enumerate(_each(source, found, widths, samples)):
-            array, place = _array(weights[name]), Path(scratch) / f"{number}.npy"
+            matrix, place = array(weights[name]), Path(scratch) / f"{number}.npy"
             turned = found[name][0].axis
-            made = rounded(array.T if turned else array, gram, steps)  # (k, n)
+            made = rounded(matrix.T if turned else matrix, gram, steps)  # (k, n)
             np.save(place, made.T if turned else made)  # all of them together are as large as the model
             weights[name].const_value = onnx_ir.LazyTensor(
-                partial(_read, place), onnx_ir.DataType.FLOAT, onnx_ir.Shape(array.shape), name=name
+                partial(_read, place), onnx_ir.DataType.FLOAT, onnx_ir.Shape(matrix.shape), name=name
             )
         onnx_prepare.save(model, target)
 
@@ -90,42 +61,15 @@ def _read(place: Path) -> onnx_ir.TensorProtocol:
     return onnx_ir.tensor(np.ascontiguousarray(np.load(place)))
 
 
-def products_of(graph: onnx_ir.Graph) -> dict[str, list[Product]]:
-    """Names of matrices that nothing but products read, all along one axis -> those products."""
-    found = {}
-    for name, value in graph.initializers.items():
-        products = [_product(node, place, graph) for node, place in value.uses()] if constant(value, 2) else []
-        known = [one for one in products if one is not None]
-        if known and len(known) == len(products) and len({one.axis for one in known}) == 1:
-            found[name] = known
-    return found
-
-
-def _product(node: onnx_ir.Node, place: int, graph: onnx_ir.Graph) -> Product | None:
-    """The product that reads a matrix as its input of this number; None of any other node, or one in a branch."""
-    turned: int = node.attributes.get_int("transA", 0)
-    if node.op_type not in ("MatMul", "Gemm") or node.domain or place != 1 or turned or node.graph is not graph:
-        return None
-    (x, *_) = node.inputs
-    assert x is not None
-    return Product(str(x.name), node.attributes.get_int("transB", 0))
-
-
-def _array(value: onnx_ir.Value) -> np.ndarray:
-    """A constant's numbers, which stay in the file until they are read."""
-    assert value.const_value is not None
-    return value.const_value.numpy()
-
-
 def _each(
     path: Path, found: Mapping[str, Sequence[Product]], widths: Mapping[str, int], samples: Sequence[Arrays]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The name of each weight with the sum of x^T x (k, k) over all that it is multiplied with."""
     for names in _groups(found, widths):
         wanted = {one.inputs: widths[one.inputs] for name in names for one in found[name]}
-        grams = _grams(path, wanted, samples)
+        seen = gathered(path, list(wanted.items()), samples, {"gram": GRAM})
         for name in names:
-            yield name, np.sum([grams[one.inputs] for one in found[name]], axis=0)
+            yield name, np.sum([seen[one.inputs]["gram"] for one in found[name]], axis=0)
 
 
 def _groups(found: Mapping[str, Sequence[Product]], widths: Mapping[str, int]) -> Iterator[list[str]]:
@@ -140,46 +84,6 @@ def _groups(found: Mapping[str, Sequence[Product]], widths: Mapping[str, int]) -
         names, inputs = [*names, name], more
     if names:
         yield names
-
-
-def _grams(path: Path, widths: Mapping[str, int], samples: Sequence[Arrays]) -> dict[str, np.ndarray]:
-    """The sums of x^T x (k, k) of values x (..., k) by their names; padding is counted."""
-    found = {name: np.zeros((width, width), np.float32) for name, width in widths.items()}
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        model = onnx_ir.load(path)
-        _measure(model.graph, widths)
-        onnx_file.save(model, Path(folder) / onnx_runtime.GRAPH)
-        del model
-        runner = onnx_runtime.load(Path(folder), Session(), onnx_runtime.ONCE)
-        for batch in _first(samples):
-            for name, gram in runner(batch).items():
-                found[name.removesuffix(GRAM)] += gram
-    return found
-
-
-def _measure(graph: onnx_ir.Graph, widths: Mapping[str, int]) -> None:
-    """Have a graph give x^T x of values x (..., k) in place of its outputs."""
-    values = {str(value.name): value for value in [*graph.inputs, *(one for node in graph for one in node.outputs)]}
-    graph.outputs.clear()
-    for name, width in widths.items():
-        shape = new_constant(graph, f"{name}_shape", np.array([-1, width]))
-        rows = onnx_ir.node("Reshape", [values[name], shape])  # (r, k)
-        turned = onnx_ir.node("Transpose", rows.outputs, {"perm": [1, 0]})  # (k, r)
-        gram = onnx_ir.node("MatMul", [*turned.outputs, *rows.outputs])  # (k, k)
-        (found,) = gram.outputs
-        found.name, found.dtype, found.shape = f"{name}{GRAM}", onnx_ir.DataType.FLOAT, onnx_ir.Shape([width, width])
-        graph.extend([rows, turned, gram])
-        graph.outputs.append(found)
-
-
-def _first(samples: Sequence[Arrays]) -> Iterator[Arrays]:
-    """Batches until there are EXAMPLES."""
-    seen = 0
-    for batch in samples:
-        if seen >= EXAMPLES:
-            return
-        seen += len(next(iter(batch.values())))
-        yield batch
 
 
 def rounded(matrix: np.ndarray, gram: np.ndarray, steps: Steps) -> np.ndarray:

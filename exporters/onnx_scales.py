@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir
 
-from exporters.onnx_values import constant, new_constant, read_once
+from exporters.onnx_values import constant, new_constant, read_once, vector_input
 
 Place = tuple[onnx_ir.Node, int]  # a node, and the number of one of its inputs
 
@@ -21,7 +21,7 @@ def fold(graph: onnx_ir.Graph) -> None:
 
 
 def _fold(node: onnx_ir.Node, graph: onnx_ir.Graph) -> None:
-    number = _vector(node)
+    number = vector_input(node)
     if number is None:
         return
     scale, layer = node.inputs[number], node.inputs[1 - number]
@@ -33,18 +33,12 @@ def _fold(node: onnx_ir.Node, graph: onnx_ir.Graph) -> None:
         graph.remove(node, safe=True)
 
 
-def _vector(node: onnx_ir.Node) -> int | None:
-    """The number of the one input that is a constant vector."""
-    found = [number for number, value in enumerate(node.inputs) if constant(value, rank=1)]
-    return found[0] if len(found) == 1 and len(node.inputs) == 2 else None
-
-
 def _layer(value: onnx_ir.Value | None) -> list[Place]:
     """Where weight and bias stand if a value is x @ W or x @ W + b and nobody else reads any of it; else nothing."""
     node = value.producer() if value is not None and read_once(value) else None
     if node is not None and node.op_type == "MatMul" and constant(node.inputs[1], rank=2):
         return [(node, 1)]
-    number = _vector(node) if node is not None and node.op_type == "Add" else None
+    number = vector_input(node) if node is not None and node.op_type == "Add" else None
     if node is None or number is None:
         return []
     product = _layer(node.inputs[1 - number])

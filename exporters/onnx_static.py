@@ -19,8 +19,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from compressor.errors import ExportError
 from exporters import onnx_file, onnx_runtime
 from exporters.base import Arrays, Session
+from exporters.onnx_channels import by_channels
 from exporters.onnx_prepare import prepare, quiet
-from exporters.onnx_rounding import by_channels
 
 PRODUCTS = ["MatMul", "Gemm"]
 

@@ -25,6 +25,12 @@ def read_once(value: onnx_ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
+def vector_input(node: onnx_ir.Node) -> int | None:
+    """The number of the one input, of two, that is a constant vector."""
+    found = [number for number, value in enumerate(node.inputs) if constant(value, rank=1)]
+    return found[0] if len(found) == 1 and len(node.inputs) == 2 else None
+
+
 def new_constant(graph: onnx_ir.Graph, name: str, array: np.ndarray) -> onnx_ir.Value:
     """A constant of a graph under a name that is not taken; one of this name and content that is there already."""
     while (there := graph.initializers.get(name)) is not None:

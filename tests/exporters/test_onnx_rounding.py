@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporters import onnx_blocks, onnx_file, onnx_rounding
+from exporters import onnx_blocks, onnx_file, onnx_products, onnx_rounding
 from exporters.base import Arrays
 from exporters.onnx import OnnxExporter
 from exporters.onnx_steps import Blocks, Channels, Steps
@@ -143,7 +143,7 @@ def test_grams_are_those_of_hooks_in_torch(
         for layer in (model.first, model.second)
     ]
     with torch.no_grad():
-        for batch in batches[: -(-onnx_rounding.EXAMPLES // 3)]:
+        for batch in batches[: -(-onnx_products.EXAMPLES // 3)]:
             model(torch.from_numpy(batch["input_ids"]))
     for hook in hooks:
         hook.remove()
