@@ -114,6 +114,8 @@ def text(folder: Path, prompt: str, *, new_tokens: int = 64, session: Session = 
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist: the export needs its tokenizer beside it. Export the model again.")
     tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()  # a file may say to pad or to cut: neither is part of the prompt
+    tokenizer.no_truncation()
     ids, config = tokenizer.encode(prompt).ids, _config(folder)
     stop, longest = frozenset(ends(config)), places(config)
     said: list[int] = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx_ir
+
 from exporters import onnx_rounding, onnx_smoothing, onnx_tied
 from exporters.base import Arrays
 from exporters.onnx_steps import Channels
@@ -31,3 +33,10 @@ def by_channels(source: Path, scratch: Path, samples: Sequence[Arrays], *, reduc
     onnx_smoothing.smooth(source, even, samples, levels, but=tied)
     onnx_rounding.adjust(even, target, samples, Channels(levels), but=tied)
     return target
+
+
+def without_channels(path: Path) -> list[str]:
+    """Names of products with constants of more than two axes, a matrix per head or group: none runs quantized."""
+    products = [node for node in onnx_ir.load(path).graph.all_nodes() if node.op_type == "MatMul"]
+    constants = {str(node.name): [one.const_value for one in node.inputs if one is not None] for node in products}
+    return [name for name, found in constants.items() if any(one is not None and len(one.shape) > 2 for one in found)]

@@ -153,19 +153,23 @@ def _check_axes(graph: onnx_ir.Model, tracing: Tracing) -> None:
 def _name_weights(graph: onnx_ir.Model, model: nn.Module) -> None:
     """Call every weight as the model does; one that was transposed for MatMul gets `.T` behind its name.
 
-    Where a layer is called several times, its weight was transposed for each call: one of them is kept.
+    Where a layer is called several times, its weight was transposed for each call: one of them is kept. A weight that
+    is called as an input, or as a value, such as `mean` that an operator of this name gave, keeps torch's name for it.
     """
-    weights = graph.graph.initializers
+    weights, own = graph.graph.initializers, model.state_dict().keys()
+    values = [*graph.graph.inputs, *(value for node in graph.graph.all_nodes() for value in node.outputs)]
+    taken = {value.name for value in values}
     transposed = {_key(tensor.mT): f"{name}{TURNED}" for name, tensor in _matrices(model).items()}
     for value in list(weights.values()):
         name = (value.name or "").removeprefix(PREFIX)
-        if value.const_value is not None and len(value.const_value.shape) == 2 and name not in model.state_dict():
+        if value.const_value is not None and len(value.const_value.shape) == 2 and name not in own:
             name = transposed.get(_key(torch.from_numpy(value.const_value.numpy())), name)
-        if name not in weights:
+        if name in weights:
+            if name.endswith(TURNED) and weights[name] is not value:
+                value.replace_all_uses_with(weights[name])
+                del weights[str(value.name)]
+        elif name not in taken:
             value.name = name
-        elif weights[name] is not value and name.endswith(TURNED):
-            value.replace_all_uses_with(weights[name])
-            del weights[str(value.name)]
 
 
 def _matrices(model: nn.Module) -> Mapping[str, Tensor]:

@@ -23,14 +23,14 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from compressor.errors import ExportError
 from exporters import onnx_file, onnx_tied
 from exporters.base import Arrays
-from exporters.onnx_channels import by_channels
+from exporters.onnx_channels import by_channels, without_channels
 from exporters.onnx_prepare import prepare
 
 
 def quantize(
     source: Path, target: Path, *, embeddings: bool, reduce_range: bool, samples: Sequence[Arrays] = ()
 ) -> None:
-    """Write the fp32 graph `source` as int8 graph `target`; every matrix product with a constant becomes MatMulInteger.
+    """Write the fp32 graph `source` as int8 graph `target`; every product with a constant matrix becomes MatMulInteger.
 
     Args:
         embeddings: quantize the tables that Gather reads from too, one scale per table; one that a head shares is
@@ -54,6 +54,7 @@ def quantize(
                 per_channel=True,
                 reduce_range=reduce_range,
                 weight_type=QuantType.QInt8,
+                nodes_to_exclude=without_channels(prepared),
                 use_external_data_format=True,
                 # types of what ONNX Runtime's own operators give are not inferred: of a fused graph all are float
                 extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},

@@ -29,8 +29,11 @@ def _fold(node: onnx_ir.Node, graph: onnx_ir.Graph) -> None:
     for user, place in places:
         _multiply(graph, user, place, scale)
     if places:
-        onnx_ir.convenience.replace_all_uses_with(node.outputs[0], layer, replace_graph_outputs=True)  # type: ignore[arg-type]
+        (scaled,) = node.outputs
+        name = scaled.name if scaled.is_graph_output() else layer.name  # type: ignore[union-attr]
+        onnx_ir.convenience.replace_all_uses_with(scaled, layer, replace_graph_outputs=True)  # type: ignore[arg-type]
         graph.remove(node, safe=True)
+        layer.name = name  # type: ignore[union-attr]
 
 
 def _layer(value: onnx_ir.Value | None) -> list[Place]:

@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from compressor.errors import ExportError
 from exporters import onnx_file, onnx_runtime
 from exporters.base import Arrays, Session
-from exporters.onnx_channels import by_channels
+from exporters.onnx_channels import by_channels, without_channels
 from exporters.onnx_prepare import prepare, quiet
 
 PRODUCTS = ["MatMul", "Gemm"]
@@ -50,6 +50,7 @@ def quantize(source: Path, target: Path, *, samples: Sequence[Arrays], embedding
                     _Reader(onnx_runtime.load(source.parent, Session()), samples),
                     quant_format=QuantFormat.QDQ,
                     op_types_to_quantize=[*PRODUCTS, "Conv", *(["Gather"] if embeddings else [])],
+                    nodes_to_exclude=[*without_channels(prepared), *_lookups_of_factors(prepared)],
                     per_channel=True,
                     reduce_range=reduce_range,
                     activation_type=QuantType.QUInt8,
@@ -60,6 +61,14 @@ def quantize(source: Path, target: Path, *, samples: Sequence[Arrays], embedding
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
             raise ExportError(f"ONNX Runtime's static quantizer fails on this graph: {error}. Export int8.") from error
         onnx_file.save(onnx_ir.load(quantized), target)
+
+
+def _lookups_of_factors(path: Path) -> list[str]:
+    """Lookups in a table that a product reads as it is stored: what they give would get its scales, one per row."""
+    graph = onnx_ir.load(path).graph
+    products = [node for node in graph.all_nodes() if node.op_type in PRODUCTS]
+    factors = {value for node in products for value in node.inputs if value is not None and value.is_initializer()}
+    return [str(node.name) for node in graph.all_nodes() if node.op_type == "Gather" and node.inputs[0] in factors]
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -114,8 +114,9 @@ class _Lowered(nn.Module):
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.lowered, self.dtype = copy.deepcopy(module), dtype
-        for tensor in self.lowered.state_dict(keep_vars=True).values():  # not rotary tables, which no checkpoint has
-            if tensor.is_floating_point():
+        saved = {id(tensor) for tensor in self.lowered.state_dict(keep_vars=True).values()}
+        for tensor in [*self.lowered.parameters(), *self.lowered.buffers()]:
+            if tensor.is_floating_point() and (id(tensor) in saved or tensor.ndim > 1):
                 tensor.data = tensor.data.to(dtype)
 
     def forward(self, *values: Tensor) -> Tensor:
@@ -125,7 +126,10 @@ class _Lowered(nn.Module):
 
 
 def lowered(tracing: Tracing, dtype: torch.dtype) -> Tracing:
-    """What is traced, computed in another float type: inputs and logits stay fp32, as do buffers that are not saved."""
+    """What is traced, computed in another float type.
+
+    Inputs and logits stay fp32, as do vectors that no checkpoint has, such as the frequencies of rotary positions.
+    """
     return replace(tracing, module=_Lowered(tracing.module, dtype))
 
 

@@ -43,7 +43,7 @@ def tracing_of(model: nn.Module, example: Inputs, cache: bool = True) -> Tracing
     """The model's logits; with a cache where it generates, unless `cache` is off.
 
     Raises:
-        ExportError: a decoder's cache is not one of keys and values per layer.
+        ExportError: it generates and is no decoder, or its cache is not one of keys and values per layer.
     """
     return _cached(model, example) if cache and generates(model) else _plain(model, example)
 
@@ -97,6 +97,11 @@ class _Cached(nn.Module):
 
 def _cached(model: nn.Module, example: Inputs) -> Tracing:
     """The example's tokens (B, T) behind a cache of random keys and values."""
+    if getattr(model.config, "is_encoder_decoder", False) or "input_ids" not in example:
+        raise ExportError(
+            f"{type(model).__name__} generates from more than a text: it has an encoder, or reads no `input_ids`. Of "
+            "models that generate, only decoders can be exported, which have one cache of keys and values per layer."
+        )
     ids = example["input_ids"]
     shapes = _cache_shapes(model, ids)
     past = [torch.randn(len(ids), heads, LENGTH, size, device=ids.device) for heads, size in shapes]

@@ -16,6 +16,7 @@ from exporters.base import Runner
 
 Inputs = Mapping[str, Tensor]
 RELATIVE = 1e-4  # of the largest logit: what float32 may differ by where logits are large
+MASKED = -1e4  # what a model gives a logit to say "never", or less: how much less says nothing
 
 
 @contextmanager
@@ -131,12 +132,12 @@ def held(expected: Sequence[Reference], runner: Runner, limit: float) -> list[di
     """Per input: its shape, the largest absolute difference of the logits, and the largest logit to set it against.
 
     The limit rises to RELATIVE of the largest logit where that is more: language models' logits are tens, and float32
-    itself is no closer to float64 after thirty layers.
+    itself is no closer to float64 after thirty layers. Logits that both sides mask, with MASKED or less, are equal.
 
     Raises:
         ExportError: the export fails at a shape, gives numbers that are not finite, or differs by more than `limit`.
     """
-    figures = [_figures(one, runner) for one in expected]
+    figures = [_figures(one, runner, expected) for one in expected]
     worst = max(figures, key=lambda figure: figure["max_difference"] / max(limit, RELATIVE * figure["largest_logit"]))
     limit = max(limit, RELATIVE * worst["largest_logit"])
     if worst["max_difference"] > limit:
@@ -149,16 +150,15 @@ def held(expected: Sequence[Reference], runner: Runner, limit: float) -> list[di
     return figures
 
 
-def _figures(reference: Reference, runner: Runner) -> dict[str, Any]:
+def _figures(reference: Reference, runner: Runner, everything: Sequence[Reference]) -> dict[str, Any]:
     expected = reference.logits
     shape = list(next(iter(reference.inputs.values())).shape)
     try:
         found = runner(reference.inputs)["logits"]
     except RuntimeFailure as error:
-        raise ExportError(
-            f"The export does not run at the shape {shape}, probably because an axis was fixed to the example's "
-            f"length: {error}"
-        ) from error
+        fixed = any(_runs(one, runner) for one in everything)
+        cause = ", though at another, so probably an axis was fixed to the example's size" if fixed else ""
+        raise ExportError(f"The export does not run at the shape {shape}{cause}: {error}") from error
     if found.shape != expected.shape:
         raise ExportError(f"At the shape {shape} the export gives logits {found.shape}, the model {expected.shape}.")
     real = _real(reference.inputs, found)
@@ -167,12 +167,26 @@ def _figures(reference: Reference, runner: Runner) -> dict[str, Any]:
             f"At the shape {shape} the model itself gives logits that are not finite, so no export can be held against "
             "them. Look for overflow, and for a training that diverged."
         )
-    if not np.isfinite(found).all():
+    if not np.isfinite(found[real]).all():
         raise ExportError(f"At the shape {shape} the export gives logits that are not finite.")
     rows = list(zip(found, expected, real, strict=True))  # one at a time: those of a language model are large
-    difference = max(float(np.abs(ours - theirs)[kept].max(initial=0)) for ours, theirs, kept in rows)
-    largest = max(float(np.abs(theirs)[kept].max(initial=0)) for _, theirs, kept in rows)
+    difference = max(float(_apart(ours, theirs)[kept].max(initial=0)) for ours, theirs, kept in rows)
+    largest = max(float(np.abs(np.where(theirs > MASKED, theirs, 0))[kept].max(initial=0)) for _, theirs, kept in rows)
     return {"shape": shape, "max_difference": difference, "largest_logit": largest}
+
+
+def _runs(reference: Reference, runner: Runner) -> bool:
+    try:
+        runner(reference.inputs)
+    except RuntimeFailure:
+        return False
+    return True
+
+
+def _apart(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """|ours - theirs|, none of logits that both mask."""
+    masked = (ours <= MASKED) & (theirs <= MASKED)
+    return np.where(masked, 0, np.abs(ours - theirs))
 
 
 def _real(trial: Mapping[str, np.ndarray], logits: np.ndarray) -> np.ndarray:

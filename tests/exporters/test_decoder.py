@@ -27,7 +27,7 @@ from compressor import registry
 from compressor.errors import ArtifactError, InputError, RuntimeFailure
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
-from exporters.generate import continuation, ends, load, places
+from exporters.generate import continuation, ends, load, places, text
 from exporters.onnx import OnnxExporter
 from exporters.onnx_runtime import OnnxRunner
 
@@ -143,6 +143,25 @@ class Broken:
 def test_logits_that_are_not_finite_say_no_token() -> None:
     with pytest.raises(RuntimeFailure, match="broken gives logits that are not finite after 2 tokens"):
         list(continuation(Broken(), [5, 6], new_tokens=1))
+
+
+def test_padding_and_cutting_that_a_tokenizers_file_asks_for_are_no_part_of_a_prompt(
+    decoder: tuple[Any, OnnxRunner], tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    example = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
+    OnnxExporter().export(decoder[0], example, tmp_path / "onnx-fp32")
+    words = {f"w{number}": number for number in range(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    said = []
+    for change in (lambda: None, lambda: tokenizer.enable_padding(length=9), lambda: tokenizer.enable_truncation(2)):
+        change()
+        tokenizer.save(str(tmp_path / "onnx-fp32" / "tokenizer.json"))
+        said.append("".join(text(tmp_path / "onnx-fp32", "w5 w6 w7", new_tokens=5)))
+    assert said[0]
+    assert said == said[:1] * 3
 
 
 def test_exports_of_other_runtimes_are_continued_too(decoder: tuple[Any, OnnxRunner], tmp_path: Path) -> None:
