@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import ArtifactError
-from compressor.files import changed_files, file_digest, read_json, require_none, write_json
+from compressor.files import changed_files, file_digest, read_object, require_none, write_json
 from compressor.planning import Plan
 from compressor.run_folder import LOCK, SCHEMA_VERSION, SCRATCH, STATE
 
@@ -70,6 +70,8 @@ class Artifact:
                 f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}. Take the rankfold that "
                 "made it, or make a new run."
             )
+        if not isinstance(artifact.manifest.get("files"), dict):
+            raise ArtifactError(f"{path / MANIFEST} cannot be read: it lists no files.")
         return artifact
 
     @cached_property
@@ -85,7 +87,7 @@ class Artifact:
                 f"{self.path} is an unfinished run; go on with `python -m compressor run RECIPE --out {self.path} "
                 "--resume`."
             )
-        return dict(read_json(self.path / MANIFEST))
+        return read_object(self.path / MANIFEST)
 
     @cached_property
     def plan(self) -> Plan:

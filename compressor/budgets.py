@@ -111,12 +111,13 @@ class Fitting:
         smallest = one.load <= self.market.least * (1 + 1e-9)
         if smallest and one.ratio > self.asked * (1 + TOLERANCE):
             enough = math.ceil(100 * one.ratio) / 100
+            raising = f"Raise plan.budget.{self.quantity} to at least {enough:.2f}, lower"
+            advice = raising if enough <= 1 else "Low-rank is not the answer here, where no budget of it helps: lower"
             raise BudgetError(
                 f"The budget of {self.asked:g} of the {self.quantity} of dense fp32 cannot be met in {self.where}: "
                 f"with the smallest ranks, which keep {plan.parameters / plan.dense_parameters:.1%} of the targets' "
-                f"parameters, {one.ratio:.3f} was measured, the least that was reached. Raise plan.budget."
-                f"{self.quantity} to at least {enough:.2f}, lower plan.multiple_of, or put an export of a smaller "
-                "precision first."
+                f"parameters, {one.ratio:.3f} was measured, the least that was reached. {advice} "
+                "plan.multiple_of, or put an export of a smaller precision first."
             )
 
     def _told(self, plan: Plan, ratio: float) -> Plan:

@@ -172,7 +172,6 @@ class _Gather:
     def add(self, model: nn.Module, batch: Batch, loss: Loss) -> None:
         """One batch: forward, backward to the targets' outputs only, accumulate."""
         value = self._run(model, batch, loss)
-        self._require_reached()
         self._share()
         mask = batch.get("attention_mask")
         for name, recorder in self.recorders.items():
@@ -209,7 +208,7 @@ class _Gather:
     def _require_reached(self) -> None:
         from compressor.targets import globs_of
 
-        missed = [name for name, recorder in self.recorders.items() if not recorder.inputs]
+        missed = [name for name, rows in self.rows.items() if not rows]
         if missed:
             raise ModelError(
                 f"{len(missed)} targets were never reached in calibration: {', '.join(missed[:5])}"
@@ -221,19 +220,21 @@ class _Gather:
         """Targets that take the same rows of the very same tensor share its moment; checked anew on every batch."""
         leaders: dict[tuple[int, Form], str] = {}
         shares = {}
-        for name, recorder in self.recorders.items():
+        reached = [pair for pair in self.recorders.items() if pair[1].inputs]  # no expert need be, in every batch
+        for name, recorder in reached:
             alone = len(recorder.inputs) != 1
             shares[name] = name if alone else leaders.setdefault((id(recorder.inputs[0]), recorder.form), name)
-        if self.shares and shares != self.shares:
+        if any(self.shares.get(name, leader) != leader for name, leader in shares.items()):
             raise ModelError(
                 "The model feeds its layers differently from batch to batch; shared inputs cannot be told."
             )
-        self.shares = shares
+        self.shares |= shares
 
     def statistics(self) -> Statistics:
         """Averages over rows; raises where there is nothing or something not finite."""
         if not self.samples:
             raise DataError("The calibration data is empty: give it at least one example.")
+        self._require_reached()
         inputs = self._means(self.inputs, self.rows)
         gradients = self._means(self.gradients, dict.fromkeys(self.gradients, self.loss_terms or 1))
         broken = [

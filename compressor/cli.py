@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from compressor import display, terminal
+from compressor.errors import InputError
 from compressor.terminal import Verb, show, working
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def run(
     as_json: terminal.Json = False,
 ) -> None:
     """Do the whole line: baseline, compress, export, validate. Exit code 1 when a gate fails."""
-    asked = _read(recipe, settings)
+    asked = _read(recipe, settings, out, overwrite)
     with working():
         from compressor import pipeline
 
@@ -87,7 +88,7 @@ def compress(
 
     Nothing is exported, nothing is judged.
     """
-    asked = _read(recipe, settings)
+    asked = _read(recipe, settings, out, overwrite)
     with working():
         from compressor import pipeline
 
@@ -113,7 +114,7 @@ def plan(
     """Choose the ranks and stop."""
     from dataclasses import asdict
 
-    asked = _read(recipe, settings)
+    asked = _read(recipe, settings, out, overwrite)
     if dry_run:
         show(display.dry_run(asked, out), lambda: display.dry_run_text(asked, out), as_json)
         return
@@ -167,12 +168,15 @@ def validate(
 def report(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
     """Draw the report's pages again, and print it.
 
-    report.md, report.html and junit.xml, from report.json.
+    report.md, report.html and junit.xml, from the report.json beside them; a file of another name is only printed.
     """
+    from compressor.artifact import REPORT
     from validators.report import Report
 
     saved = Report.read(path)
-    saved.save(path.parent if path.is_file() else path)
+    folder = path.parent if path.name == REPORT else path
+    if folder.is_dir():
+        saved.draw(folder)
     show(saved.to_dict(), lambda: str(saved), as_json)
 
 
@@ -395,9 +399,14 @@ def catalog(
     show({kind: [to_dict(one) for one in found]}, lambda: display.catalog_list(found), as_json)
 
 
-def _read(path: Path, settings: list[str] | None) -> Recipe:
+def _read(path: Path, settings: list[str] | None, out: Path | None, overwrite: bool) -> Recipe:
     from compressor import recipe
 
+    if overwrite and out is not None and path.resolve().is_relative_to(out.resolve()):
+        raise InputError(
+            f"{path} lies in {out}, which --overwrite would remove with it: copy it elsewhere first, or use another "
+            "--out."
+        )
     return recipe.read(path, settings or ())
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from compressor import faults, registry
 from compressor.paths import is_factory
 from compressor.sections.data import DataSection, ModelSection, Source
-from compressor.sections.proof import AUTO_RUNTIME, ExportSection
+from compressor.sections.proof import AUTO_RUNTIME, SHARES, ExportSection
 from compressor.tasks.base import QUALITIES
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def conflicts(recipe: Recipe) -> Iterator[faults.Fault]:
     if recipe.gates and not recipe.export:
         yield ("gates",), "limit what exports do, but `export` is empty; add an export or remove the gates."
     yield from _ungateable(recipe)
+    yield from _impossible(recipe)
     yield from _exports(recipe)
     yield from _validated(recipe)
     yield from _unmeasurable(recipe)
@@ -45,6 +46,18 @@ def _ungateable(recipe: Recipe) -> Iterator[faults.Fault]:
     for name in sorted(set(QUALITIES) & recipe.gates.keys() - set(measured)):
         text = f"is not measured for the task {recipe.model.task}, which has {' and '.join(measured)}; take it out."
         yield ("gates", name), text
+
+
+def _impossible(recipe: Recipe) -> Iterator[faults.Fault]:
+    """Gates that nothing can hold, or nothing can fail."""
+    for name, gate in recipe.gates.items():
+        place, value = ("gates", name, "value"), gate.value
+        if name in SHARES and gate.type == "threshold" and not 0 <= value <= 1:
+            yield place, f"is a share between 0 and 1: a threshold of 90 % is 0.9, not {value:g}."
+        elif name in SHARES and not gate.type.startswith("percent-") and abs(value) > 1:
+            yield place, f"is a difference of shares, between -1 and 1: two points are 0.02, not {value:g}."
+        elif name not in SHARES and gate.type == "percent-min-improvement" and value >= 100:
+            yield place, f"is {value:g} percent less than dense, which nothing can be; write less than 100."
 
 
 def _unmeasurable(recipe: Recipe) -> Iterator[faults.Fault]:

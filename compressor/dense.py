@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,14 @@ class DenseModels:
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
             image_size=section.image_size,
+            pad_token_id=self._pad_token_id,
         )
+
+    @cached_property
+    def _pad_token_id(self) -> int | None:
+        """What texts are padded with."""
+        found: int | None = getattr(self.processor(), "pad_token_id", None)
+        return found
 
     def adapted(self) -> Any:
         """A new copy of the baseline."""
@@ -77,6 +85,9 @@ class DenseModels:
         trusted = section.trust_remote_code
         model = models.load_dense(path, self.task, image_size=section.image_size, trust_remote_code=trusted)
         if labels is not None:
+            model.config.update(models.CLASSIFIES)
+            if self._pad_token_id is not None:
+                model.config.pad_token_id = self._pad_token_id
             _require(path, [model.config.id2label[number] for number in range(model.config.num_labels)], labels)
         return model
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _NormBase
 
 from compressor.recipe import Distillation
 from compressor.tasks.base import inputs_of, labeled
@@ -112,7 +113,8 @@ def one_copy(model: nn.Module, teacher: nn.Module) -> Iterator[None]:
 
 def _frozen(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, one) for name, one in model.named_parameters() if not one.requires_grad)
-    yield from model.named_buffers()
+    norms = {name for name, module in model.named_modules() if isinstance(module, _NormBase)}  # whose means move
+    yield from ((name, one) for name, one in model.named_buffers() if name.rpartition(".")[0] not in norms)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -162,7 +162,8 @@ class Factory:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            hint = "" if labels is not None else " It was called without labels: a default lets it do without them."
+            told = labels is None and None in _arguments(function, labels).values()
+            hint = " It was called with None for labels: a default lets it do without them." if told else ""
             raise ModelError(f"{self.name} raised {_said(error)}{hint}") from error
 
     def _require_values(self, module: nn.Module) -> None:
@@ -226,12 +227,14 @@ def _unasked(name: str, folder: Path) -> ArtifactError:
 
 
 def _arguments(function: Function, labels: Sequence[str] | None) -> Mapping[str, Any]:
-    """`labels`, or what the one parameter without a default is called; nothing where there is none."""
+    """`labels`, or what the one parameter without a default is called; nothing where it can do without them."""
     found = inspect.signature(function).parameters.values()
     named = [one.name for one in found if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     needed = [one.name for one in found if one.name in named and one.default is one.empty]
     name = "labels" if "labels" in named else needed[0] if len(needed) == 1 else None
-    return {name: None if labels is None else list(labels)} if name else {}
+    if name is None or (labels is None and name not in needed):
+        return {}
+    return {name: None if labels is None else list(labels)}
 
 
 def _found(name: str) -> ModuleSpec | None:

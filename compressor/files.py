@@ -30,8 +30,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist: {path.parent} is no run or artifact folder.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}.") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Raises ArtifactError where the file is missing or damaged, or holds something else than an object."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path} cannot be read: it holds a {type(found).__name__}, not an object.")
+    return found
 
 
 def changed_files(folder: Path, digests: Mapping[str, str]) -> list[str]:

@@ -7,29 +7,30 @@ go on with the same numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from compressor import adapt, data, devices, factorize, measured, models, planning, probing, progress, registry, storage
 from compressor.adapt import History
 from compressor.artifact import MANIFEST, Artifact, seal
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
 from compressor.dense import DenseModels
-from compressor.errors import InputError
+from compressor.errors import InputError, ModelError
 from compressor.factory import RECORD, Factory
 from compressor.files import read_json, write_json
 from compressor.machine import versions
 from compressor.methods.base import Subspace
 from compressor.planning import Plan
-from compressor.recipe import Distillation, Recipe, dump
+from compressor.recipe import Distillation, PlanSection, Recipe, dump
 from compressor.run_folder import Run
 from compressor.tasks.base import Task
-from exporters.verify import positions
+from exporters.verify import is_sequence, positions
 
 PROBED = 4096  # training rows that the head is probed on: enough for its gradients to mean something
 
@@ -184,7 +185,9 @@ class Line:
             return
         model = self.factorized()
         with self.run.stage("adapt", "Adapting the compressed model", ["cores.safetensors", "history.json"]) as scratch:
-            history = self._train(model, self.recipe.adapt, "adapt", self.recipe.distillation)
+            history: History = []
+            if adapt.trainable(model):  # not an untrained core in a model without a head, which is folded as it is
+                history = self._train(model, self.recipe.adapt, "adapt", self.recipe.distillation)
             storage.save_tensors(storage.state_of(model), scratch / "cores.safetensors")
             adapt.save_history(scratch / "history.json", history)
 
@@ -212,6 +215,7 @@ class Line:
         """What cannot work is said before the work: no targets, a plan, budget or model that does not fit."""
         section, targets = self.recipe.plan, self.targets(model)
         if section.path:
+            _require_layout(Plan.load(Path(section.path)), section)
             factorize.planned(model, Plan.load(Path(section.path)))
         elif section.quantity == "parameters":
             self.allocate([planning.flat(target.name, target.out_features, target.in_features) for target in targets])
@@ -224,6 +228,22 @@ class Line:
             raise InputError(
                 f"validate.sequence_length is {asked}, but the model takes {places} tokens at most: measure with fewer."
             )
+        if self.recipe.export and self.source.factory and "input_ids" in batch:
+            self._require_length(model, batch)
+
+    def _require_length(self, model: Any, batch: Mapping[str, Tensor]) -> None:
+        """A module of one's own says nowhere how many tokens it takes."""
+        section = self.recipe.validation
+        rows = torch.arange(section.batch_size) % len(batch["input_ids"])
+        columns = torch.arange(section.sequence_length) % batch["input_ids"].shape[1]
+        asked = {name: one[rows][:, columns] if is_sequence(one) else one[rows] for name, one in batch.items()}
+        try:
+            models.require_learnable(model, asked, self.data.labels)
+        except ModelError as error:
+            raise InputError(
+                f"validate.sequence_length is {section.sequence_length}, and what {self.recipe.model.path} made fails "
+                f"there: measure with fewer. {error}"
+            ) from error
 
     def _train(self, model: Any, training: Any, name: str, distillation: Distillation | None = None) -> History:
         return adapt.adapt_(
@@ -267,6 +287,14 @@ class Line:
             "versions": versions(),
             "seconds": self.run.seconds,
         }
+
+
+def _require_layout(plan: Plan, section: PlanSection) -> None:
+    if plan.layout != section.layout:
+        raise InputError(
+            f"The plan {section.path} is of the layout {plan.layout}, but plan.layout is {section.layout}, the "
+            f"default where a recipe says nothing: set plan.layout: {plan.layout}."
+        )
 
 
 def _rank(layer: planning.PlanLayer) -> str:

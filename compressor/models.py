@@ -16,7 +16,7 @@ from compressor.errors import ModelError, RankfoldError, first_line
 from compressor.factory import Factory
 from compressor.failures import out_of_memory
 from compressor.files import read_json
-from compressor.paths import HUB_ID, is_factory
+from compressor.paths import HUB_ID, as_hub_id, is_factory
 from compressor.positions import at_size
 from compressor.run_folder import STATE
 from compressor.targets import Considered as Considered
@@ -38,6 +38,7 @@ REFUSALS = {  # files that say what a folder holds, if not a dense model
     "`peft.AutoPeftModelFor...`, with the class of its task, has from_pretrained(folder).merge_and_unload(), and what "
     "that returns has save_pretrained(other).",
 }
+CLASSIFIES = {"problem_type": "single_label_classification"}  # whatever the checkpoint's own head did
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -49,8 +50,18 @@ def load_dense(
     revision: str | None = None,
     trust_remote_code: bool = False,
     image_size: int | None = None,
+    pad_token_id: int | None = None,
 ) -> Any:
     """A dense transformers model in float32, with a head for `labels`, for images of a size; safetensors only.
+
+    Args:
+        path: a local folder or a hub id.
+        task: what it is asked to do.
+        labels: its classes, one of which each example has; None where the checkpoint knows them, or has none.
+        revision: of a hub id.
+        trust_remote_code: whether code that the checkpoint ships may run.
+        image_size: of images (S, S); None: the checkpoint's own.
+        pad_token_id: what the tokenizer pads with, by which decoders that classify find where a text ends.
 
     Raises:
         ModelError: not a checkpoint, pickled, truncated, with weights that are missing or not finite, in need of
@@ -64,8 +75,7 @@ def load_dense(
     if labels is not None:
         options |= {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
         options |= {"label2id": {label: number for number, label in enumerate(labels)}}
-        if getattr(config, "pad_token_id", None) is None and isinstance(getattr(config, "eos_token_id", None), int):
-            options["pad_token_id"] = config.eos_token_id  # as the tokenizer pads: decoders look for a text's end by it
+        options |= CLASSIFIES if pad_token_id is None else CLASSIFIES | {"pad_token_id": pad_token_id}
     try:
         model, loaded = cls.from_pretrained(
             path,
@@ -136,13 +146,17 @@ def auto_class(task: Task) -> Any:
 
 
 def _require_filled(model: nn.Module, path: str, loaded: Mapping[str, Any]) -> None:
-    """transformers leaves what it does not find at random and only logs it; nothing but a head may be new."""
+    """transformers leaves what it does not find at random and only logs it; nothing but a head may be new.
+
+    What stands between the embeddings and the head, such as a last norm, some checkpoints leave to its initial value.
+    """
     words = getattr(model, "get_output_embeddings", lambda: None)()
     own, vocabulary = dict(model.named_parameters()), getattr(words, "weight", None)
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     missing = sorted(
         name
         for name in loaded["missing_keys"]
-        if in_block(model, name) or (vocabulary is not None and own.get(name) is vocabulary)
+        if in_block(model, name) or (name in own and (own[name] is vocabulary or id(own[name]) in tables))
     )
     if missing:
         there = sorted(loaded["unexpected_keys"])
@@ -199,7 +213,7 @@ def _explained(path: str, error: Exception) -> ModelError:
             f"{path} is a model of another task (its architecture is {kind}): name it by model.task in a recipe, or by "
             "--task; `list tasks` has them."
         )
-    return ModelError(f"{path} cannot be loaded as a model: {first_line(error)}")
+    return ModelError(f"{path} cannot be loaded as a model: {first_line(error)}{as_hub_id(path)}")
 
 
 def require_finite(model: nn.Module, path: str) -> None:

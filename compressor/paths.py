@@ -8,6 +8,7 @@ from pathlib import Path
 
 from compressor.errors import InputError, did_you_mean
 
+MODELS, DATA = "RANKFOLD_MODELS", "RANKFOLD_DATA"  # environment variables that name a folder to look in
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # "package.module:function"
 FILES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".arrow", ".safetensors", ".zip", ".gz")
@@ -16,6 +17,18 @@ FILES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".arrow", ".safe
 def is_factory(path: str) -> bool:
     """Whether a path names a function that makes the model, "package.module:function"."""
     return bool(FACTORY.fullmatch(path))
+
+
+def as_hub_id(path: str) -> str:
+    """What is said of a path that was found nowhere and so was taken for a hub id; nothing of a folder."""
+    if Path(path).exists():
+        return ""
+    collection = Path(os.environ.get(MODELS) or ".")
+    near = did_you_mean(path, (entry.name for entry in collection.iterdir())) if collection.is_dir() else ""
+    return (
+        f" {path} is no folder beside the recipe, in the current folder or in ${MODELS}, so it was taken for a hub "
+        f"id.{near}"
+    )
 
 
 def resolve(path: str, base: Path, variable: str | None, *, code: bool = False) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from compressor import document, faults, registry, schema
 from compressor.conflicts import conflicts, misfits
 from compressor.errors import InputError, RecipeError
-from compressor.paths import is_factory, resolve
+from compressor.paths import DATA, MODELS, is_factory, resolve
 from compressor.sections.base import Section as Section
 from compressor.sections.data import Calibration as Calibration
 from compressor.sections.data import DataSection as DataSection
@@ -34,7 +34,6 @@ from compressor.sections.training import BaselineSection as BaselineSection
 from compressor.sections.training import Distillation as Distillation
 from compressor.sections.training import Training as Training
 
-MODELS, DATA = "RANKFOLD_MODELS", "RANKFOLD_DATA"
 PATHS: dict[tuple[str, ...], str | None] = {
     ("plan", "path"): None,
     ("model", "path"): MODELS,
@@ -51,7 +50,9 @@ class Recipe(Section):
     """The whole recipe; relative paths are resolved by `read`."""
 
     version: Literal[1] = Field(default=1, description="of the recipe format")
-    seed: int = Field(default=0, ge=0, description="of every random choice; the same seed gives the same artifact")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="of every random choice; the same seed gives the same artifact"
+    )
     model: ModelSection
     data: DataSection
     method: Method = Field(default_factory=default_method)

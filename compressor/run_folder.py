@@ -174,7 +174,10 @@ class Run:
 
 
 def _state(folder: Path) -> dict[str, Any] | None:
-    return dict(read_json(folder / STATE)) if (folder / STATE).is_file() else None
+    """What a run's file says; None where there is none, or one that no run wrote."""
+    found = read_json(folder / STATE) if (folder / STATE).is_file() else None
+    ours = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in ("recipe", "stages"))
+    return found if ours else None
 
 
 def _empty(folder: Path) -> None:

@@ -149,7 +149,7 @@ def _allowed(value: Schema) -> str:
         return " or ".join(_allowed(option) for option in value["anyOf"])
     if value.get("type") == "array":
         return f"list of {_allowed(value['items'])}" if "$ref" not in value["items"] else "list"
-    bounds = " and ".join(f"{sign} {value[key]:g}" for key, sign in BOUNDS.items() if key in value)
+    bounds = " and ".join(f"{sign} {value[key]:.10g}" for key, sign in BOUNDS.items() if key in value)
     return f"{TYPES.get(value.get('type', ''), 'section')} {bounds}".strip()
 
 

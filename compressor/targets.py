@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from typing import Literal
 
 from torch import nn
@@ -215,16 +216,27 @@ def _repeats(parent: nn.Module, child: str) -> bool:
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights and biases of the linear layers outside repeated blocks: poolers and classifiers, not tied ones.
 
-    The layer in which a language model says its words is no head: it is pretrained and as large as the vocabulary.
+    What an encoder has before its blocks, such as the projection of small embeddings, is pretrained. A language model
+    has no head: the layer in which it says its words, and what leads there, is pretrained too.
     """
-    tied = structure.tied_weights(model)
-    words = getattr(model, "get_output_embeddings", lambda: None)()
+    if getattr(model, "get_output_embeddings", lambda: None)() is not None:
+        return {}
+    other = {*structure.tied_weights(model), *_before_blocks(model)}
     return {
         f"{name}.{key}": parameter
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not words and name not in tied and not in_block(model, name)
+        if isinstance(module, nn.Linear) and name not in other and not in_block(model, name)
         for key, parameter in module.named_parameters()
     }
+
+
+def _before_blocks(model: nn.Module) -> list[str]:
+    """Names of the modules of a transformers model's encoder that stand before its first repeated block."""
+    encoder = getattr(model, "base_model", model)
+    if encoder is model:
+        return []
+    names = [f"{model.base_model_prefix}.{name}" for name, _ in encoder.named_modules() if name]
+    return list(takewhile(lambda name: not in_block(model, name), names))
 
 
 def dense_layer(model: nn.Module, name: str) -> Dense:

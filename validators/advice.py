@@ -89,6 +89,14 @@ def winner(exports: Sequence[ExportReport]) -> ExportReport | None:
     return next(export for export in exports if export.name == best)
 
 
+def unwon(exports: Sequence[ExportReport]) -> str:
+    """Why there is no winner."""
+    held = len(_holding(exports))
+    if not held:
+        return f"none of {len(exports)} exports holds every gate"
+    return f"{held} of {len(exports)} exports hold every gate that is set, but none of them keeps accuracy and parity"
+
+
 def crowned(exports: Sequence[ExportReport]) -> tuple[ExportReport, ...]:
     """With the winner as the only candidate; where there is none, low-rank exports stay candidates and fail."""
     best = winner(exports)
@@ -101,7 +109,10 @@ def defend(exports: Sequence[ExportReport]) -> Recommendation:
     """Why the winner is the winner, and whether low-rank is the answer."""
     best = winner(exports)
     if best is None:
-        return Recommendation(None, f"None of {len(exports)} exports, dense or low-rank, holds every gate.")
+        text = f"{_capital(unwon(exports))}, dense or low-rank alike."
+        if _holding(exports):
+            text += " A gate on accuracy or parity says how much of either may be lost."
+        return Recommendation(None, text)
     found = options(_holding(exports))
     shared = _shared(found)
     chosen = next(option for option in found if option.name == best.name)

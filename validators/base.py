@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -109,7 +110,8 @@ class Finding:
         low, high = self.interval or (self.candidate, self.candidate)
         worst, best = (low, high) if self.better == "higher" else (-high, -low)
         bound = limit if self.better == "higher" else -limit
-        verdict: Verdict = "pass" if worst >= bound else "unsure" if best >= bound else "fail"  # NaN fails
+        known = math.isfinite(self.candidate) and math.isfinite(limit)
+        verdict: Verdict = "fail" if not known else "pass" if worst >= bound else "unsure" if best >= bound else "fail"
         return replace(self, limit=limit, verdict=verdict, accept_unsure=gate.unsure == "pass")
 
 

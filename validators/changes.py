@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from compressor.display import columns
 from compressor.errors import GateError
+from compressor.sections.proof import SHARES
 from validators import render, wording
 from validators.base import Finding
 from validators.report import Role
@@ -56,7 +57,7 @@ class Change:
         if not math.isfinite(self.difference):
             return "-"
         sign = "+" if self.difference > 0 else "-" if self.difference < 0 else ""
-        if self.judged.quantity in wording.SHARES:
+        if self.judged.quantity in SHARES:
             return f"{sign}{100 * abs(self.difference):.2f} points"
         return sign + wording.amount(self.judged, abs(self.difference))
 

@@ -72,6 +72,13 @@ def leftovers(before: Report, after: Report) -> Iterator[str]:
     if gone:
         yield f"Only the report before has the reference {wording.listed(gone)}."
     won = winners(before, after)
+    roles = ("candidate", "reference")
+    shown = [] if won else [new.name for old, new in pairs if (old.role, new.role) == roles]
+    if shown:
+        yield (
+            f"{wording.listed(shown)} {'was' if len(shown) == 1 else 'were'} a candidate before and only stand beside "
+            "the winner now: not judged here, nor is the winner against what shipped unless it has the same name."
+        )
     if won and won[0] != won[1]:
         yield f"{won[0]} won before, {won[1]} wins now: what would ship is held against what shipped."
     dropped = [name for name in _gated(before) if name not in _gated(after)]

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from compressor.errors import ArtifactError, InputError, did_you_mean, field_faults
 from compressor.recipe import Gate
+from compressor.sections.proof import SHARES
 from compressor.tasks.base import QUALITIES
-from validators import comparable, wording
+from validators import comparable
 from validators.base import Finding
 from validators.changes import Change, Comparison, ExportChanges
 from validators.facts import look
@@ -117,7 +118,7 @@ def tolerance(quantity: str, gate: Gate | None, percent: float | None = None) ->
         return Gate(type="percent-max-degradation", value=percent, unsure=unsure)
     if gate and (gate.type == "threshold" or (gate.type.endswith("max-degradation") and gate.value > 0)):
         return gate
-    return (POINT if quantity in wording.SHARES else PERCENT).model_copy(update={"unsure": unsure})
+    return (POINT if quantity in SHARES else PERCENT).model_copy(update={"unsure": unsure})
 
 
 def interval(before: Finding, after: Finding) -> tuple[float, float] | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compressor import bisection
+from compressor.sections.proof import SHARES
 from compressor.tasks.base import QUALITIES
 from validators import wording
 from validators.facts import look
@@ -67,7 +68,7 @@ def _row(point: Point, chosen: Any) -> tuple[str, ...]:
 
 
 def _shown(quantity: str, value: float) -> str:
-    return f"{100 * value:.2f}%" if quantity in wording.SHARES and math.isfinite(value) else wording.number(value)
+    return f"{100 * value:.2f}%" if quantity in SHARES and math.isfinite(value) else wording.number(value)
 
 
 def points(context: Mapping[str, Any]) -> list[Point]:
@@ -134,7 +135,7 @@ def draw(context: Mapping[str, Any]) -> Plot | None:
     names = dict.fromkeys(point.export for point in found)
     lines = {name: [point for point in found if point.export == name] for name in names}
     quality = wording.label(found[0].quantity)
-    unit = 100 if found[0].quantity in wording.SHARES else 1
+    unit = 100 if found[0].quantity in SHARES else 1
     limits = sorted({unit * point.limit for point in found if point.limit is not None})
 
     def paint(axes: Axes) -> None:

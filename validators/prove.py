@@ -61,9 +61,9 @@ def _folders(parent: Path, names: Sequence[str] | None = None) -> list[Path]:
     there = {folder.name: folder for folder in sorted(parent.glob("*")) if (folder / EXPORT_FILE).is_file()}
     missing = [name for name in names or there if name not in there]
     if missing or not there:
+        other = f" {', '.join(missing)}; it has {', '.join(there) or 'none'}" if missing else ""
         raise ArtifactError(
-            f"{parent} has no export {', '.join(missing)}".rstrip() + f"; it has {', '.join(there) or 'none'}. "
-            "`python -m compressor export RUN --to onnx --precision fp32` makes one."
+            f"{parent} has no export{other}. `python -m compressor export RUN --to onnx --precision fp32` makes one."
         )
     return [there[name] for name in names or there]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from compressor.sections.proof import SHARES
 from validators import advice, facts, frontier, wording
 from validators.base import Finding
 
@@ -61,7 +62,9 @@ def junit(report: Report) -> str:
     """
     root = ElementTree.Element("testsuites", {"name": "rankfold"} | _counts(report.exports))
     if frontier.in_vain(report.context):
-        _lost(root, frontier.sentence(report.context))
+        _lost(root, "search", "budget", frontier.sentence(report.context))
+    elif report.auto and report.winner is None:
+        _lost(root, "auto", "winner", report.advice())
     for export in report.exports:
         suite = ElementTree.SubElement(root, "testsuite", {"name": _xml(export.name)} | _counts((export,)))
         properties = ElementTree.SubElement(suite, "properties")
@@ -74,12 +77,12 @@ def junit(report: Report) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _lost(root: ElementTree.Element, sentence: str) -> None:
-    """A suite of one failed case: the search that found no budget."""
+def _lost(root: ElementTree.Element, suite_name: str, case_name: str, sentence: str) -> None:
+    """A suite of one failed case: a search that found no budget, or a contest without a winner."""
     root.attrib |= {name: str(int(root.attrib[name]) + 1) for name in ("tests", "failures")}
     counts = {"tests": "1", "failures": "1", "errors": "0", "skipped": "0"}
-    suite = ElementTree.SubElement(root, "testsuite", {"name": "search"} | counts)
-    case = ElementTree.SubElement(suite, "testcase", classname="rankfold.search", name="budget")
+    suite = ElementTree.SubElement(root, "testsuite", {"name": suite_name} | counts)
+    case = ElementTree.SubElement(suite, "testcase", classname=f"rankfold.{suite_name}", name=case_name)
     ElementTree.SubElement(case, "failure", type="fail", message=_xml(sentence))
 
 
@@ -194,7 +197,7 @@ def _cell(finding: Finding | None) -> tuple[str, str]:
     if finding is None:
         return "-", ""
     ratio = wording.ratio(finding)
-    shown = finding.quantity not in wording.SHARES and ratio != "-"
+    shown = finding.quantity not in SHARES and ratio != "-"
     return wording.amount(finding, finding.candidate), f"{ratio}x" if shown else ""
 
 

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.artifact import DENSE, REPORT
+from compressor.artifact import DENSE, MANIFEST, REPORT
 from compressor.errors import ArtifactError, GateError, field_faults
+from compressor.run_folder import STATE
 from validators import advice, frontier, wording
 from validators.base import Finding
 
@@ -116,7 +117,7 @@ class Report:
 
     def _contest(self) -> str:
         if self.winner is None:
-            return f"Fail: none of {len(self.exports)} exports holds every gate"
+            return f"Fail: {advice.unwon(self.exports)}"
         held = f" and holds {_gates(len(self.winner.gated))}" if self.winner.gated else ""
         return f"Pass: {self.winner.name} wins among {len(self.exports)} exports{held}"
 
@@ -138,6 +139,8 @@ class Report:
         if self.verdict == "pass":
             return
         lines = [f"  {export.name}: {wording.complaint(finding)}" for export, finding in self.failures]
+        if self.auto and self.winner is None:
+            lines.append(self.advice())
         if any(finding.verdict == "unsure" for _, finding in self.failures):
             lines.append("Where a gate is unsure, measure more (validate.runs, more rows) or set its `unsure: pass`.")
         if said := frontier.hint(self.context) or frontier.sentence(self.context):
@@ -172,14 +175,15 @@ class Report:
             raise ArtifactError("\n".join(["The report cannot be read:", *field_faults(error)])) from error
 
     def save(self, folder: Path) -> None:
-        """Write report.json, report.md, junit.xml and report.html, each under a scratch name that is then renamed.
-
-        The data comes first, so that nothing measured is lost when drawing fails.
-        """
-        from validators import render
-
+        """Write report.json, then the pages; nothing measured is lost when drawing fails."""
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / REPORT, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        self.draw(folder)
+
+    def draw(self, folder: Path) -> None:
+        """Write report.md, junit.xml and report.html, each under a scratch name that is then renamed."""
+        from validators import render
+
         _write(folder / "report.md", render.markdown(self))
         _write(folder / "junit.xml", render.junit(self))
         _write(folder / "report.html", render.html(self))
@@ -195,8 +199,8 @@ class Report:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise ArtifactError(f"{path} does not exist: `python -m compressor validate` writes it.") from error
-        except ValueError as error:
+            raise ArtifactError(_missing(path)) from error
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{path} is not JSON ({error}): run `python -m compressor validate` again.") from error
         if not isinstance(data, dict):
             raise ArtifactError(f"{path} holds no report: a JSON object is expected, not {type(data).__name__}.")
@@ -286,3 +290,18 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(f"  {line}".rstrip() for line in lines)
+
+
+def _missing(path: Path) -> str:
+    """What would make the report that is not there."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{path} does not exist, nor does {folder}."
+    if path.name == REPORT and (folder / STATE).is_file() and not (folder / MANIFEST).is_file():
+        return (
+            f"{folder} is an unfinished run, so it has no report; go on with `python -m compressor run RECIPE --out "
+            f"{folder} --resume`."
+        )
+    if (folder / MANIFEST).is_file() and not (folder / "exports").is_dir():
+        return f"{path} does not exist, for nothing is exported yet: `python -m compressor export {folder}` does both."
+    return f"{path} does not exist: `python -m compressor validate` writes it."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from compressor.sections.proof import SHARES
 from validators.base import Finding
 
 LABELS = {
@@ -17,7 +18,6 @@ LABELS = {
     "latency_p90": "Latency p90",
     "latency_p99": "Latency p99",
 }
-SHARES = frozenset({"accuracy", "parity"})  # shares of 1, shown as percentages
 ROUNDING = "parity_max_difference"  # dense fp32's is nothing but that, so a ratio to it says nothing
 HEADERS = ("Quantity", "Dense", "Candidate", "Ratio", "Interval", "Limit", "Verdict")
 

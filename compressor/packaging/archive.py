@@ -28,6 +28,16 @@ MOST_FILES = 10_000
 CHUNK = 2**20  # bytes read at a time, and the most that a header may have
 LARGEST_MANIFEST = 64 * CHUNK
 LEVEL = 6
+DAMAGE = (  # what libraries raise about it; recursion: of endless headers
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    EOFError,
+    zlib.error,
+    ValueError,
+    OverflowError,
+    IndexError,
+    RecursionError,
+)
 
 
 def write(folder: Path, path: Path) -> None:
@@ -144,7 +154,7 @@ def _opened(path: Path, limit: int) -> Iterator[tuple[tarfile.TarFile, gzip.Gzip
                 yield archive, stream
     except tarfile.ReadError as error:
         raise ArtifactError(f"{path} holds no tar archive, so it is no package: {error}.") from error
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, OverflowError, IndexError) as error:
+    except DAMAGE as error:
         raise IntegrityError(f"{path} is cut off or damaged: {error}.") from error
 
 
@@ -162,10 +172,10 @@ def _survey(path: Path, limit: int) -> Contents:
             elif member.isreg():
                 found.top, _, name = member.name.partition("/")
                 found.files[name] = _read(archive, member, found)
-        require_none(path, faults)
-        while rest := stream.read(CHUNK):
-            if rest.strip(b"\0"):
-                raise IntegrityError(f"{path} goes on after the archive's end, which is refused.")
+        require_none(path, [*faults, *_within_files(found)])
+        rest = stream.read(CHUNK + 1)  # a record of zeros at most, of some KB
+        if rest.strip(b"\0") or len(rest) > CHUNK:
+            raise IntegrityError(f"{path} goes on after the archive's end, which is refused.")
     return found
 
 
@@ -182,6 +192,13 @@ def _fault(member: tarfile.TarInfo, top: str) -> str:
     if (len(parts) < 2 and member.isreg()) or (top and parts[0] != top):
         return "lies outside the package's one folder"
     return ""
+
+
+def _within_files(found: Contents) -> Iterator[str]:
+    """What is unsafe about members that have another one, a file, for a folder."""
+    for name in found.files:
+        above = (parent.as_posix() for parent in PurePosixPath(name).parents)
+        yield from (f"{name!r} lies in {parent!r}, which is a file" for parent in above if parent in found.files)
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, found: Contents) -> File:

@@ -54,6 +54,7 @@ def choose(report: Report, run: Path, name: str | None = None, *, allow_failed: 
         found.name: found for found in report.exports if found.runtime in GRAPHS and (run / place(found.name)).is_dir()
     }
     if name is None:
+        _require_winner(report, allow_failed)
         judged = [found for found in measured.values() if found.role == "candidate"]
         sound = [found for found in judged if found.verdict == "pass"]
         return _allowed(_smallest(sound or judged, run), allow_failed)
@@ -66,6 +67,14 @@ def choose(report: Report, run: Path, name: str | None = None, *, allow_failed: 
         f"{run} has no export {name} for ONNX Runtime, which packages run; it has "
         f"{', '.join(measured) or 'none that is measured'}."
     )
+
+
+def _require_winner(report: Report, allow_failed: bool) -> None:
+    if report.auto and report.winner is None and not allow_failed:
+        raise GateError(
+            f"No export has won, so there is none to package: {report.advice()} Name one with --export, or take the "
+            "smallest of those that hold their gates with --allow-failed-gates."
+        )
 
 
 def _unmeasured(name: str, run: Path) -> str:

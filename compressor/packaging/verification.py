@@ -43,6 +43,8 @@ def verify(path: Path | str, public_key: Path | str | None = None) -> Verified:
         IntegrityError: files are missing, changed or were added (all are named), or the signature does not hold.
     """
     path, key = Path(path), Path(public_key) if public_key else None
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist: name a package, its unpacked folder, or a run folder.")
     if path.is_file():
         return _archive(path, key)
     if (path / MANIFEST).is_file() or (path / FACTS).is_file():

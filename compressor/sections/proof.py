@@ -22,6 +22,7 @@ Quantity = Literal[
     "latency_p90",
     "latency_p99",
 ]
+SHARES = frozenset({"accuracy", "parity"})  # shares of 1, shown as percentages
 
 
 class ExportSection(Section):
@@ -81,5 +82,5 @@ class Gate(Section):
     type: Literal[
         "threshold", "max-degradation", "percent-max-degradation", "min-improvement", "percent-min-improvement"
     ] = Field(description="`threshold` is absolute; the others are against dense, in the quantity's unit or in percent")
-    value: float = Field(description="the limit, or the difference to dense")
+    value: float = Field(allow_inf_nan=False, description="the limit, or the difference to dense")
     unsure: Literal["fail", "pass"] = Field(default="fail", description="when the interval straddles the limit")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import ModelError, first_line
+from compressor.paths import as_hub_id
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 EXAMPLE = ("one text", "another, somewhat longer text for the tracer", "a third")
 STRINGS = ("string", "large_string")
+FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "config.json")
 
 
 def load_tokenizer(path: str, image_size: int | None = None, *, trust_remote_code: bool = False, **options: Any) -> Any:
@@ -27,7 +30,14 @@ def load_tokenizer(path: str, image_size: int | None = None, *, trust_remote_cod
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers raises many kinds; each becomes a sentence
-        raise ModelError(f"No tokenizer can be read from {path}: {first_line(error)}") from error
+        raise ModelError(f"No tokenizer can be read from {path}: {_why(path, error)}") from error
+
+
+def _why(path: str, error: Exception) -> str:
+    folder = Path(path)
+    if folder.is_dir() and not any(file for glob in FILES for file in folder.glob(glob)):
+        return "the folder holds none of its files. Is it a checkpoint? model.processor names another folder."
+    return f"{first_line(error)}{as_hub_id(path)}"
 
 
 def padding(tokenizer: Any, path: str) -> Any:

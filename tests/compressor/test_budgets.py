@@ -127,3 +127,12 @@ def test_a_measurement_that_never_settles_still_ends() -> None:
     plan, rounds = Fitting(market, "latency", 0.6, DenseCost(1.0, 0.8), "onnx fp32").run(lambda _: ratios[next(wild)])
     assert len(rounds) == ROUNDS
     assert plan.measured in (0.2, 0.3)
+
+
+def test_where_no_budget_helps_none_is_advised() -> None:
+    measure = Measurer(a_market(), lambda load: 1.1 + load)
+    with pytest.raises(
+        BudgetError, match=r"1\.\d+ was measured.* Low-rank is not the answer here.* lower plan"
+    ) as caught:
+        Fitting(a_market(), "latency", 0.5, DenseCost(1.0, 0.8), "onnx fp32").run(measure)
+    assert "Raise" not in str(caught.value)

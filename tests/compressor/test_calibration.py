@@ -383,3 +383,38 @@ def test_own_labels_do_not_look_at_the_given_ones(tiny_bert: Callable[..., Any])
         torch.manual_seed(0)
         losses.append(float(own_label_loss(tiny_bert(), batch | {"labels": torch.tensor(labels)}).detach()))
     assert losses[0] == losses[1]
+
+
+class Experts(nn.Module):
+    """Two experts, each of which sees the rows that begin with its sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows = (x[:, 0] > 0) == bool(number)
+            if rows.any():
+                found = found.index_put((rows,), expert(x[rows]))
+        return self.head(found)
+
+
+def expert_loss(model: nn.Module, batch: Batch) -> Tensor:
+    return cross_entropy(model(batch["x"]), batch["labels"])
+
+
+def test_an_expert_need_not_be_reached_in_every_batch() -> None:
+    model, x, labels = Experts(), torch.randn(12, 4), torch.arange(12) % 3
+    x[:4, 0] = -x[:4, 0].abs()  # the first batch reaches one expert alone
+    x[4:, 0] = torch.where(torch.arange(8) % 2 == 0, x[4:, 0].abs(), -x[4:, 0].abs())
+    batches: list[Batch] = [{"x": x[:4], "labels": labels[:4]}, {"x": x[4:], "labels": labels[4:]}]
+    names = ["experts.0", "experts.1"]
+    found = calibrate(model, batches, BOTH, targets=names, loss=expert_loss)
+    for number, name in enumerate(names):
+        rows = x[(x[:, 0] > 0) == bool(number)]
+        torch.testing.assert_close(found[name].input.matrix.float(), rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ModelError, match=r"1 targets were never reached in calibration: experts\.1"):
+        calibrate(model, batches[:1], BOTH, targets=names, loss=expert_loss)

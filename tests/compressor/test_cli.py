@@ -220,6 +220,45 @@ def test_a_report_is_drawn_again_beside_the_file_that_is_named(tmp_path: Path) -
     assert (tmp_path / "report.md").is_file()
 
 
+def test_another_report_in_the_folder_is_left_alone(tmp_path: Path) -> None:
+    Report((), {"seed": 2}).save(tmp_path)
+    there = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name.startswith(("report", "junit"))}
+    Report((), {"seed": 1}).save(tmp_path / "old")
+    (tmp_path / "old" / "report.json").rename(tmp_path / "old-v1.json")
+    result = invoke("report", str(tmp_path / "old-v1.json"))
+    assert result.exit_code == 0
+    assert "No gates were set" in result.stdout
+    assert {name: (tmp_path / name).read_bytes() for name in there} == there
+
+
+@pytest.mark.parametrize("verb", ["run", "compress", "plan"])
+def test_a_recipe_that_would_be_overwritten_is_not(tmp_path: Path, verb: str) -> None:
+    Path("run").mkdir()
+    Path("run/recipe.yaml").write_text(GOOD)
+    result = invoke(verb, "run/recipe.yaml", "--out", "run", "--overwrite")
+    assert result.exit_code == 2
+    assert "run/recipe.yaml lies in run, which --overwrite would remove with it" in result.stderr
+    assert Path("run/recipe.yaml").read_text() == GOOD
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ([], "nowhere/report.json does not exist, nor does nowhere."),
+        (["run.json"], "is an unfinished run, so it has no report; go on with"),
+        (["run.json", "artifact.json"], "nothing is exported yet: `python -m compressor export nowhere` does both"),
+        (["run.json", "artifact.json", "exports/x"], "`python -m compressor validate` writes it"),
+    ],
+)
+def test_a_report_that_is_not_there_says_what_makes_it(there: list[str], said: str) -> None:
+    for name in there:
+        Path("nowhere", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("nowhere", name).write_text("{}")
+    result = invoke("report", "nowhere")
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+
+
 def test_an_unknown_runtime_is_refused_before_anything_slow() -> None:
     result = invoke("export", ".", "--to", "onxx")
     assert result.exit_code == 2

@@ -130,3 +130,15 @@ def test_what_a_pupil_has_of_its_teacher_is_held_once_while_it_learns(tiny_bert:
     assert shared == set(theirs) - apart
     assert all(torch.equal(one, before[name]) for name, one in student.state_dict().items())
     assert all(one.data_ptr() != theirs[name].data_ptr() for name, one in student.named_parameters())
+
+
+def test_the_teachers_running_means_stay_where_they_are() -> None:
+    model, teacher = (torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)) for _ in range(2))
+    teacher.load_state_dict(model.state_dict())
+    teacher.eval()
+    kept = {name: buffer.clone() for name, buffer in teacher.named_buffers()}
+    with one_copy(model, teacher):
+        for seed in range(5):
+            model.train()(torch.randn(16, 4, generator=torch.Generator().manual_seed(seed)) + 3)
+    assert all(torch.equal(buffer, kept[name]) for name, buffer in teacher.named_buffers())
+    assert float(model[1].running_mean.abs().max()) > 0.01

@@ -29,7 +29,7 @@ import compressor
 from compressor import pipeline, recipe, registry, storage
 from compressor.cli import app
 from compressor.distillation import distillation_loss
-from compressor.errors import ArtifactError, ModelError, RecipeError
+from compressor.errors import ArtifactError, InputError, ModelError, RecipeError
 from compressor.factory import RECORD, Factory
 from compressor.files import file_digest
 from compressor.layers import FactorizedLinear
@@ -69,7 +69,7 @@ class Tagger(nn.Module):
 
 
 def build(labels=("no", "yes")):
-    return Tagger(len(labels or ("no", "yes")))
+    return Tagger(len(labels))
 """
 PARTS = """
 import torch
@@ -703,3 +703,37 @@ def test_a_language_model_with_tied_words_is_trained_folded_and_loaded(tmp_path:
     history = json.loads((tmp_path / "run" / "baseline" / "history.json").read_text())
     losses = [row["eval_loss"] for row in history if "eval_loss" in row]
     assert losses[-1] < losses[0]
+
+
+FEW = TAGGER.replace("self.blocks =", "self.places = nn.Embedding(12, 32)\n        self.blocks =").replace(
+    "x = self.words(input_ids)", "x = self.words(input_ids) + self.places.weight[: input_ids.shape[1]]"
+)
+
+
+@pytest.mark.parametrize("length", [12, 13])
+def test_a_length_that_a_module_does_not_take_is_told_before_any_work(tmp_path: Path, length: int) -> None:
+    measured = {"runs": 10, "sequence_length": length, "threads": 1, "repeats": 1}
+    path = task_folder(tmp_path / "task", FEW, {"path": "own_tagger:build", "max_length": 12}, validate=measured)
+    asked = recipe.read(path)
+    line = Line(asked, Run(tmp_path / "run", recipe.dump(asked)))
+    if length == 12:
+        line._require_possible(line.dense())
+        return
+    with pytest.raises(
+        InputError, match=r"validate\.sequence_length is 13, and what own_tagger:build made fails there"
+    ):
+        line._require_possible(line.dense())
+
+
+def test_a_factory_that_can_do_without_labels_keeps_its_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_defaults.py").write_text(
+        "from torch import nn\n\ndef build(labels=('no', 'yes')):\n    return nn.Linear(4, len(labels))\n\n"
+        "def bare(labels):\n    return nn.Linear(4, len(labels))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert Factory.given("own_defaults:build").build(TEXTS, None).module.out_features == 2
+    assert Factory.given("own_defaults:build").build(TEXTS, ["a", "b", "c"]).module.out_features == 3
+    with pytest.raises(ModelError, match="called with None for labels: a default lets it do without them"):
+        Factory.given("own_defaults:bare").build(TEXTS, None)

@@ -109,10 +109,7 @@ def test_the_targets_of_the_real_encoder_are_its_36_linear_layers(minilm: str) -
 def test_a_layer_with_tied_weights_is_neither_target_nor_head() -> None:
     model = BertForMaskedLM(BertConfig(**SMALL, **BLOCKS))
     assert "cls.predictions.decoder" not in names(model, ["*"])
-    assert set(head_parameters(model)) == {
-        "cls.predictions.transform.dense.weight",
-        "cls.predictions.transform.dense.bias",
-    }
+    assert head_parameters(model) == {}  # what leads to the words is pretrained as well
 
 
 def test_layers_in_a_repeated_block_that_share_a_weight_are_left_out() -> None:

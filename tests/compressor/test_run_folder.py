@@ -59,6 +59,16 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
         Run(tmp_path, RECIPE)
 
 
+@pytest.mark.parametrize("state", ['{"name": "my experiment"}', '"text"', '{"recipe": 1, "stages": {}}'])
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+def test_somebody_elses_run_json_is_no_run(tmp_path: Path, state: str, flags: dict[str, bool]) -> None:
+    (tmp_path / "run.json").write_text(state)
+    (tmp_path / "thesis.txt").write_text("dear")
+    with pytest.raises(ArtifactError, match="no run made"):
+        Run(tmp_path, RECIPE, **flags)
+    assert {path.name for path in tmp_path.iterdir()} >= {"run.json", "thesis.txt"}
+
+
 def test_overwriting_starts_again(folder: Path) -> None:
     run = Run(folder, {"seed": 1}, overwrite=True)
     assert not run.finished("probe")

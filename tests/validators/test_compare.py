@@ -161,6 +161,13 @@ def test_unsure_fails_unless_the_recipe_accepts_it() -> None:
     assert compare(report(), report(near, gates=accepting)).verdict == "pass"
 
 
+def test_a_candidate_that_is_a_mere_reference_now_is_told() -> None:
+    worse = export(accuracy=0.6, name="onnx-fp32", role="reference")
+    found = compare(report(export(name="onnx-fp32")), report(export(), worse))
+    assert any("onnx-fp32 was a candidate before and only stand" in warning for warning in found.warnings)
+    assert not any("candidate before" in one for one in compare(report(worse), report(export(), worse)).warnings)
+
+
 def test_a_candidate_that_is_gone_fails_and_a_new_one_is_listed() -> None:
     found = compare(report(export(), export(name="onnx-fp32")), report(export(), export(name="openvino-int8")))
     assert (found.gone, found.new, found.verdict) == (("onnx-fp32",), ("openvino-int8",), "fail")

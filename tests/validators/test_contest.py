@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -117,3 +118,33 @@ def test_the_winner_is_packaged_a_dense_one_too(tmp_path: Path) -> None:
     assert proof.choose(lost, tmp_path).name == "dense-onnx-int8"
     with pytest.raises(GateError, match="onnx-int8: accuracy fails"):
         proof.choose(lost, tmp_path, "onnx-int8")
+
+
+def unsound(name: str, role: Any) -> ExportReport:
+    """Its gate on latency holds; nothing limits the accuracy that it loses."""
+    found = export(name, role, accuracy=0.80)
+    bare = tuple(
+        replace(one, limit=None, verdict="ungated") if one.quantity == "accuracy" else one for one in found.findings
+    )
+    return replace(found, findings=bare)
+
+
+def test_where_no_export_keeps_accuracy_that_is_said_and_fails_everywhere(tmp_path: Path) -> None:
+    report = contest(unsound("onnx-int8", "candidate"), unsound("dense-onnx-int8", "reference"))
+    assert report.winner is None
+    assert not report.failures
+    assert report.headline == (
+        "Fail: 2 of 2 exports hold every gate that is set, but none of them keeps accuracy and parity"
+    )
+    assert report.advice().endswith("A gate on accuracy or parity says how much of either may be lost.")
+    with pytest.raises(GateError, match="A gate on accuracy or parity says how much"):
+        report.raise_for_gates()
+    report.save(tmp_path)
+    suites = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert suites.attrib["failures"] == "1"
+    assert [case.attrib["name"] for case in suites.iter("testcase") if case.find("failure") is not None] == ["winner"]
+    for name in ("onnx-int8",):
+        (tmp_path / "exports" / name).mkdir(parents=True)
+    with pytest.raises(GateError, match=r"No export has won, so there is none to package: 2 of 2"):
+        proof.choose(report, tmp_path)
+    assert proof.choose(report, tmp_path, "onnx-int8").name == "onnx-int8"

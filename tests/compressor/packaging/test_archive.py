@@ -342,3 +342,34 @@ finally:
     assert "Traceback" not in done.stderr
     assert ("new is not in the manifest" in done.stderr) == spoiled
     assert done.stdout == ("" if spoiled else f"{packed}: 2 files, none changed; not signed\n")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_endless_headers_are_no_bug(packed: Path, kind: bytes) -> None:
+    def chained(new: tarfile.TarFile) -> None:
+        for _ in range(2000):
+            header = tarfile.TarInfo("x")
+            header.type, header.size = kind, 0
+            new.fileobj.write(header.tobuf())  # type: ignore[union-attr]
+
+    with pytest.raises((ArtifactError, IntegrityError)):
+        archive.check(rewritten(packed, add=chained))
+
+
+def test_zeros_without_end_are_not_read(packed: Path) -> None:
+    longer = packed.with_name("longer.tar.gz")
+    longer.write_bytes(packed.read_bytes() + gzip.compress(bytes(8 * archive.CHUNK)))
+    with pytest.raises(IntegrityError, match="goes on after the archive's end"):
+        archive.check(longer, limit=archive.CHUNK)
+
+
+def test_a_member_below_a_file_is_refused_before_anything_is_there(folder: Path, packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match=r"'a.txt/b' lies in 'a.txt', which is a file"):
+        archive.unpack(rewritten(packed, add=member("half/a.txt/b")), tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
+def test_what_is_not_there_is_no_run_folder(tmp_path: Path) -> None:
+    for key in (None, tmp_path / "key"):
+        with pytest.raises(ArtifactError, match=r"z.tar.gz does not exist: name a package"):
+            verify(tmp_path / "z.tar.gz", key)
