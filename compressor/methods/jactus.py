@@ -137,18 +137,17 @@ class Jactus:
         self, weight: Tensor, moments: Moments, output: Weighing, input: Weighing, limit: int
     ) -> tuple[Tensor, Tensor]:
         """R3: eigenvectors of mixed Gram matrices."""
-        import torch
-
+        from compressor.leading import exact
         from compressor.linalg import TINY
 
         gradient, inputs = (moment.matrix.double() for moment in _both(moments))
 
-        def leading(gram: Tensor, moment: Tensor) -> Tensor:
+        def directions(gram: Tensor, moment: Tensor) -> Tensor:
             mixed = (1 - self._share) * gram / gram.trace().clamp_min(TINY)
             mixed = mixed + self._share * moment / moment.trace().clamp_min(TINY)
-            return torch.linalg.eigh(mixed).eigenvectors.flip(1)[:, :limit]
+            return exact(mixed, limit)[1]
 
-        return leading(weight @ inputs @ weight.mT, gradient), leading(weight.mT @ gradient @ weight, inputs)
+        return directions(weight @ inputs @ weight.mT, gradient), directions(weight.mT @ gradient @ weight, inputs)
 
 
 def _both(moments: Moments) -> tuple[SecondMoment, SecondMoment]:
