@@ -75,18 +75,18 @@ def _survey(root: yaml.MappingNode, name: str) -> tuple[dict[Location, int | str
             faults.append((location, f"stands on line {places[location]} and on line {line}: keep one of them."))
             continue
         places[location] = line
-        faults += [(location, f"the key {key} on line {at} is no text: put it in quotes.") for key, at in _odd(node)]
+        faults += [((*location, key), "is no text to YAML: put the key in quotes.") for key in _odd(node)]
         if len(places) > MOST_VALUES:
             raise RecipeError(f"{name}: holds more than {MOST_VALUES} values; an anchor may refer to itself.")
         todo.extend(reversed([((*location, key), at, child) for key, at, child in _children(node)]))
     return places, faults
 
 
-def _odd(node: yaml.Node) -> Iterator[tuple[str, int]]:
+def _odd(node: yaml.Node) -> Iterator[str]:
     """Keys of a mapping that YAML reads as something else than text, such as null or true."""
     for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
         if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-            yield str(key.value), key.start_mark.line + 1
+            yield str(key.value)
 
 
 def _children(node: yaml.Node) -> Iterator[tuple[str, int, yaml.Node]]:

@@ -61,7 +61,8 @@ def load_dense(
         revision: of a hub id.
         trust_remote_code: whether code that the checkpoint ships may run.
         image_size: of images (S, S); None: the checkpoint's own.
-        pad_token_id: what the tokenizer pads with, by which decoders that classify find where a text ends.
+        pad_token_id: what the tokenizer pads with, by which decoders that classify find where a text ends; None: what
+            the checkpoint says, or else what ends a text.
 
     Raises:
         ModelError: not a checkpoint, pickled, truncated, with weights that are missing or not finite, in need of
@@ -75,7 +76,7 @@ def load_dense(
     if labels is not None:
         options |= {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
         options |= {"label2id": {label: number for number, label in enumerate(labels)}}
-        options |= CLASSIFIES if pad_token_id is None else CLASSIFIES | {"pad_token_id": pad_token_id}
+        options |= CLASSIFIES | _pads(config, pad_token_id)
     try:
         model, loaded = cls.from_pretrained(
             path,
@@ -93,6 +94,14 @@ def load_dense(
     _require_only_head(model, path, {name: tuple(stored) for name, stored, _ in loaded["mismatched_keys"]})
     require_finite(model, path)
     return at_size(model, image_size)
+
+
+def _pads(config: Any, given: int | None) -> dict[str, int]:
+    """What a classifier is told to be padded with, where it asks: as the tokenizer does, or with what ends a text."""
+    ends, known = getattr(config, "eos_token_id", None), getattr(config, "pad_token_id", None)
+    if given is None and known is None and isinstance(ends, int):
+        given = ends
+    return {"pad_token_id": given} if given is not None and hasattr(config, "pad_token_id") else {}
 
 
 def read_config(path: str, *, trust_remote_code: bool = False, **options: Any) -> Any:

@@ -338,7 +338,7 @@ def test_code_that_makes_no_model_is_one_sentence(tmp_path: Path, body: str | No
 
 def test_a_factory_that_cannot_do_without_labels_is_told_so(tmp_path: Path) -> None:
     code = written(tmp_path, "mixer_without_labels", MIXER)
-    with pytest.raises(ModelError, match=r"TypeError: .* It was called without labels: a default lets it do without"):
+    with pytest.raises(ModelError, match=r"TypeError: .* called with None for labels: a default lets it do without"):
         Factory("mixer_without_labels:build", code).build(IMAGES, None)
 
 
@@ -713,14 +713,14 @@ FEW = TAGGER.replace("self.blocks =", "self.places = nn.Embedding(12, 32)\n     
 @pytest.mark.parametrize("length", [12, 13])
 def test_a_length_that_a_module_does_not_take_is_told_before_any_work(tmp_path: Path, length: int) -> None:
     measured = {"runs": 10, "sequence_length": length, "threads": 1, "repeats": 1}
-    path = task_folder(tmp_path / "task", FEW, {"path": "own_tagger:build", "max_length": 12}, validate=measured)
+    path = task_folder(tmp_path / "task", FEW, {"path": "few_places:build", "max_length": 12}, validate=measured)
     asked = recipe.read(path)
     line = Line(asked, Run(tmp_path / "run", recipe.dump(asked)))
     if length == 12:
         line._require_possible(line.dense())
         return
     with pytest.raises(
-        InputError, match=r"validate\.sequence_length is 13, and what own_tagger:build made fails there"
+        InputError, match=r"validate\.sequence_length is 13, and what few_places:build made fails there"
     ):
         line._require_possible(line.dense())
 
@@ -733,7 +733,7 @@ def test_a_factory_that_can_do_without_labels_keeps_its_default(
         "def bare(labels):\n    return nn.Linear(4, len(labels))\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert Factory.given("own_defaults:build").build(TEXTS, None).module.out_features == 2
-    assert Factory.given("own_defaults:build").build(TEXTS, ["a", "b", "c"]).module.out_features == 3
+    assert Factory.given("own_defaults:build").build(TEXTS, None).out_features == 2
+    assert Factory.given("own_defaults:build").build(TEXTS, ["a", "b", "c"]).out_features == 3
     with pytest.raises(ModelError, match="called with None for labels: a default lets it do without them"):
         Factory.given("own_defaults:bare").build(TEXTS, None)

@@ -72,8 +72,8 @@ def test_all_faults_are_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
         ("export:\n  - {runtime: onxx}\n", "recipe.yaml:6: export.0.runtime: 'onxx' is not one of the runtimes"),
         ("plan:\n", "recipe.yaml:5: plan: must be a section with keys of its own, not nothing."),
         ("seed: 4294967296\n", "recipe.yaml:5: seed: must be less than 4294967296, not 4294967296."),
-        ("null: x\n", "recipe.yaml: the key null on line 5 is no text: put it in quotes."),
-        ("true: x\n", "the key true on line 5 is no text: put it in quotes."),
+        ("null: x\n", "recipe.yaml:5: null: is no text to YAML: put the key in quotes."),
+        ("true: x\n", "recipe.yaml:5: true: is no text to YAML: put the key in quotes."),
         (
             "gates: {accuracy: {type: threshold, value: 90}}\n",
             "value: is a share between 0 and 1: a threshold of 90 % is",
