@@ -8,7 +8,7 @@ and, of a factorized layer, the factor before. Products that read anything else,
 as what stands between the blocks of BERT, stay as they are.
 
 The exponent a is chosen for each group of products that read the same value, by what rounding is expected to lose
-there; 0 steps from it, nothing is divided. The graph computes the same but for the last bits.
+there; where that is least as it is, nothing is divided. The graph computes the same but for the last bits.
 """
 
 from __future__ import annotations
@@ -100,18 +100,22 @@ def smooth(source: Path, target: Path, samples: Sequence[Arrays], levels: int, *
 def groups_of(graph: onnx_ir.Graph, but: Collection[str] = ()) -> list[Group]:
     """All groups whose division is taken up, in the order of the graph."""
     products = {name: found for name, found in products_of(graph).items() if name not in but}
-    found = (_group(value, products, graph) for node in graph for value in node.outputs)
+    found = (_group(value, products) for node in graph for value in node.outputs)
     return [group for group in found if group is not None]
 
 
-def _group(value: onnx_ir.Value, products: Mapping[str, Sequence[Product]], graph: onnx_ir.Graph) -> Group | None:
-    names = [str(node.inputs[1].name) if len(node.inputs) > 1 and node.inputs[1] else "" for node, _ in value.uses()]
-    ours = [products.get(name, ()) for name in names]
-    if not names or value.is_graph_output() or any({one.inputs for one in group} != {value.name} for group in ours):
+def _group(value: onnx_ir.Value, products: Mapping[str, Sequence[Product]]) -> Group | None:
+    axes: dict[onnx_ir.Value, int] = {}
+    for node, _ in value.uses():
+        matrix = node.inputs[1] if len(node.inputs) > 1 else None
+        known = products.get(str(matrix.name), ()) if matrix is not None else ()
+        if matrix is None or {one.inputs for one in known} != {value.name}:
+            return None
+        axes[matrix] = known[0].axis
+    if not axes or value.is_graph_output():
         return None
-    matrices = tuple((graph.initializers[name], found[0].axis) for name, found in zip(names, ours, strict=True))
-    takers = _takers(value, _shape(matrices[0][0])[matrices[0][1]])
-    return Group(value, matrices, takers) if takers else None
+    takers = _takers(value, next(_shape(matrix)[axis] for matrix, axis in axes.items()))
+    return Group(value, tuple(axes.items()), takers) if takers else None
 
 
 def _takers(value: onnx_ir.Value | None, size: int) -> tuple[Place, ...]:

@@ -110,6 +110,33 @@ def test_only_what_nothing_else_reads_is_divided(gated: tuple[Gated, list[Arrays
     assert len(onnx_smoothing.groups_of(graph, {kept})) == 4
 
 
+class Twice(nn.Module):
+    """One layer is asked twice of the same norm, and its answers go on together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(50, SIZE), nn.LayerNorm(SIZE)
+        self.layer, self.head = nn.Linear(SIZE, WIDE), nn.Linear(WIDE, 5)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.norm(self.table(input_ids))
+        return self.head(self.layer(x).sigmoid() * self.layer(x).tanh()).mean(1)
+
+
+def test_a_matrix_that_two_products_of_one_value_share_is_multiplied_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Twice().eval()
+    with torch.no_grad():
+        model.norm.weight[::32] *= 20
+    batches = [{"input_ids": np.random.default_rng(seed).integers(0, 50, (4, 7))} for seed in range(4)]
+    source = traced(model, tmp_path)
+    folder = smoothed(source, tmp_path / "even", batches)
+    old, new = weights_of(source), weights_of(folder / onnx_runtime.GRAPH)
+    assert [name for name in old if not np.allclose(new[name], old[name])] == ["layer.weight.T"]
+    before, after = OnnxExporter().load(source.parent), OnnxExporter().load(folder)
+    np.testing.assert_allclose(after(batches[0])["logits"], before(batches[0])["logits"], rtol=1e-4, atol=1e-4)
+
+
 class Shared(nn.Module):
     """What a norm gives is read by a sum too; a layer reads two values; a query is a constant."""
 
