@@ -226,7 +226,8 @@ class _Gather:
             shares[name] = name if alone else leaders.setdefault((id(recorder.inputs[0]), recorder.form), name)
         if any(self.shares.get(name, leader) != leader for name, leader in shares.items()):
             raise ModelError(
-                "The model feeds its layers differently from batch to batch; shared inputs cannot be told."
+                "The model feeds layers that share an input differently from batch to batch, so what each of them "
+                "reads cannot be told. Leave them out with model.exclude."
             )
         self.shares |= shares
 

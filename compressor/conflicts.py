@@ -56,8 +56,12 @@ def _impossible(recipe: Recipe) -> Iterator[faults.Fault]:
             yield place, f"is a share between 0 and 1: a threshold of 90 % is 0.9, not {value:g}."
         elif name in SHARES and not gate.type.startswith("percent-") and abs(value) > 1:
             yield place, f"is a difference of shares, between -1 and 1: two points are 0.02, not {value:g}."
-        elif name not in SHARES and gate.type == "percent-min-improvement" and value >= 100:
-            yield place, f"is {value:g} percent less than dense, which nothing can be; write less than 100."
+        elif name in SHARES and gate.type == "percent-max-degradation" and value >= 100:
+            yield place, f"lets {value:g} percent of a share be lost, all of it; write less than 100."
+        elif name not in SHARES and gate.type == "threshold" and value < 0:
+            yield place, f"is {value:g}, and nothing that is measured is less than 0."
+        elif name not in SHARES and gate.type == "percent-min-improvement" and value > 100:
+            yield place, f"is {value:g} percent less than dense, which nothing can be; write at most 100."
 
 
 def _unmeasurable(recipe: Recipe) -> Iterator[faults.Fault]:

@@ -85,9 +85,7 @@ class DenseModels:
         trusted = section.trust_remote_code
         model = models.load_dense(path, self.task, image_size=section.image_size, trust_remote_code=trusted)
         if labels is not None:
-            model.config.update(models.CLASSIFIES)
-            if self._pad_token_id is not None:
-                model.config.pad_token_id = self._pad_token_id
+            model.config.update(models.CLASSIFIES | models.pads(model.config, self._pad_token_id))
             _require(path, [model.config.id2label[number] for number in range(model.config.num_labels)], labels)
         return model
 

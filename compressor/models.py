@@ -76,7 +76,7 @@ def load_dense(
     if labels is not None:
         options |= {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
         options |= {"label2id": {label: number for number, label in enumerate(labels)}}
-        options |= CLASSIFIES | _pads(config, pad_token_id)
+        options |= CLASSIFIES | pads(config, pad_token_id)
     try:
         model, loaded = cls.from_pretrained(
             path,
@@ -96,12 +96,15 @@ def load_dense(
     return at_size(model, image_size)
 
 
-def _pads(config: Any, given: int | None) -> dict[str, int]:
-    """What a classifier is told to be padded with, where it asks: as the tokenizer does, or with what ends a text."""
-    ends, known = getattr(config, "eos_token_id", None), getattr(config, "pad_token_id", None)
-    if given is None and known is None and isinstance(ends, int):
-        given = ends
-    return {"pad_token_id": given} if given is not None and hasattr(config, "pad_token_id") else {}
+def pads(config: Any, given: int | None) -> dict[str, int]:
+    """What a classifier is told to be padded with, where its config names nothing: as `given`, or what ends a text.
+
+    Decoders find by it where a text ends. What a config names stays: some encoders count positions by it.
+    """
+    ends, known = getattr(config, "eos_token_id", None), getattr(config, "pad_token_id", -1)
+    found = given if given is not None else ends
+    asked = hasattr(config, "pad_token_id") and (known is None or known < 0)
+    return {"pad_token_id": found} if asked and isinstance(found, int) else {}
 
 
 def read_config(path: str, *, trust_remote_code: bool = False, **options: Any) -> Any:

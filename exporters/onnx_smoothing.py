@@ -29,6 +29,7 @@ from exporters.onnx_values import constant, new_constant, read_once, vector_inpu
 EXPONENTS = np.linspace(0.3, 0.9, 7)
 QUIET = 0.1  # of the median channel's largest number: what a channel counts as at least
 STEPS = 255  # of activations, between the ends of their range
+ROWS = 64  # of a matrix, at a time
 
 Place = tuple[onnx_ir.Node, int]  # a node, and the number of its input that is a constant
 
@@ -178,12 +179,12 @@ def scales_of(seen: Seen, matrices: Sequence[np.ndarray], levels: int) -> np.nda
     """
     if not (np.isfinite(seen.largest).all() and np.isfinite(seen.energy).all()):
         return None
-    inputs, weights = (_floored(one) for one in (seen.largest, np.max([np.abs(one).max(1) for one in matrices], 0)))
-    tried = [inputs**exponent / weights ** (1 - exponent) for exponent in EXPONENTS]
-    tried = [one / np.exp(np.log(one).mean()) for one in tried]
-    best = min(tried, key=lambda scales: loss(seen, matrices, levels, scales))
-    plain = np.ones_like(best)
-    return best if loss(seen, matrices, levels, best) < loss(seen, matrices, levels, plain) else None
+    weights = np.max([np.maximum(one.max(1), -one.min(1)) for one in matrices], 0)  # (k,)
+    large, heavy = _floored(seen.largest), _floored(weights)
+    tried = [large**exponent / heavy ** (1 - exponent) for exponent in EXPONENTS]
+    plain = np.ones(len(large))
+    best = min((plain, *tried), key=lambda scales: loss(seen, matrices, levels, scales))
+    return None if best is plain else best / np.exp(np.log(best).mean())
 
 
 def _floored(sizes: np.ndarray) -> np.ndarray:
@@ -200,10 +201,18 @@ def loss(seen: Seen, matrices: Sequence[np.ndarray], levels: int, scales: np.nda
     step = ((seen.most / scales).max() - (seen.least / scales).min()) / STEPS
     energy, found = float((seen.energy / scales**2).sum()), 0.0
     for matrix in matrices:
-        scaled = matrix * scales[:, None]  # (k, n)
-        found += step**2 * float(np.square(scaled).sum())
-        found += energy * float(np.square(np.abs(scaled).max(0) / levels).sum())
+        found += step**2 * float(np.einsum("kn,kn,k->", matrix, matrix, scales**2))
+        found += energy * float(np.square(_largest(matrix, scales) / levels).sum())
     return found / 12
+
+
+def _largest(matrix: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """max|diag(s) W| of each column (n,), some rows at a time."""
+    found = np.zeros(matrix.shape[1])
+    for start in range(0, len(matrix), ROWS):
+        rows = slice(start, start + ROWS)
+        found = np.maximum(found, (np.abs(matrix[rows]) * scales[rows, None]).max(0))
+    return found
 
 
 def _divide(graph: onnx_ir.Graph, group: Group, scales: np.ndarray) -> None:

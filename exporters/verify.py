@@ -16,7 +16,7 @@ from exporters.base import Runner
 
 Inputs = Mapping[str, Tensor]
 RELATIVE = 1e-4  # of the largest logit: what float32 may differ by where logits are large
-MASKED = -1e4  # what a model gives a logit to say "never", or less: how much less says nothing
+MASKED = -5e3  # what a model gives a logit beside others to say "never", or less: how much less says nothing
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def _figures(reference: Reference, runner: Runner, everything: Sequence[Referenc
         raise ExportError(f"At the shape {shape} the export gives logits that are not finite.")
     rows = list(zip(found, expected, real, strict=True))  # one at a time: those of a language model are large
     difference = max(float(_apart(ours, theirs)[kept].max(initial=0)) for ours, theirs, kept in rows)
-    largest = max(float(np.abs(np.where(theirs > MASKED, theirs, 0))[kept].max(initial=0)) for _, theirs, kept in rows)
+    largest = max(float(np.abs(np.where(_masked(theirs), 0, theirs))[kept].max(initial=0)) for _, theirs, kept in rows)
     return {"shape": shape, "max_difference": difference, "largest_logit": largest}
 
 
@@ -185,8 +185,12 @@ def _runs(reference: Reference, runner: Runner) -> bool:
 
 def _apart(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """|ours - theirs|, none of logits that both mask."""
-    masked = (ours <= MASKED) & (theirs <= MASKED)
-    return np.where(masked, 0, np.abs(ours - theirs))
+    return np.where(_masked(theirs) & (ours <= MASKED), 0, np.abs(ours - theirs))
+
+
+def _masked(logits: np.ndarray) -> np.ndarray:
+    """Which of logits (..., C) are masked: not those of a row in which all are so low."""
+    return (logits <= MASKED) & (logits.max(-1, keepdims=True) > MASKED)
 
 
 def _real(trial: Mapping[str, np.ndarray], logits: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ MOST_BYTES = 32 * 2**30  # of an unpacked archive: more is taken for a bomb
 MOST_FILES = 10_000
 CHUNK = 2**20  # bytes read at a time, and the most that a header may have
 LARGEST_MANIFEST = 64 * CHUNK
+LONGEST_NAME = 1024
 LEVEL = 6
 DAMAGE = (  # what libraries raise about it; recursion: of endless headers
     tarfile.TarError,
@@ -168,11 +169,11 @@ def _survey(path: Path, limit: int) -> Contents:
             fault = _fault(member, found.top) or ("appears twice" if member.name.casefold() in seen else "")
             seen.add(member.name.casefold())
             if fault:
-                faults.append(f"{member.name!r} {fault}")
+                faults.append(f"{member.name[:100]!r} {fault}")
             elif member.isreg():
                 found.top, _, name = member.name.partition("/")
                 found.files[name] = _read(archive, member, found)
-        require_none(path, [*faults, *_within_files(found)])
+        require_none(path, faults or _within_files(found))
         rest = stream.read(CHUNK + 1)  # a record of zeros at most, of some KB
         if rest.strip(b"\0") or len(rest) > CHUNK:
             raise IntegrityError(f"{path} goes on after the archive's end, which is refused.")
@@ -185,6 +186,8 @@ def _fault(member: tarfile.TarInfo, top: str) -> str:
     parts = PurePosixPath(name).parts
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
         return "is an absolute name"
+    if len(name) > LONGEST_NAME:
+        return "has too long a name"
     if ".." in parts or "\\" in name or not name.isprintable() or "/".join(parts) != name:
         return "is no plain relative name"
     if not (member.isreg() or member.isdir()) or member.issparse():

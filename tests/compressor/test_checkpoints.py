@@ -21,6 +21,9 @@ from transformers import (
     LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaModel,
 )
 
 from compressor import pipeline, recipe, registry
@@ -70,7 +73,7 @@ def test_a_decoder_finds_the_end_of_a_text_by_what_its_tokenizer_pads_with(task:
 
 
 def test_a_baseline_trained_elsewhere_pads_as_the_tokenizer_does(task: Path) -> None:
-    set_config(task.parent / "model", pad_token_id=7, problem_type="regression", num_labels=3)
+    set_config(task.parent / "model", pad_token_id=None, problem_type="regression", num_labels=3)
     labels = ["label0", "label1", "label2"]
     set_config(
         task.parent / "model", id2label=dict(enumerate(labels)), label2id={name: n for n, name in enumerate(labels)}
@@ -79,6 +82,17 @@ def test_a_baseline_trained_elsewhere_pads_as_the_tokenizer_does(task: Path) -> 
     config = line.source.given(str(task.parent / "model"), labels).config
     assert config.pad_token_id == 0
     assert config.problem_type == "single_label_classification"
+
+
+def test_the_padding_that_a_config_names_stays_since_positions_may_be_counted_by_it(task: Path) -> None:
+    config = RobertaConfig(**SMALL, max_position_embeddings=20, pad_token_id=1)
+    torch.manual_seed(0)
+    RobertaForSequenceClassification(config).eval().save_pretrained(task.parent / "model")
+    line, ids = line_of(task), torch.tensor([[5, 6, 7, 8]])
+    model, other = line.dense().eval(), RobertaModel.from_pretrained(task.parent / "model").eval()
+    assert line.processor.pad_token_id == 0
+    with torch.no_grad():
+        torch.testing.assert_close(model.roberta(ids).last_hidden_state, other(ids).last_hidden_state)
 
 
 # ---- the loss and the head ----

@@ -162,3 +162,13 @@ def test_masked_logits_neither_widen_the_limit_nor_count() -> None:
         held(masked, [[1.0, 2.01, -1e9], [3.0, 1.0, -1e9]])
     with pytest.raises(ExportError, match="differs from the model by"):
         held(masked, [[1.0, 2.0, 0.5], [3.0, 1.0, -1e9]])
+
+
+def test_an_additive_mask_hides_too_and_a_row_of_low_logits_is_no_mask() -> None:
+    theirs = [[1.0, 2.0, -9990.0], [3.0, 1.0, -9998.0]]
+    (figure,) = held(theirs, [[1.0, 2.0005, -9989.0], [3.0, 1.0, -9998.0]])
+    assert figure["largest_logit"] == 3
+    with pytest.raises(ExportError, match="differs from the model by"):
+        held(theirs, [[1.5, 2.5, -9989.5], [3.5, 1.5, -9997.5]])
+    with pytest.raises(ExportError, match="differs from the model by"):
+        held([[-2e4, -3e4], [1.0, 2.0]], [[-3e4, -2e4], [1.0, 2.0]])

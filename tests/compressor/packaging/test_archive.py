@@ -373,3 +373,8 @@ def test_what_is_not_there_is_no_run_folder(tmp_path: Path) -> None:
     for key in (None, tmp_path / "key"):
         with pytest.raises(ArtifactError, match=r"z.tar.gz does not exist: name a package"):
             verify(tmp_path / "z.tar.gz", key)
+
+
+def test_a_name_without_end_is_refused_at_once(packed: Path) -> None:
+    with pytest.raises(IntegrityError, match="has too long a name"):
+        archive.check(rewritten(packed, add=member("half/" + "a/" * 50_000 + "a")))
