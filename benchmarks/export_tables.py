@@ -66,8 +66,8 @@ def gpu_training(rows: Sequence[Row]) -> Iterator[str]:
 def rounding(rows: Sequence[Row]) -> Iterator[str]:
     """Each precision of a model against its own fp32, without data and with it."""
     yield "How many labels or next tokens are those of fp32, and how far the logits (a text's log-likelihoods) are from"
-    yield "its own, in standard deviations of them; weights rounded to the nearest step, and by the task's data, in int8"
-    yield "once channels are made even."
+    yield "its own, in standard deviations of them; weights rounded to the nearest step, and by the task's data, in"
+    yield "int8 once channels are made even."
     yield ""
     yield from head(
         ("model", "precision", "same", "by data", "difference", "by data", "accuracy or perplexity", "by data")
