@@ -54,6 +54,11 @@ def _links(folder: Path) -> Iterator[str]:
     return (name for name in names if not _passing(name))
 
 
+def going_on(folder: Path) -> str:
+    """What is said of a run that is not finished."""
+    return f"go on with `python -m compressor run RECIPE --out {folder} --resume`."
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A folded model with all that was recorded about it."""
@@ -83,10 +88,7 @@ class Artifact:
                 f"Go on with --resume, or take a trial: they are run folders of their own, under {self.path / TRIALS}."
             )
         if not (self.path / MANIFEST).is_file() and (self.path / STATE).is_file():
-            raise ArtifactError(
-                f"{self.path} is an unfinished run; go on with `python -m compressor run RECIPE --out {self.path} "
-                "--resume`."
-            )
+            raise ArtifactError(f"{self.path} is an unfinished run; {going_on(self.path)}")
         return read_object(self.path / MANIFEST)
 
     @cached_property

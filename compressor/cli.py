@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from compressor import display, terminal
-from compressor.errors import InputError
 from compressor.terminal import Verb, show, working
 
 if TYPE_CHECKING:
@@ -401,12 +400,10 @@ def catalog(
 
 def _read(path: Path, settings: list[str] | None, out: Path | None, overwrite: bool) -> Recipe:
     from compressor import recipe
+    from compressor.run_folder import require_spared
 
-    if overwrite and out is not None and path.resolve().is_relative_to(out.resolve()):
-        raise InputError(
-            f"{path} lies in {out}, which --overwrite would remove with it: copy it elsewhere first, or use another "
-            "--out."
-        )
+    if overwrite and out is not None:
+        require_spared([str(path)], out)
     return recipe.read(path, settings or ())
 
 

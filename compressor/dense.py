@@ -35,6 +35,7 @@ class DenseModels:
         if self.factory and record.is_file():
             self.factory.require_same(record)
 
+    @cached_property
     def processor(self) -> Any:
         """The tokenizer or image processor: the one that is named beside the model, or the checkpoint's own."""
         section = self.recipe.model
@@ -60,10 +61,10 @@ class DenseModels:
             pad_token_id=self._pad_token_id,
         )
 
-    @cached_property
+    @property
     def _pad_token_id(self) -> int | None:
         """What texts are padded with."""
-        found: int | None = getattr(self.processor(), "pad_token_id", None)
+        found: int | None = getattr(self.processor, "pad_token_id", None)
         return found
 
     def adapted(self) -> Any:

@@ -57,7 +57,7 @@ class Line:
     @cached_property
     def processor(self) -> Any:
         """The tokenizer or image processor."""
-        return self.source.processor()
+        return self.source.processor
 
     @cached_property
     def data(self) -> data.Data:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from compressor import progress, registry, storage
 from compressor.artifact import MANIFEST, Artifact, reseal
-from compressor.errors import ArtifactError, DataError, ExportError, InputError, RecipeError
+from compressor.errors import ArtifactError, DataError, ExportError, RecipeError
 from compressor.factory import Allowed, Factory, Function, allowed, require_given, unasked_code
 from compressor.files import read_json
 from compressor.line import Line
 from compressor.planning import Plan
 from compressor.recipe import ExportSection, Recipe, dump, read
-from compressor.run_folder import STATE, Run, alone
+from compressor.run_folder import STATE, Run, alone, require_spared
 from exporters.base import write
 
 if TYPE_CHECKING:
@@ -113,12 +113,8 @@ def open_run(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Run
     Raises:
         InputError: what the recipe reads lies in the folder that is to be overwritten.
     """
-    inside = [path for path in _sources(recipe) if Path(path).resolve().is_relative_to(out.resolve())]
-    if overwrite and inside:
-        raise InputError(
-            f"The recipe reads {', '.join(inside)}, which --overwrite would remove with {out}: copy it elsewhere "
-            "first, or use another --out."
-        )
+    if overwrite:
+        require_spared(_sources(recipe), out)
     return Run(out, dump(recipe), resume=resume, overwrite=overwrite)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,16 @@ def _lock(folder: Path) -> FileLock:
             f"Another process is at work in {folder}. Wait until it has ended, or use another --out."
         ) from error
     return lock
+
+
+def require_spared(sources: Iterable[str], folder: Path) -> None:
+    """Raises InputError naming what a recipe reads, or the recipe, where that lies in a folder to be overwritten."""
+    inside = [path for path in sources if Path(path).resolve().is_relative_to(folder.resolve())]
+    if inside:
+        raise InputError(
+            f"{', '.join(inside)} {'lies' if len(inside) == 1 else 'lie'} in {folder}, which --overwrite would remove "
+            "with it: copy it elsewhere first, or use another --out."
+        )
 
 
 class Run:

@@ -147,11 +147,14 @@ def _behind(value: onnx_ir.Value | None, size: int) -> tuple[Place, ...]:
 
 def _fitting(node: onnx_ir.Node, numbers: Collection[int], size: int) -> tuple[Place, ...]:
     """Inputs of a node that are constants whose last axis has `size`, if all of them are; a matrix must be its own."""
-    values = [node.inputs[number] for number in numbers]
-    fits = all(
-        constant(value, 1) or (constant(value, 2) and value is not None and read_once(value)) for value in values
-    ) and all(value is not None and _shape(value)[-1] == size for value in values)
+    fits = all(_fits(node.inputs[number], size) for number in numbers)
     return tuple((node, number) for number in numbers) if fits else ()
+
+
+def _fits(value: onnx_ir.Value | None, size: int) -> bool:
+    if value is None or not (constant(value, 1) or (constant(value, 2) and read_once(value))):
+        return False
+    return _shape(value)[-1] == size
 
 
 def _shape(value: onnx_ir.Value) -> tuple[int, ...]:
@@ -221,16 +224,13 @@ def _divide(graph: onnx_ir.Graph, group: Group, scales: np.ndarray) -> None:
         value = node.inputs[number]
         assert value is not None
         if constant(value, 1):  # others may read it
-            node.replace_input_with(number, new_constant(graph, f"{value.name}_even", _over(array(value), scales)))
+            vector = array(value)
+            even = new_constant(graph, f"{value.name}_even", (vector / scales).astype(vector.dtype))
+            node.replace_input_with(number, even)
         else:
             _put_off(value, 1 / scales)
     for matrix, axis in group.matrices:
         _put_off(matrix, scales if axis else scales[:, None])
-
-
-def _over(vector: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    found: np.ndarray = (vector / scales).astype(vector.dtype)
-    return found
 
 
 def _put_off(value: onnx_ir.Value, factors: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.artifact import DENSE, MANIFEST, REPORT
+from compressor.artifact import DENSE, MANIFEST, REPORT, going_on
 from compressor.errors import ArtifactError, GateError, field_faults
 from compressor.run_folder import STATE
 from validators import advice, frontier, wording
@@ -298,10 +298,7 @@ def _missing(path: Path) -> str:
     if not folder.is_dir():
         return f"{path} does not exist, nor does {folder}."
     if path.name == REPORT and (folder / STATE).is_file() and not (folder / MANIFEST).is_file():
-        return (
-            f"{folder} is an unfinished run, so it has no report; go on with `python -m compressor run RECIPE --out "
-            f"{folder} --resume`."
-        )
+        return f"{folder} is an unfinished run, so it has no report; {going_on(folder)}"
     if (folder / MANIFEST).is_file() and not (folder / "exports").is_dir():
         return f"{path} does not exist, for nothing is exported yet: `python -m compressor export {folder}` does both."
     return f"{path} does not exist: `python -m compressor validate` writes it."
