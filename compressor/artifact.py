@@ -2,7 +2,7 @@
 
     runs/x/
       artifact.json          manifest: schema, versions, recipe, plan, and the digest of every file of the artifact
-      plan.json  statistics.safetensors  spectra.json  layers.json  measured.json  history.json
+      plan.json  statistics/  spectra.json  layers.json  measured.json  history.json
       model.safetensors  config.json  tokenizer files      the folded model
       baseline/              the dense model on the same task, and its exports
       exports/<runtime>-<precision>/

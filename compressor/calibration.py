@@ -79,20 +79,18 @@ class Statistics(Mapping[str, Moments]):
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or a folder of such files, each of other targets; pages come when they are used.
 
         Raises:
-            ArtifactError: the file is missing or damaged.
+            ArtifactError: a file is missing or damaged.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-                shares, samples = json.loads(metadata["shares"]), int(metadata["samples"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:  # metadata is None in other files
-            raise ArtifactError(f"{path} cannot be read as statistics: {error}. Calibrate again.") from error
+        tensors: dict[str, Tensor] = {}
+        shares: dict[str, str] = {}
+        samples = 0
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            found, more, samples = _read(file)
+            tensors |= found
+            shares |= more
 
         def of(moment: Moment) -> dict[str, Tensor]:
             return {
@@ -100,6 +98,19 @@ class Statistics(Mapping[str, Moments]):
             }
 
         return cls(of(Moment.INPUT), shares, of(Moment.GRADIENT), samples)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], int]:
+    """The tensors of one file, which targets share an input, and the examples seen."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, json.loads(metadata["shares"]), int(metadata["samples"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:  # metadata is None in other files
+        raise ArtifactError(f"{path} cannot be read as statistics: {error}. Calibrate again.") from error
 
 
 def calibrate(

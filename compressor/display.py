@@ -120,7 +120,7 @@ def stages(recipe: Recipe, out: Path | None) -> list[tuple[str, str, str]]:
         *(("read", _kind(path), path) for path in dict.fromkeys((recipe.data.train.path, recipe.data.evaluation.path))),
         ("probe", "train the head alone", str(run / "head.safetensors")),
         ("baseline", _dense(base), str(run / "baseline")),
-        ("calibrate", _sample(recipe), str(run / "statistics.safetensors")),
+        ("calibrate", _sample(recipe), str(run / "statistics")),
         *_search(recipe, run),
         ("plan", ranks, str(run / "plan.json")),
         ("adapt", f"{type(recipe.method).__name__}, {recipe.adapt.epochs:g} epochs", str(run / "history.json")),

@@ -14,6 +14,7 @@ from typing import Literal
 
 from compressor import registry, threads
 from compressor.errors import DependencyError
+from compressor.memory import allowance
 
 Status = Literal["ok", "note", "warning", "broken"]
 DISTRIBUTION = "rankfold"
@@ -179,8 +180,8 @@ def _instructions() -> Iterator[Diagnosis]:
 def _memory() -> Iterator[Diagnosis]:
     import psutil
 
-    memory, limit = psutil.virtual_memory(), _read("/sys/fs/cgroup/memory.max").strip()
-    capped = f", a cgroup allows {int(limit) / GIGABYTE:.1f} GB" if limit.isdecimal() else ""
+    memory, allowed = psutil.virtual_memory(), allowance()
+    capped = f", of which a cgroup allows {allowed / GIGABYTE:.1f} GB" if allowed < memory.available else ""
     text = f"{memory.available / GIGABYTE:.1f} of {memory.total / GIGABYTE:.1f} GB available{capped}"
     yield Diagnosis("memory", "ok", text)
     free = shutil.disk_usage(Path.cwd()).free / GIGABYTE

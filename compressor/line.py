@@ -16,7 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor import adapt, data, devices, factorize, measured, models, planning, probing, progress, registry, storage
+from compressor import (
+    adapt,
+    data,
+    devices,
+    factorize,
+    measured,
+    memory,
+    models,
+    planning,
+    probing,
+    progress,
+    registry,
+    storage,
+)
 from compressor.adapt import History
 from compressor.artifact import MANIFEST, Artifact, seal
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
@@ -26,12 +39,14 @@ from compressor.factory import RECORD, Factory
 from compressor.files import read_json, write_json
 from compressor.machine import versions
 from compressor.methods.base import Subspace
+from compressor.passes import in_passes
 from compressor.planning import Plan
 from compressor.recipe import Distillation, PlanSection, Recipe, dump
 from compressor.run_folder import Run
 from compressor.tasks.base import Task
 from exporters.verify import is_sequence, positions
 
+STATISTICS = "statistics"  # a folder: a file for each pass over the sample
 PROBED = 4096  # training rows that the head is probed on: enough for its gradients to mean something
 
 
@@ -119,20 +134,24 @@ class Line:
 
     def calibrate(self) -> Statistics:
         """The moments that the method needs."""
-        path = self.folder / "statistics.safetensors"
         if not self.run.finished("calibrate"):
-            model, section = self.start(), self.recipe.data.calibration
-            with self.run.stage("calibrate", "Calibrating", [path.name]) as scratch:
-                batches = data.batches(self.data.calibration, self.task, self.processor, section.batch_size)
-                names = [target.name for target in self.targets(model)]
-                needs = self.recipe.method.needs()
-                terms = self.task.terms
-                loss = partial(own_label_loss, terms=terms) if self.recipe.starts_adapted else model_loss
-                tracked = progress.track(batches, "calibrating")
-                with devices.lent(model):
-                    found = calibrate(model, tracked, needs, targets=names, loss=loss, terms=terms)
-                found.save(scratch / path.name)
-        return Statistics.load(path)
+            model, needs = self.start(), self.recipe.method.needs()
+            with self.run.stage("calibrate", "Calibrating", [STATISTICS]) as scratch, devices.lent(model):
+                (scratch / STATISTICS).mkdir()
+                passes = in_passes(self.targets(model), needs, memory.free(next(model.parameters()).device))
+                for number, names in enumerate(passes, 1):
+                    title = "calibrating" if len(passes) == 1 else f"calibrating, pass {number} of {len(passes)}"
+                    self._gather(model, names, title).save(scratch / STATISTICS / f"{number:03}.safetensors")
+        return Statistics.load(self.folder / STATISTICS)
+
+    def _gather(self, model: Any, names: Sequence[str], title: str) -> Statistics:
+        """The moments of some targets; every pass draws the same labels of the model's own."""
+        section, terms = self.recipe.data.calibration, self.task.terms
+        batches = data.batches(self.data.calibration, self.task, self.processor, section.batch_size)
+        loss = partial(own_label_loss, terms=terms) if self.recipe.starts_adapted else model_loss
+        with torch.random.fork_rng():
+            needs, tracked = self.recipe.method.needs(), progress.track(batches, title)
+            return calibrate(model, tracked, needs, targets=names, loss=loss, terms=terms)
 
     @cached_property
     def subspaces(self) -> dict[str, Subspace]:

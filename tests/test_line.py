@@ -16,7 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+
+from compressor import memory
+from compressor.calibration import Statistics
+from compressor.files import read_json
+from compressor.line import Line
+from compressor.recipe import Recipe
+from compressor.run_folder import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -280,6 +288,21 @@ def test_a_run_killed_while_training_ends_with_the_same_numbers(run: Path, recip
         assert (out / name).read_bytes() == (run / name).read_bytes(), name
 
 
+def test_moments_are_the_same_in_however_many_passes(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = read_json(copied / "run.json")
+    together = Statistics.load(copied / "statistics")
+    line = Line(Recipe.model_validate(state["recipe"]), Run(copied, state["recipe"], resume=True))
+    del line.run.state["stages"]["calibrate"]
+    monkeypatch.setattr(memory, "free", lambda device: 2 * (4 * 4 * 2 * 384**2))  # of four square layers
+    apart = line.calibrate()
+    assert len(list((copied / "statistics").iterdir())) > 6
+    assert list(apart) == list(together)
+    for name in together:
+        for moment in ("input", "gradient"):
+            one, other = getattr(apart[name], moment).matrix, getattr(together[name], moment).matrix
+            assert (one - other).norm() <= 1e-5 * other.norm(), name
+
+
 def test_an_edited_plan_is_replayed(recipe: Path, run: Path, tmp_path: Path) -> None:
     plan = json.loads((run / "plan.json").read_text())
     plan["layers"][0]["rank"] = 5
@@ -312,5 +335,5 @@ def test_the_pretrained_weights_are_compressed_where_that_is_asked(recipe: Path,
     assert state["stages"]["probe"] == json.loads((run / "run.json").read_text())["stages"]["probe"] | {
         "seconds": state["stages"]["probe"]["seconds"]
     }
-    ours, theirs = ((folder / "statistics.safetensors").read_bytes() for folder in (tmp_path / "run", run))
+    ours, theirs = ((folder / "statistics" / "001.safetensors").read_bytes() for folder in (tmp_path / "run", run))
     assert ours != theirs
