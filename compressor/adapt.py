@@ -213,12 +213,17 @@ def _progress_callback(title: str) -> Any:
         """Advances the progress bar, and marks the checkpoints that are complete."""
 
         steps: Iterator[int] = iter(())
+        checks: Iterator[int] | None = None  # while the validation data is passed
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.steps = iter(progress.track(count(state.global_step), title, state.max_steps - state.global_step))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             next(self.steps, None)
+
+        def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.checks = self.checks or iter(progress.track(range(len(kwargs["eval_dataloader"])), "validating"))
+            next(self.checks, None)
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_log = True  # so that a resumed run, which starts at an epoch's end, logs the same averages
@@ -232,6 +237,9 @@ def _progress_callback(title: str) -> Any:
                 progress.detail(f"  step {state.global_step}: {said}")
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+            for _ in self.checks or ():  # to its end, so that a bar goes away
+                pass
+            self.checks = None
             name = "accuracy" if "eval_accuracy" in metrics else "loss"
             progress.note(f"  epoch {state.epoch:.0f}: validation {name} {metrics[f'eval_{name}']:.4f}")
 

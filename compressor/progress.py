@@ -9,7 +9,11 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import Literal, TypeVar, get_args
+from functools import cache
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Level = Literal["off", "normal", "verbose"]
 Item = TypeVar("Item")
@@ -78,10 +82,17 @@ def seconds(value: float) -> str:
 
 
 def _bar(iterable: Iterable[Item], title: str, total: int | None) -> Iterator[Item]:
-    from rich.console import Console
     from rich.progress import track as rich_track
 
-    yield from rich_track(iterable, title, total=total, console=Console(stderr=True), transient=True)
+    yield from rich_track(iterable, title, total=total, console=_console(), transient=True)
+
+
+@cache
+def _console() -> Console:
+    """One for all bars, so that one inside another stands below it."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def _lines(iterable: Iterable[Item], title: str, total: int | None) -> Iterator[Item]:

@@ -87,3 +87,12 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert list(progress.track(range(3), "items")) == [0, 1, 2]
     assert capsys.readouterr().out == ""
+
+
+def test_a_loop_inside_another_has_a_bar_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress.set_level("normal")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert [list(progress.track(range(2), "inner")) for _ in progress.track(range(2), "outer")] == [[0, 1]] * 2
+    assert capsys.readouterr().out == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor import data, registry
+from compressor import data, progress, registry
 from compressor.adapt import adapt_
 from compressor.calibration import calibrate, own_label_loss
 from compressor.distillation import distillation_loss
@@ -231,7 +232,14 @@ def test_a_transposed_layer_is_read_as_a_linear_one(decoder: Callable[..., Any])
 
 @pytest.mark.parametrize("updates", [0, 2])
 def test_every_decoder_goes_through_the_line(
-    decoder: Callable[..., Any], encoded: Any, tokenizer: Any, kind: str, updates: int, tmp_path: Path
+    decoder: Callable[..., Any],
+    encoded: Any,
+    tokenizer: Any,
+    kind: str,
+    updates: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model, method = decoder(kind), Jactus(updates=updates)
     batches = list(data.batches(encoded, TASK, tokenizer, 2))
@@ -246,6 +254,8 @@ def test_every_decoder_goes_through_the_line(
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     training = Training(epochs=2, batch_size=4, learning_rate=1e-2, warmup=0)
     section = Distillation()
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_level", "normal")
     adapt_(
         model,
         TASK,
@@ -257,6 +267,9 @@ def test_every_decoder_goes_through_the_line(
         teacher=decoder(kind),
         distillation=section,
     )
+    said = capsys.readouterr().err
+    assert re.search(r"validating: (\d+)/\1 done", said), said
+    assert "epoch 2: validation loss" in said
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved
     assert all(p.requires_grad for name, p in model.named_parameters() if name in moved)
