@@ -144,7 +144,7 @@ TEXT: Rates = {
 IMAGES: Rates = {
     "weights": (3e-5, 1e-4),
     "adapter": (3e-4, 1e-3),
-    "factors": (1e-4, 3e-4),
+    "factors": (1e-4, 3e-4, 1e-3),
     "core": (3e-4, 1e-3),
     "rotation": (3e-4, 1e-3),
 }

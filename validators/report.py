@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from compressor.artifact import DENSE, MANIFEST, REPORT, going_on
 from compressor.errors import ArtifactError, GateError, field_faults
+from compressor.files import write_text
 from compressor.run_folder import STATE
 from validators import advice, frontier, wording
 from validators.base import Finding
@@ -177,16 +177,16 @@ class Report:
     def save(self, folder: Path) -> None:
         """Write report.json, then the pages; nothing measured is lost when drawing fails."""
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / REPORT, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(folder / REPORT, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         self.draw(folder)
 
     def draw(self, folder: Path) -> None:
         """Write report.md, junit.xml and report.html, each under a scratch name that is then renamed."""
         from validators import render
 
-        _write(folder / "report.md", render.markdown(self))
-        _write(folder / "junit.xml", render.junit(self))
-        _write(folder / "report.html", render.html(self))
+        write_text(folder / "report.md", render.markdown(self))
+        write_text(folder / "junit.xml", render.junit(self))
+        write_text(folder / "report.html", render.html(self))
 
     @classmethod
     def read(cls, folder: Path) -> Report:
@@ -271,15 +271,6 @@ def _nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_nan(item) for item in value]
     return math.nan if value is None else value
-
-
-def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text, encoding="utf-8", newline="\n")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _table(export: ExportReport) -> str:
