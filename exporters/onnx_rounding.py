@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir
+from scipy.linalg import cholesky, lapack
 
 from exporters import onnx_prepare
 from exporters.base import Arrays
@@ -117,13 +118,18 @@ def _settle(rows: np.ndarray, factor: np.ndarray, grid: Grid, start: int) -> np.
 
 
 def _factor(gram: np.ndarray) -> np.ndarray:
-    """The upper Cholesky factor U (k, k) of the inverse of the damped gram: U^T U = H^-1."""
+    """The upper Cholesky factor U (k, k) of the inverse of the damped gram: U^T U = H^-1.
+
+    H with its rows and columns in reverse is L L^T, and U is L^-1 with its own in reverse: no inverse is made on the
+    way, which takes four times as long.
+    """
     damping = DAMPING * np.trace(gram, dtype=np.float64) / len(gram) or 1.0  # inputs that are zero throughout
     while True:
         try:
-            inverse = np.linalg.inv(gram.astype(np.float64) + damping * np.eye(len(gram)))
-            found: np.ndarray = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+            lower = cholesky(gram[::-1, ::-1].astype(np.float64) + damping * np.eye(len(gram)), lower=True)
         except np.linalg.LinAlgError:  # float32 sums of strongly correlated inputs need not be positive definite
             damping *= 10
         else:
+            inverse, _ = lapack.dtrtri(lower, lower=1)
+            found: np.ndarray = inverse[::-1, ::-1].astype(np.float32)
             return found
