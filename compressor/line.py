@@ -135,10 +135,11 @@ class Line:
     def calibrate(self) -> Statistics:
         """The moments that the method needs."""
         if not self.run.finished("calibrate"):
-            model, needs = self.start(), self.recipe.method.needs()
+            model = self.start()
             with self.run.stage("calibrate", "Calibrating", [STATISTICS]) as scratch, devices.lent(model):
                 (scratch / STATISTICS).mkdir()
-                passes = in_passes(self.targets(model), needs, memory.free(next(model.parameters()).device))
+                free = memory.free(next(model.parameters()).device)
+                passes = in_passes(self.targets(model), self.recipe.method.needs(), free)
                 for number, names in enumerate(passes, 1):
                     title = "calibrating" if len(passes) == 1 else f"calibrating, pass {number} of {len(passes)}"
                     self._gather(model, names, title).save(scratch / STATISTICS / f"{number:03}.safetensors")
@@ -149,8 +150,8 @@ class Line:
         section, terms = self.recipe.data.calibration, self.task.terms
         batches = data.batches(self.data.calibration, self.task, self.processor, section.batch_size)
         loss = partial(own_label_loss, terms=terms) if self.recipe.starts_adapted else model_loss
+        tracked, needs = progress.track(batches, title), self.recipe.method.needs()
         with torch.random.fork_rng():
-            needs, tracked = self.recipe.method.needs(), progress.track(batches, title)
             return calibrate(model, tracked, needs, targets=names, loss=loss, terms=terms)
 
     @cached_property

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from compressor import cgroup
 
 if TYPE_CHECKING:
     import torch
 
-CGROUP = Path("/sys/fs/cgroup")
-VERSIONS = (  # of cgroups: the limit, what is used, and the file and key of the part that is given back when asked for
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+LIMITS = (  # the limit, what is used, and what that is made of
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
 
 
@@ -30,10 +30,10 @@ def free(device: torch.device) -> float:
 
 def allowance() -> float:
     """Bytes that the container may still take, by cgroup v2 or v1; infinity where nothing limits it."""
-    for limit, used, statistics, given_back in VERSIONS:
-        if all((CGROUP / name).is_file() for name in (limit, used, statistics)):
-            allowed = (CGROUP / limit).read_text().strip()
-            table = dict(line.split() for line in (CGROUP / statistics).read_text().splitlines())
-            taken = int((CGROUP / used).read_text()) - int(table.get(given_back, 0))
-            return math.inf if allowed == "max" else max(0, int(allowed) - taken)
-    return math.inf
+    found = cgroup.read(*LIMITS)
+    if found is None or found[0].strip() == "max":
+        return math.inf
+    limit, used, parts = found
+    table = dict(line.split() for line in parts.splitlines())
+    given_back = table.get("total_inactive_file", table.get("inactive_file", 0))  # of v1, which has both; of v2
+    return max(0, int(limit) - (int(used) - int(given_back)))

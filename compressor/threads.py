@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
+from compressor import cgroup
 
 
 def usable_threads() -> int:
@@ -21,9 +20,8 @@ def affinity() -> int:
 
 def quota() -> float:
     """Cores granted by cgroup v2 (`cpu.max`: "quota period" in us) or v1; infinity where nothing limits them."""
-    places = (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"])
-    found = [names for names in places if all((CGROUP / name).is_file() for name in names)]
-    if not found:
+    found = cgroup.read(("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+    if found is None:
         return math.inf
-    granted, period = " ".join((CGROUP / name).read_text() for name in found[0]).split()
+    granted, period = " ".join(found).split()
     return math.inf if granted in ("max", "-1") else int(granted) / int(period)

@@ -138,7 +138,6 @@ def test_training_beats_the_truncation_that_it_started_from(run: Path) -> None:
 
 
 def test_one_line_loads_the_folded_model_and_the_graph_computes_the_same(run: Path) -> None:
-
     import compressor
     from exporters.onnx import OnnxExporter
 

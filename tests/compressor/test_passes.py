@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from compressor import memory
+from compressor import cgroup, memory
 from compressor.methods.base import Moment
 from compressor.passes import in_passes
 from compressor.targets import Target
@@ -56,7 +56,7 @@ def test_as_many_targets_go_together_as_fit_into_half_of_what_is_free(
 def test_a_container_allows_its_limit_less_what_it_cannot_give_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: float
 ) -> None:
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

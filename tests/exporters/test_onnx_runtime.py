@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from compressor import threads
+from compressor import cgroup, threads
 from compressor.errors import ArtifactError, DependencyError, RuntimeFailure
 from exporters import onnx_runtime
 from exporters.base import Session
@@ -153,7 +153,7 @@ def test_threads_are_those_asked_for_or_those_allowed(monkeypatch: pytest.Monkey
 def test_a_container_quota_limits_the_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
 ) -> None:
-    monkeypatch.setattr(threads, "CGROUP", tmp_path)
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
