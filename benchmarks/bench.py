@@ -25,6 +25,7 @@ from training_memory import further_bytes, training_bytes
 from compressor import (
     adapt,
     calibration,
+    correction,
     data,
     devices,
     factorize,
@@ -140,7 +141,16 @@ class Bench:
         plan, found = self.plan(arm, budget), self.decomposed(arm)
         model = copy.deepcopy(self.origin(arm))
         torch.manual_seed(self.seed)
-        return factorize.factorize_(model, arm.method, {}, plan, subspaces=found), plan
+        model = factorize.factorize_(model, arm.method, {}, plan, subspaces=found)
+        return (self.corrected(model, arm, plan) if arm.corrected else model), plan
+
+    def corrected(self, model: Any, arm: Arm, plan: planning.Plan) -> Any:
+        """The same, its layers decomposed anew in order."""
+        assert arm.method is not None
+        batches = self.batches(self.data.calibration, self.suite.calibration.batch_size)
+        dense, moments = self.origin(arm), self.moments(adapted=arm.taught)
+        with devices.lent(dense), devices.lent(model):
+            return correction.correct_(model, dense, arm.method, moments, plan, batches)
 
     def quality(self, model: Any) -> dict[str, Any]:
         """Accuracy or perplexity on what is measured; of several sets also each one's, and their mean."""

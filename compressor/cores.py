@@ -23,6 +23,13 @@ class FreeCore(nn.Module):
         self.register_buffer("frozen", initial.float().clone())
         self.block = nn.Parameter(initial[:free, :free].float().clone()) if free else None
 
+    @torch.no_grad()
+    def restart_(self, initial: Tensor) -> None:
+        """Another initial core (r, r); as much of it is trained as before."""
+        self.frozen.copy_(initial)
+        if self.block is not None:
+            self.block.copy_(initial[: self.free, : self.free])
+
     def forward(self) -> Tensor:
         """The core (r, r)."""
         if self.block is None:
@@ -52,6 +59,15 @@ class OrthogonalCore(nn.Module):
         self.skew = nn.Parameter(torch.zeros(rank * (rank - 1) // 2))
         self.alpha = None if strict else nn.Parameter(torch.ones(rank))
         self.beta = None if strict else nn.Parameter(torch.ones(rank))
+
+    @torch.no_grad()
+    def restart_(self, initial: Tensor) -> None:
+        """Another initial core (r, r), not rotated and not scaled."""
+        self.initial.copy_(initial)
+        self.skew.zero_()
+        for scale in (self.alpha, self.beta):
+            if scale is not None:
+                scale.fill_(1)
 
     def rotation(self) -> Tensor:
         """R (r, r), orthogonal."""

@@ -86,6 +86,13 @@ class CoreLinear(Factors):
         updates = (self.left_a, self.left_b, self.right_a, self.right_b) if self.updates else (None,) * 4
         return lean.core_product(x, self.left, self.core(), self.right, self.bias, *updates)
 
+    @torch.no_grad()
+    def restart_(self, left: Tensor, core: Tensor, right: Tensor) -> None:
+        """Other bases (m, r) and (r, n) and another initial core (r, r); what is trained stays what it was."""
+        self.left.copy_(left)
+        self.right.copy_(right)
+        self.core.restart_(core)
+
     @property
     def weight(self) -> Asked:
         """Its type and device."""

@@ -39,11 +39,11 @@ class Recorder:
 
     def input_rows(self, mask: Tensor | None) -> Iterator[Tensor]:
         """What the weight matrix was applied to, (rows, in_features), call by call and without padding."""
-        return (_rows(self.form.inputs(x.detach()), mask) for x in self.inputs)
+        return (rows_of(self.form.inputs(x.detach()), mask) for x in self.inputs)
 
     def gradient_rows(self, gradient: Tensor, mask: Tensor | None) -> Tensor:
         """The gradient of an output as (rows, out_features), without padding."""
-        return _rows(self.form.outputs(gradient), mask)
+        return rows_of(self.form.outputs(gradient), mask)
 
     def clear(self) -> None:
         """Forget the batch."""
@@ -56,7 +56,7 @@ def _version(output: Tensor) -> int:
     return 0 if output.is_inference() else output._version  # which counts in-place changes
 
 
-def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
+def rows_of(x: Tensor, mask: Tensor | None) -> Tensor:
     """(B, T, d) -> (tokens, d) without padding; other shapes are flattened to (rows, d)."""
     if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
         return x[mask.bool()]

@@ -197,8 +197,16 @@ def globs_of(names: Sequence[str], among: Iterable[str]) -> list[str]:
 
 def in_block(model: nn.Module, name: str) -> bool:
     """Whether a module, or a parameter, lies inside a repeated block."""
+    return bool(block_of(model, name))
+
+
+def block_of(model: nn.Module, name: str) -> str:
+    """The outermost repeated block that a module, or a parameter, lies in; empty where there is none."""
     parts = name.split(".")
-    return any(_repeats(model.get_submodule(".".join(parts[:end])), parts[end]) for end in range(len(parts)))
+    for end in range(len(parts)):
+        if _repeats(model.get_submodule(".".join(parts[:end])), parts[end]):
+            return ".".join(parts[: end + 1])
+    return ""
 
 
 def _repeats(parent: nn.Module, child: str) -> bool:

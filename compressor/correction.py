@@ -1,0 +1,255 @@
+"""Layers decomposed anew in the order in which the model calls them, each for what it reads behind compressed ones.
+
+A truncation weighs its errors by the inputs x that a layer reads in the dense model. Once the layers before it are
+compressed it reads other inputs x', and the weight that gives the dense outputs from those, in least squares, is
+
+    W' = (W E[x x'^T] + l W) (E[x' x'^T] + l I)^-1,    l = RIDGE times the mean diagonal of E[x' x'^T]
+
+(the thought of SVD-LLM's update, arXiv 2403.07378, taken before the truncation). W' is truncated in W's place, for x'.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from compressor import memory, progress
+from compressor.calibration import Batch
+from compressor.devices import beside
+from compressor.forms import Form, form_of, matrix
+from compressor.layers import CoreLinear
+from compressor.linalg import SecondMoment
+from compressor.methods.base import Method, Moments
+from compressor.passes import SHARE
+from compressor.planning import Plan, PlanLayer, break_even
+from compressor.recording import rows_of
+from compressor.targets import block_of, dense_layer
+from compressor.tasks.base import inputs_of
+
+RIDGE = 0.01
+CLOSE = 1e-3  # share of the largest input: what a layer reads may differ by it where a model is run in two ways
+
+
+@torch.no_grad()
+def correct_(
+    model: nn.Module,
+    dense: nn.Module,
+    method: Method,
+    moments: Mapping[str, Moments],
+    plan: Plan,
+    batches: Iterable[Batch],
+) -> nn.Module:
+    """Decompose the planned targets of an untrained factorized model anew, in order; those kept dense change as well.
+
+    Both models are run in evaluation mode. A target stays as it is where nothing can be compared: the first batch does
+    not reach it, it sees other rows in the two models (experts that other tokens go to), its core has no `restart_`, or
+    the method finds fewer directions than its rank.
+
+    Args:
+        model: from `factorize_`, on the device of `dense`.
+        dense: what it was made of.
+        method: what it was made by.
+        moments: from `calibrate`, by target; those of the gradients weigh the new truncation as they did the old one.
+        plan: its ranks.
+        batches: the calibration's; as many of them are read as fit, beside two models' hidden states, into half of the
+            free memory.
+    """
+    layers = {layer.name: layer for layer in plan.layers}
+    training = model.training
+    model.eval()
+    dense.eval()
+    first = beside(dense, inputs_of(next(iter(batches))))
+    calls = _Calls.of(dense, list(layers), first)
+    sample = [beside(dense, inputs_of(batch)) for batch in islice(batches, calls.affordable(dense))]
+    with _Chain(dense, calls, sample).kept() as theirs, _Chain(model, calls, sample).kept() as ours:
+        for group in progress.track(calls.groups, "correcting"):
+            seen = _Seen.of(theirs.inputs(group), ours.inputs(group))
+            for name in group if seen else ():
+                _put_(model, dense_layer(dense, name), method, moments.get(name, Moments()), layers[name], plan, seen)
+    return model.train(training)
+
+
+def _put_(
+    model: nn.Module, dense: Any, method: Method, pair: Moments, layer: PlanLayer, plan: Plan, seen: _Seen
+) -> None:
+    """A target's new weight: whole where the plan keeps it dense, else truncated."""
+    target: Any = model.get_submodule(layer.name)
+    weight = matrix(dense).double().cpu()
+    corrected = seen.corrected(weight)  # (m, n)
+    if layer.rank is None:
+        target.weight.copy_(corrected.reshape(target.weight.shape))
+    elif not (isinstance(target, CoreLinear) and hasattr(target.core, "restart_")):
+        return
+    else:
+        limit = break_even(*weight.shape, plan.layout) - 1
+        found = method.subspace(corrected.float(), Moments(SecondMoment(seen.moment.float()), pair.gradient), limit)
+        if pair.gradient is not None:
+            pair.gradient.forget()
+        if len(found.gains) < layer.rank:
+            return
+        kept = found.truncate(layer.rank)
+        target.restart_(kept.left, kept.core, kept.right)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a layer reads in the dense model, x, and in the compressed one, x', on the same rows; float64, on the CPU."""
+
+    crossed: Tensor  # E[x x'^T] (n, n)
+    moment: Tensor  # E[x' x'^T] (n, n)
+
+    @classmethod
+    def of(cls, theirs: Iterable[Tensor], ours: Iterable[Tensor]) -> _Seen | None:
+        """From rows (N, n), batch by batch; None where the two models see different rows, or none."""
+        sums, count = list[Tensor](), 0
+        for x, y in zip(theirs, ours, strict=True):
+            if x.shape != y.shape:
+                return None
+            found = x.mT @ y, y.mT @ y
+            sums = [total + one for total, one in zip(sums, found, strict=True)] if sums else list(found)
+            count += len(x)
+        return cls(*(total.double().cpu() / count for total in sums)) if count else None
+
+    def corrected(self, weight: Tensor) -> Tensor:
+        """W' (m, n) of a weight (m, n)."""
+        damping = RIDGE * self.moment.diagonal().mean()
+        damped = self.moment + damping * torch.eye(len(self.moment), dtype=self.moment.dtype)
+        return torch.linalg.solve(damped, (weight @ self.crossed + damping * weight).mT).mT
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """What one batch tells: which targets read one input, in order, how often each is called, and each block."""
+
+    groups: list[list[str]]
+    counts: Counter[str]  # by target or block
+    blocks: dict[str, str]  # by target; empty for one outside of repeated blocks
+    bytes: int  # of the batch, and of the largest output of a block in each of two models
+
+    @classmethod
+    def of(cls, model: nn.Module, names: Sequence[str], batch: Batch) -> _Calls:
+        """From one pass of the dense model."""
+        blocks = {name: block_of(model, name) for name in names}
+        counts, read, largest = Counter[str](), list[tuple[str, Tensor]](), 0
+
+        def see(name: str, _module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            nonlocal largest
+            counts[name] += 1
+            if name in blocks:
+                read.append((name, arguments[0]))
+            else:
+                largest = max(largest, _bytes(output))
+
+        with _hooked(model, {*names, *blocks.values()} - {""}, see):
+            model(**batch)
+        groups: dict[tuple[int, Form] | str, list[str]] = {}
+        for name, x in read:
+            key = (id(x), form_of(model.get_submodule(name))) if counts[name] == 1 else name
+            if name not in groups.setdefault(key, []):
+                groups[key].append(name)
+        return cls(list(groups.values()), counts, blocks, _bytes(batch) + 2 * largest)
+
+    def affordable(self, model: nn.Module) -> int:
+        """How many batches to read."""
+        return max(1, int(SHARE * memory.free(next(model.parameters()).device) // max(1, self.bytes)))
+
+
+class _Reached(Exception):
+    """The layer that a pass was for has been called."""
+
+
+class _Chain:
+    """A model that runs over a sample up to one of its layers.
+
+    A block that is left behind is not run again but gives what it gave. Of the blocks of one list only the last one's
+    outputs are kept: the others' are nothing but its inputs. Where that is not so, whole passes are made.
+    """
+
+    def __init__(self, model: nn.Module, calls: _Calls, sample: Sequence[Batch]) -> None:
+        self.model, self.calls, self.sample = model, calls, sample
+        self.given: dict[str, list[Any]] = {}  # by the name of the list: an output of its last block for each batch
+        self.replaced: dict[str, nn.Module] = {}
+        self.block, self.number, self.follows = "", 0, True
+
+    @contextmanager
+    def kept(self) -> Iterator[_Chain]:
+        """Afterwards the model is what it was."""
+        try:
+            yield self
+        finally:
+            self._release()
+
+    def inputs(self, group: Sequence[str]) -> Iterator[Tensor]:
+        """The rows (N, n) that a group of targets reads in each batch, without padding."""
+        name, block = group[0], self.calls.blocks[group[0]]
+        if block != self.block:
+            if self.follows and self.calls.counts[self.block] == 1:
+                self._leave(self.block, name)
+            self.block = block
+        form = form_of(self.model.get_submodule(name))
+        for number, batch in enumerate(self.sample):
+            found = self._until(number, name)
+            yield torch.cat([rows_of(form.inputs(x), batch.get("attention_mask")).float() for x, _ in found])
+
+    def _until(self, number: int, name: str) -> list[tuple[Tensor, Any]]:
+        """Input and output of every call of a module on one batch."""
+        found = list[tuple[Any, Any]]()
+
+        def see(_name: str, _module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            found.append((arguments[0] if arguments else None, output))
+            if len(found) == self.calls.counts[name]:
+                raise _Reached
+
+        self.number = number
+        with _hooked(self.model, {name}, see):
+            try:
+                self.model(**self.sample[number])
+            except _Reached:
+                pass
+        return found
+
+    def _leave(self, block: str, following: str) -> None:
+        """Replay a block from here on, unless what the next target reads is not the same then."""
+        read = self._until(0, following)
+        self.given[block.rpartition(".")[0]] = [self._until(number, block)[0][1] for number in range(len(self.sample))]
+        self.replaced[block] = module = self.model.get_submodule(block)
+        module.forward = partial(self._replay, block.rpartition(".")[0])  # type: ignore[method-assign, assignment]
+        self.follows = all(
+            torch.allclose(x, y, rtol=0, atol=CLOSE * float(x.abs().max()))
+            for (x, _), (y, _) in zip(read, self._until(0, following), strict=True)
+        )
+        if not self.follows:
+            self._release()
+
+    def _replay(self, blocks: str, *_: Any, **__: Any) -> Any:
+        return self.given[blocks][self.number]
+
+    def _release(self) -> None:
+        for module in self.replaced.values():
+            del module.forward
+        self.replaced.clear()
+        self.given.clear()
+
+
+@contextmanager
+def _hooked(model: nn.Module, names: Iterable[str], see: Any) -> Iterator[None]:
+    """`see(name, module, arguments, output)` after every call of the modules called so."""
+    handles = [model.get_submodule(name).register_forward_hook(partial(see, name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _bytes(found: Any) -> int:
+    return sum(leaf.nbytes for leaf in tree_leaves(found) if isinstance(leaf, Tensor))
