@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -25,12 +25,12 @@ from torch.utils._pytree import tree_leaves
 from compressor import memory, progress
 from compressor.calibration import Batch
 from compressor.devices import beside
-from compressor.forms import Form, form_of, matrix
+from compressor.forms import Dense, Form, form_of, matrix
 from compressor.layers import CoreLinear
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Method, Moments
 from compressor.passes import SHARE
-from compressor.planning import Plan, PlanLayer, break_even
+from compressor.planning import Layout, Plan, PlanLayer, break_even
 from compressor.recording import rows_of
 from compressor.targets import block_of, dense_layer
 from compressor.tasks.base import inputs_of
@@ -73,13 +73,15 @@ def correct_(
     with _Chain(dense, calls, sample).kept() as theirs, _Chain(model, calls, sample).kept() as ours:
         for group in progress.track(calls.groups, "correcting"):
             seen = _Seen.of(theirs.inputs(group), ours.inputs(group))
-            for name in group if seen else ():
-                _put_(model, dense_layer(dense, name), method, moments.get(name, Moments()), layers[name], plan, seen)
+            if seen:
+                for name in group:
+                    pair = moments.get(name, Moments())
+                    _put_(model, dense_layer(dense, name), method, pair, layers[name], plan.layout, seen)
     return model.train(training)
 
 
 def _put_(
-    model: nn.Module, dense: Any, method: Method, pair: Moments, layer: PlanLayer, plan: Plan, seen: _Seen
+    model: nn.Module, dense: Dense, method: Method, pair: Moments, layer: PlanLayer, layout: Layout, seen: _Seen
 ) -> None:
     """A target's new weight: whole where the plan keeps it dense, else truncated."""
     target: Any = model.get_submodule(layer.name)
@@ -90,7 +92,7 @@ def _put_(
     elif not (isinstance(target, CoreLinear) and hasattr(target.core, "restart_")):
         return
     else:
-        limit = break_even(*weight.shape, plan.layout) - 1
+        limit = break_even(layer.out_features, layer.in_features, layout) - 1
         found = method.subspace(corrected.float(), Moments(SecondMoment(seen.moment.float()), pair.gradient), limit)
         if pair.gradient is not None:
             pair.gradient.forget()
@@ -102,7 +104,7 @@ def _put_(
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a layer reads in the dense model, x, and in the compressed one, x', on the same rows; float64, on the CPU."""
+    """What a layer reads on the same rows in the dense model, x, and in the compressed one, x'; float64, on the CPU."""
 
     crossed: Tensor  # E[x x'^T] (n, n)
     moment: Tensor  # E[x' x'^T] (n, n)
@@ -132,6 +134,7 @@ class _Calls:
 
     groups: list[list[str]]
     counts: Counter[str]  # by target or block
+    forms: dict[str, Form]  # by target
     blocks: dict[str, str]  # by target; empty for one outside of repeated blocks
     bytes: int  # of the batch, and of the largest output of a block in each of two models
 
@@ -139,6 +142,7 @@ class _Calls:
     def of(cls, model: nn.Module, names: Sequence[str], batch: Batch) -> _Calls:
         """From one pass of the dense model."""
         blocks = {name: block_of(model, name) for name in names}
+        forms = {name: form_of(model.get_submodule(name)) for name in names}
         counts, read, largest = Counter[str](), list[tuple[str, Tensor]](), 0
 
         def see(name: str, _module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
@@ -153,10 +157,10 @@ class _Calls:
             model(**batch)
         groups: dict[tuple[int, Form] | str, list[str]] = {}
         for name, x in read:
-            key = (id(x), form_of(model.get_submodule(name))) if counts[name] == 1 else name
+            key = (id(x), forms[name]) if counts[name] == 1 else name
             if name not in groups.setdefault(key, []):
                 groups[key].append(name)
-        return cls(list(groups.values()), counts, blocks, _bytes(batch) + 2 * largest)
+        return cls(list(groups.values()), counts, forms, blocks, _bytes(batch) + 2 * largest)
 
     def affordable(self, model: nn.Module) -> int:
         """How many batches to read."""
@@ -195,10 +199,10 @@ class _Chain:
             if self.follows and self.calls.counts[self.block] == 1:
                 self._leave(self.block, name)
             self.block = block
-        form = form_of(self.model.get_submodule(name))
+        to_rows = self.calls.forms[name].inputs
         for number, batch in enumerate(self.sample):
             found = self._until(number, name)
-            yield torch.cat([rows_of(form.inputs(x), batch.get("attention_mask")).float() for x, _ in found])
+            yield torch.cat([rows_of(to_rows(x), batch.get("attention_mask")).float() for x, _ in found])
 
     def _until(self, number: int, name: str) -> list[tuple[Tensor, Any]]:
         """Input and output of every call of a module on one batch."""
@@ -210,11 +214,8 @@ class _Chain:
                 raise _Reached
 
         self.number = number
-        with _hooked(self.model, {name}, see):
-            try:
-                self.model(**self.sample[number])
-            except _Reached:
-                pass
+        with _hooked(self.model, {name}, see), suppress(_Reached):
+            self.model(**self.sample[number])
         return found
 
     def _leave(self, block: str, following: str) -> None:
@@ -222,7 +223,7 @@ class _Chain:
         read = self._until(0, following)
         self.given[block.rpartition(".")[0]] = [self._until(number, block)[0][1] for number in range(len(self.sample))]
         self.replaced[block] = module = self.model.get_submodule(block)
-        module.forward = partial(self._replay, block.rpartition(".")[0])  # type: ignore[method-assign, assignment]
+        module.forward = partial(self._replay, block.rpartition(".")[0])
         self.follows = all(
             torch.allclose(x, y, rtol=0, atol=CLOSE * float(x.abs().max()))
             for (x, _), (y, _) in zip(read, self._until(0, following), strict=True)

@@ -33,6 +33,7 @@ from compressor import (
 from compressor.adapt import History
 from compressor.artifact import MANIFEST, Artifact, seal
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
+from compressor.correction import correct_
 from compressor.dense import DenseModels
 from compressor.errors import InputError, ModelError
 from compressor.factory import RECORD, Factory
@@ -147,12 +148,16 @@ class Line:
 
     def _gather(self, model: Any, names: Sequence[str], title: str) -> Statistics:
         """The moments of some targets; every pass draws the same labels of the model's own."""
-        section, terms = self.recipe.data.calibration, self.task.terms
-        batches = data.batches(self.data.calibration, self.task, self.processor, section.batch_size)
+        terms = self.task.terms
         loss = partial(own_label_loss, terms=terms) if self.recipe.starts_adapted else model_loss
-        tracked, needs = progress.track(batches, title), self.recipe.method.needs()
+        tracked, needs = progress.track(self._calibration(), title), self.recipe.method.needs()
         with torch.random.fork_rng():
             return calibrate(model, tracked, needs, targets=names, loss=loss, terms=terms)
+
+    def _calibration(self) -> Any:
+        """The batches of the sample."""
+        size = self.recipe.data.calibration.batch_size
+        return data.batches(self.data.calibration, self.task, self.processor, size)
 
     @cached_property
     def subspaces(self) -> dict[str, Subspace]:
@@ -200,16 +205,24 @@ class Line:
         )
 
     def adapt(self) -> None:
-        """Train the cores."""
+        """Correct the layers in order, and train the cores."""
         if self.run.finished("adapt"):
             return
         model = self.factorized()
         with self.run.stage("adapt", "Adapting the compressed model", ["cores.safetensors", "history.json"]) as scratch:
             history: History = []
+            if self.recipe.adapt.correct:
+                self._correct(model)
             if adapt.trainable(model):  # not an untrained core in a model without a head, which is folded as it is
                 history = self._train(model, self.recipe.adapt, "adapt", self.recipe.distillation)
             storage.save_tensors(storage.state_of(model), scratch / "cores.safetensors")
             adapt.save_history(scratch / "history.json", history)
+
+    def _correct(self, model: Any) -> None:
+        """Decompose the layers anew for what they read behind compressed ones."""
+        dense = self.start()
+        with devices.lent(dense), devices.lent(model):
+            correct_(model, dense, self.recipe.method, self.calibrate(), self.plan(), self._calibration())
 
     def factorized(self, plan: Plan | None = None) -> Any:
         """A new copy of the model with cores in place of the planned targets, untrained; by default of its own plan."""

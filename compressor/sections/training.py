@@ -38,6 +38,10 @@ class Distillation(Section):
 class AdaptSection(Training):
     """Training of the cores, towards the labels and towards the adapted dense baseline."""
 
+    correct: bool = Field(
+        default=True,
+        description="before that, decompose every layer anew, in order, for what it reads behind compressed ones",
+    )
     distill: Distillation | None = Field(
         default=Distillation(),
         description="taught by the dense baseline, where that is adapted; null: by the labels alone",
