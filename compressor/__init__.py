@@ -30,6 +30,7 @@ _PUBLIC = {
     "plan": "compressor.factorize:plan",
     "Plan": "compressor.planning:Plan",
     "factorize_": "compressor.factorize:factorize_",
+    "correct_": "compressor.correction:correct_",
     "adapt_": "compressor.adapt:adapt_",
     "fold_": "compressor.factorize:fold_",
     "restructure_": "compressor.factorize:restructure_",

@@ -11,7 +11,7 @@ compressed it reads other inputs x', and the weight that gives the dense outputs
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,6 @@ from compressor import memory, progress
 from compressor.calibration import Batch
 from compressor.devices import beside
 from compressor.forms import Dense, Form, form_of, matrix
-from compressor.layers import CoreLinear
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Method, Moments
 from compressor.passes import SHARE
@@ -35,8 +34,14 @@ from compressor.recording import rows_of
 from compressor.targets import block_of, dense_layer
 from compressor.tasks.base import inputs_of
 
+Run = Callable[[nn.Module, Batch], Any]
+
 RIDGE = 0.01
 CLOSE = 1e-3  # share of the largest input: what a layer reads may differ by it where a model is run in two ways
+
+
+def _forward(model: nn.Module, batch: Batch) -> Any:
+    return model(**inputs_of(batch))
 
 
 @torch.no_grad()
@@ -47,6 +52,8 @@ def correct_(
     moments: Mapping[str, Moments],
     plan: Plan,
     batches: Iterable[Batch],
+    *,
+    loss: Run = _forward,
 ) -> nn.Module:
     """Decompose the planned targets of an untrained factorized model anew, in order; those kept dense change as well.
 
@@ -62,22 +69,26 @@ def correct_(
         plan: its ranks.
         batches: the calibration's; as many of them are read as fit, beside two models' hidden states, into half of the
             free memory.
+        loss: (model, batch) -> anything, by which a model is run: what `calibrate` got, or by default the model on what
+            of a batch is no label. Random numbers that it draws are the same for both models.
     """
     layers = {layer.name: layer for layer in plan.layers}
-    training = model.training
-    model.eval()
-    dense.eval()
-    first = beside(dense, inputs_of(next(iter(batches))))
-    calls = _Calls.of(dense, list(layers), first)
-    sample = [beside(dense, inputs_of(batch)) for batch in islice(batches, calls.affordable(dense))]
-    with _Chain(dense, calls, sample).kept() as theirs, _Chain(model, calls, sample).kept() as ours:
-        for group in progress.track(calls.groups, "correcting"):
-            seen = _Seen.of(theirs.inputs(group), ours.inputs(group))
-            if seen:
-                for name in group:
-                    pair = moments.get(name, Moments())
-                    _put_(model, dense_layer(dense, name), method, pair, layers[name], plan.layout, seen)
-    return model.train(training)
+    trained = [(one, one.training) for one in (model, dense)]
+    for one, _ in trained:
+        one.eval()
+    with torch.random.fork_rng():
+        calls = _Calls.of(dense, list(layers), beside(dense, next(iter(batches))), loss)
+        sample = [beside(dense, batch) for batch in islice(batches, calls.affordable(dense))]
+        with _Chain(dense, calls, sample, loss).kept() as theirs, _Chain(model, calls, sample, loss).kept() as ours:
+            for group in progress.track(calls.groups, "correcting"):
+                seen = _Seen.of(theirs.inputs(group), ours.inputs(group))
+                if seen:
+                    for name in group:
+                        pair = moments.get(name, Moments())
+                        _put_(model, dense_layer(dense, name), method, pair, layers[name], plan.layout, seen)
+    for one, training in trained:
+        one.train(training)
+    return model
 
 
 def _put_(
@@ -89,17 +100,14 @@ def _put_(
     corrected = seen.corrected(weight)  # (m, n)
     if layer.rank is None:
         target.weight.copy_(corrected.reshape(target.weight.shape))
-    elif not (isinstance(target, CoreLinear) and hasattr(target.core, "restart_")):
-        return
-    else:
+    elif hasattr(target.core, "restart_"):
         limit = break_even(layer.out_features, layer.in_features, layout) - 1
         found = method.subspace(corrected.float(), Moments(SecondMoment(seen.moment.float()), pair.gradient), limit)
         if pair.gradient is not None:
             pair.gradient.forget()
-        if len(found.gains) < layer.rank:
-            return
-        kept = found.truncate(layer.rank)
-        target.restart_(kept.left, kept.core, kept.right)
+        if len(found.gains) >= layer.rank:
+            kept = found.truncate(layer.rank)
+            target.restart_(kept.left, kept.core, kept.right)
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ class _Calls:
     bytes: int  # of the batch, and of the largest output of a block in each of two models
 
     @classmethod
-    def of(cls, model: nn.Module, names: Sequence[str], batch: Batch) -> _Calls:
+    def of(cls, model: nn.Module, names: Sequence[str], batch: Batch, loss: Run) -> _Calls:
         """From one pass of the dense model."""
         blocks = {name: block_of(model, name) for name in names}
         forms = {name: form_of(model.get_submodule(name)) for name in names}
@@ -154,7 +162,7 @@ class _Calls:
                 largest = max(largest, _bytes(output))
 
         with _hooked(model, {*names, *blocks.values()} - {""}, see):
-            model(**batch)
+            loss(model, batch)
         groups: dict[tuple[int, Form] | str, list[str]] = {}
         for name, x in read:
             key = (id(x), forms[name]) if counts[name] == 1 else name
@@ -178,8 +186,8 @@ class _Chain:
     outputs are kept: the others' are nothing but its inputs. Where that is not so, whole passes are made.
     """
 
-    def __init__(self, model: nn.Module, calls: _Calls, sample: Sequence[Batch]) -> None:
-        self.model, self.calls, self.sample = model, calls, sample
+    def __init__(self, model: nn.Module, calls: _Calls, sample: Sequence[Batch], loss: Run) -> None:
+        self.model, self.calls, self.sample, self.loss = model, calls, sample, loss
         self.given: dict[str, list[Any]] = {}  # by the name of the list: an output of its last block for each batch
         self.replaced: dict[str, nn.Module] = {}
         self.block, self.number, self.follows = "", 0, True
@@ -214,8 +222,9 @@ class _Chain:
                 raise _Reached
 
         self.number = number
+        torch.manual_seed(number)
         with _hooked(self.model, {name}, see), suppress(_Reached):
-            self.model(**self.sample[number])
+            self.loss(self.model, self.sample[number])
         return found
 
     def _leave(self, block: str, following: str) -> None:

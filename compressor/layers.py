@@ -7,7 +7,7 @@ others.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -89,9 +89,10 @@ class CoreLinear(Factors):
     @torch.no_grad()
     def restart_(self, left: Tensor, core: Tensor, right: Tensor) -> None:
         """Other bases (m, r) and (r, n) and another initial core (r, r); what is trained stays what it was."""
+        trained: Any = self.core
         self.left.copy_(left)
         self.right.copy_(right)
-        self.core.restart_(core)
+        trained.restart_(core)
 
     @property
     def weight(self) -> Asked:

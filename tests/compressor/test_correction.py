@@ -228,6 +228,25 @@ def test_blocks_that_follow_one_another_are_not_run_again(monkeypatch: pytest.Mo
     assert runs["plain"] < 0.75 * runs["joined"]
 
 
+def test_a_loss_of_ones_own_runs_both_models_on_the_same_random_numbers() -> None:
+    def noisy(model: nn.Module, batch: Batch) -> Tensor:
+        loss: Tensor = model(batch["x"] + 3 * torch.randn(batch["x"].shape), batch["labels"]).loss
+        return loss
+
+    dense, batches, method = Chain().eval(), rows(10), Jactus()
+    model, chosen, moments = made(dense, batches, method, 0.5)
+    noise = []
+    for number, batch in enumerate(batches):
+        torch.manual_seed(number)
+        noise.append({"x": batch["x"] + 3 * torch.randn(batch["x"].shape), "labels": batch["labels"]})
+    expected = correct_(copy.deepcopy(model), dense, method, moments, chosen, noise)
+    state = torch.get_rng_state()
+    correct_(model, dense, method, moments, chosen, batches, loss=noisy)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in expected.state_dict().items():
+        assert torch.allclose(model.state_dict()[name], value, atol=1e-5), name
+
+
 def test_experts_that_other_rows_go_to_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     class Routed(Block):
         def forward(self, x: Tensor) -> Tensor:
