@@ -11,7 +11,7 @@ compressed it reads other inputs x', and the weight that gives the dense outputs
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from compressor import memory, progress
 from compressor.calibration import Batch
@@ -79,6 +79,8 @@ def correct_(
     with torch.random.fork_rng():
         calls = _Calls.of(dense, list(layers), beside(dense, next(iter(batches))), loss)
         sample = [beside(dense, batch) for batch in islice(batches, calls.affordable(dense))]
+        if isinstance(batches, Sized) and len(sample) < len(batches):
+            progress.note(f"Correcting by {len(sample)} of {len(batches)} batches: no more fit into the free memory.")
         with _Chain(dense, calls, sample, loss).kept() as theirs, _Chain(model, calls, sample, loss).kept() as ours:
             for group in progress.track(calls.groups, "correcting"):
                 seen = _Seen.of(theirs.inputs(group), ours.inputs(group))
@@ -233,15 +235,21 @@ class _Chain:
         self.given[block.rpartition(".")[0]] = [self._until(number, block)[0][1] for number in range(len(self.sample))]
         self.replaced[block] = module = self.model.get_submodule(block)
         module.forward = partial(self._replay, block.rpartition(".")[0])
-        self.follows = all(
-            torch.allclose(x, y, rtol=0, atol=CLOSE * float(x.abs().max()))
-            for (x, _), (y, _) in zip(read, self._until(0, following), strict=True)
-        )
+        self.follows = self._gives(read, following)
         if not self.follows:
             self._release()
 
+    def _gives(self, read: Sequence[tuple[Tensor, Any]], following: str) -> bool:
+        """Whether a target reads that on the first batch, close enough."""
+        try:
+            found = self._until(0, following)
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # of what stands between blocks
+            return False
+        pairs = zip((x for x, _ in read), (y for y, _ in found), strict=True)
+        return all(x.shape == y.shape and float((x - y).abs().max()) <= CLOSE * float(x.abs().max()) for x, y in pairs)
+
     def _replay(self, blocks: str, *_: Any, **__: Any) -> Any:
-        return self.given[blocks][self.number]
+        return tree_map_only(Tensor, Tensor.clone, self.given[blocks][self.number])  # it may be changed in place
 
     def _release(self) -> None:
         for module in self.replaced.values():

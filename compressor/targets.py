@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import takewhile
@@ -197,16 +197,21 @@ def globs_of(names: Sequence[str], among: Iterable[str]) -> list[str]:
 
 def in_block(model: nn.Module, name: str) -> bool:
     """Whether a module, or a parameter, lies inside a repeated block."""
-    return bool(block_of(model, name))
+    return next(_blocks(model, name), None) is not None
 
 
 def block_of(model: nn.Module, name: str) -> str:
-    """The outermost repeated block that a module, or a parameter, lies in; empty where there is none."""
+    """The outermost repeated block with a forward that a module lies in; empty where there is none."""
+    found = (block for block in _blocks(model, name) if not isinstance(model.get_submodule(block), nn.ModuleList))
+    return next(found, "")
+
+
+def _blocks(model: nn.Module, name: str) -> Iterator[str]:
+    """The repeated blocks that a module, or a parameter, lies in, from the outside."""
     parts = name.split(".")
     for end in range(len(parts)):
         if _repeats(model.get_submodule(".".join(parts[:end])), parts[end]):
-            return ".".join(parts[: end + 1])
-    return ""
+            yield ".".join(parts[: end + 1])
 
 
 def _repeats(parent: nn.Module, child: str) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from compressor import memory
 from compressor.calibration import Statistics
@@ -25,6 +26,7 @@ from compressor.files import read_json
 from compressor.line import Line
 from compressor.recipe import Recipe
 from compressor.run_folder import Run
+from compressor.tasks.base import inputs_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -299,6 +301,27 @@ def test_moments_are_the_same_in_however_many_passes(copied: Path, monkeypatch: 
         for moment in ("input", "gradient"):
             one, other = getattr(apart[name], moment).matrix, getattr(together[name], moment).matrix
             assert (one - other).norm() <= 1e-5 * other.norm(), name
+
+
+def test_cores_are_trained_between_bases_that_were_corrected_in_order(copied: Path) -> None:
+    state = read_json(copied / "run.json")
+    line = Line(Recipe.model_validate(state["recipe"]), Run(copied, state["recipe"], resume=True))
+    dense, model, batches = line.start(), line.factorized(), list(line._calibration())
+    truncated = {name: model.get_submodule(name).left.clone() for name in line.plan().ranks}
+
+    def apart() -> float:
+        with torch.no_grad():
+            said = [(model(**inputs_of(one)).logits, dense(**inputs_of(one)).logits) for one in batches]
+        return sum(float((ours - theirs).square().mean()) for ours, theirs in said)
+
+    before = apart()
+    line._correct(model)
+    assert apart() < before
+    trained = load_file(copied / "cores.safetensors")
+    changed = [name for name, left in truncated.items() if not torch.allclose(trained[f"{name}.left"], left, atol=1e-4)]
+    assert len(changed) >= len(truncated) - 3  # the first layers read the same in both models
+    for name in truncated:
+        assert torch.allclose(trained[f"{name}.left"], model.get_submodule(name).left, atol=1e-4), name
 
 
 def test_an_edited_plan_is_replayed(recipe: Path, run: Path, tmp_path: Path) -> None:

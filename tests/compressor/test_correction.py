@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor import correction, memory
+from compressor import correction, memory, progress
 from compressor.calibration import Statistics, calibrate
 from compressor.cores import FreeCore, OrthogonalCore
 from compressor.correction import RIDGE, correct_
@@ -65,6 +65,31 @@ class Chain(nn.Module):
             for number, block in enumerate(self.blocks):
                 x = block(x + first) if self.joined and number == 3 and first is not None else block(x)
                 first = x if first is None else first
+        return Answer(self.head(x), labels)
+
+
+class Merged(nn.Module):
+    """Blocks of two widths in one list, with a layer between them that takes one of the widths only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.merge, self.head = nn.Linear(10, 20), nn.Linear(20, 12), nn.Linear(12, 3)
+        self.blocks = nn.ModuleList([Block(20), Block(12), Block(12)])
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Answer:
+        x = self.merge(self.blocks[0](self.enter(x)))
+        return Answer(self.head(self.blocks[2](self.blocks[1](x))), labels)
+
+
+class Changed(Chain):
+    """What a block gives is changed in place afterwards."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Answer:
+        x = self.enter(x)
+        for block in self.blocks:
+            x = block(x)
+            x *= 0.9
         return Answer(self.head(x), labels)
 
 
@@ -153,6 +178,8 @@ def require_corrected(dense: Any, model: Any, method: Any, chosen: Plan, moments
 CASES = {
     "chain": (Chain, (10,)),
     "an early block is read late": (lambda: Chain(joined=True), (10,)),
+    "another width from the second block on": (Merged, (10,)),
+    "changed in place": (Changed, (10,)),
     "convolutions": (Convolutions, (8, 5, 5)),
 }
 
@@ -290,13 +317,17 @@ def test_a_weight_with_too_few_directions_stays() -> None:
     assert all(torch.equal(weight_of(model.get_submodule(name)), old) for name, old in before.items())
 
 
-def test_as_many_batches_are_read_as_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_batches_are_read_as_fit_into_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     dense, batches, method = Chain().eval(), rows(10), Jactus()
     model, chosen, moments = made(dense, batches, method, 0.5)
     first = correct_(copy.deepcopy(model), dense, method, moments, chosen, batches[:2])
     most = 8 * 10 * 4 + 2 * 8 * 20 * 4  # bytes of a batch, and of what a block gives in two models
+    monkeypatch.setattr(progress, "_level", "normal")
     monkeypatch.setattr(memory, "free", lambda device: 2.5 * most / correction.SHARE)
     correct_(model, dense, method, moments, chosen, batches)
+    assert "Correcting by 2 of 4 batches" in capsys.readouterr().err
     for name, value in model.state_dict().items():
         assert torch.equal(value, first.state_dict()[name]), name
 
@@ -324,4 +355,4 @@ def test_the_outermost_block_is_found(tiny_bert: Callable[[], Any]) -> None:
     assert block_of(model, "bert.encoder.layer.1.output.dense") == "bert.encoder.layer.1"
     assert block_of(model, "classifier") == ""
     nested = nn.ModuleDict({"stages": nn.ModuleList([nn.ModuleList([nn.Linear(2, 2)])])})
-    assert block_of(nested, "stages.0.0") == "stages.0"
+    assert block_of(nested, "stages.0.0") == "stages.0.0"  # a list of layers is called by nobody
