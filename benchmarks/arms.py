@@ -26,7 +26,6 @@ class Arm:
     strategy: Literal["gain", "energy", "uniform"] = "gain"
     corrected: bool = False  # layers are decomposed anew, in order, for what they read behind compressed ones
     taught: bool = False  # starts from the dense model of its seed, and learns from it beside the labels
-    like: str = ""  # the arm whose learning rate it takes, where none is chosen for it
     adapter: str | None = None  # row of `adapters.ADAPTERS`
     rank: int | None = None  # of the adapter; None: as many trained numbers as MATCHED has at MATCHED_BUDGET
 
@@ -78,7 +77,7 @@ TAUGHT = (
     Arm("jactus-r2", "JACTUS R2", "factors", Jactus("R2"), taught=True),
     Arm("jactus-r3", "JACTUS R3", "factors", Jactus("R3"), taught=True),
     Arm("jactus", "JACTUS (R4)", "factors", Jactus(), taught=True),
-    Arm("jactus-corrected", "JACTUS (R4), corrected", "factors", Jactus(), corrected=True, taught=True, like="jactus"),
+    Arm("jactus-corrected", "JACTUS (R4), corrected", "factors", Jactus(), corrected=True, taught=True),
     Arm("jactus-union", "JACTUS (R4), union 0.1", "factors", Jactus(union=0.1), taught=True),
     Arm("jactus-axes", "JACTUS (R4), axes of the moments", "factors", Jactus(axes="moments"), taught=True),
     Arm("jactus-uniform", "JACTUS (R4), uniform ranks", "factors", Jactus(), "uniform", True),

@@ -36,7 +36,7 @@ KEPT = ("jactus",)
 def select(rows: Rows, suite: Suite, arms: Sequence[Arm], folder: Path) -> None:
     """One run per arm and learning rate on nine tenths of train; the dense arm first, which teaches the others."""
     bench: Bench | None = None
-    for arm in dict.fromkeys(ARMS[arm.like] if arm.like else arm for arm in arms):
+    for arm in arms:
         rates = suite.rates_of(arm)
         for learning_rate in rates if len(rates) > 1 else ():
             key = {"phase": "select", "suite": suite.name, "arm": arm.name, "learning_rate": learning_rate}
@@ -50,7 +50,6 @@ def select(rows: Rows, suite: Suite, arms: Sequence[Arm], folder: Path) -> None:
 
 def best_rate(rows: Rows, suite: Suite, arm: Arm) -> float:
     """The rate with the best held-out accuracy or loss; of equals the lower one; the only one where there is one."""
-    arm = ARMS[arm.like] if arm.like else arm
     if len(suite.rates_of(arm)) == 1:
         return suite.rates_of(arm)[0]
 

@@ -139,6 +139,7 @@ TEXT: Rates = {
     "factors": (1e-3, 2e-3),
     "core": (1e-3, 2e-3, 4e-3),
     "svd-core": (2e-3, 4e-3),
+    "jactus-corrected": (3e-4, 1e-3, 2e-3),
     "rotation": (1e-3, 4e-3),
 }
 IMAGES: Rates = {
