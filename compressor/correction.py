@@ -126,6 +126,8 @@ class _Seen:
         for x, y in zip(theirs, ours, strict=True):
             if x.shape != y.shape:
                 return None
+            if not len(x):
+                continue
             found = x.mT @ y, y.mT @ y
             sums = [total + one for total, one in zip(sums, found, strict=True)] if sums else list(found)
             count += len(x)
@@ -211,8 +213,8 @@ class _Chain:
             self.block = block
         to_rows = self.calls.forms[name].inputs
         for number, batch in enumerate(self.sample):
-            found = self._until(number, name)
-            yield torch.cat([rows_of(to_rows(x), batch.get("attention_mask")).float() for x, _ in found])
+            found = [rows_of(to_rows(x), batch.get("attention_mask")) for x, _ in self._until(number, name)]
+            yield torch.cat(found).float() if found else torch.empty(0)
 
     def _until(self, number: int, name: str) -> list[tuple[Tensor, Any]]:
         """Input and output of every call of a module on one batch."""

@@ -298,6 +298,20 @@ def test_experts_that_other_rows_go_to_stay_as_they_were(monkeypatch: pytest.Mon
     assert torch.equal(weight_of(model.get_submodule(name)), old)
 
 
+def test_a_layer_that_some_batches_do_not_reach_is_fitted_to_the_others() -> None:
+    class Seldom(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(self.one(x))
+            return x + self.down(y * self.other(x * 1) if len(x) == 8 else y)
+
+    dense, method = Chain().eval(), Jactus()
+    dense.blocks[2] = Seldom(20)
+    batches = rows(10, count=6) + [{key: one[:5] for key, one in batch.items()} for batch in rows(10, count=2)]
+    model, chosen, moments = made(dense, rows(10, count=6), method, 0.5)
+    correct_(model, dense, method, moments, chosen, batches)
+    require_corrected(dense, model, method, chosen, moments, batches)
+
+
 def test_a_core_that_cannot_start_again_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(FreeCore, "restart_")
     dense, batches, method = Chain().eval(), rows(10), Jactus()
