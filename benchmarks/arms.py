@@ -24,10 +24,10 @@ class Arm:
     learns: Learns  # what is trained; a suite has learning rates for each
     method: Method | None = None
     strategy: Literal["gain", "energy", "uniform"] = "gain"
-    corrected: bool = False  # layers are decomposed anew, in order, for what they read behind compressed ones
     taught: bool = False  # starts from the dense model of its seed, and learns from it beside the labels
     adapter: str | None = None  # row of `adapters.ADAPTERS`
     rank: int | None = None  # of the adapter; None: as many trained numbers as MATCHED has at MATCHED_BUDGET
+    corrected: bool = False  # layers are decomposed anew, in order, for what they read behind compressed ones
 
     @property
     def matched(self) -> bool:
