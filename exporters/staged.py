@@ -68,10 +68,11 @@ def traced(
         ExportError: the model fails, or cannot be traced.
     """
     from compressor import devices
+    from compressor.running import settled
     from compressor.storage import weights_digest
     from exporters import verify
 
-    with verify.settled(model):
+    with settled(model):
         digest = {"weights_digest": weights_digest(model)}
         reused = sibling is not None and fits(sibling, files, {**known, **digest}, list(example))
         inputs = devices.beside(model, example)

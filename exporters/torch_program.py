@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compressor import devices
 from compressor.errors import ExportError, first_line
 from compressor.files import write_json
+from compressor.running import settled
 from compressor.storage import weights_digest
 from exporters import verify
 from exporters.base import EXPORT_FILE, Exported, Exporter, Runner
@@ -84,7 +85,7 @@ def export(
         ExportError: `path` exists, the model cannot be traced, or the program computes something else.
         ResourceError: the disk refuses the files.
     """
-    with new_folder(path) as scratch, verify.settled(model):
+    with new_folder(path) as scratch, settled(model):
         inputs = devices.beside(model, example)
         program = write(inputs, scratch / file)
         told = facts(exporter, scratch, [file], _versions(exporter.packages))

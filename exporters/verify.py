@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +16,6 @@ from exporters.base import Runner
 Inputs = Mapping[str, Tensor]
 RELATIVE = 1e-4  # of the largest logit: what float32 may differ by where logits are large
 MASKED = -5e3  # what a model gives a logit beside others to say "never", or less: how much less says nothing
-
-
-@contextmanager
-def settled(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and without gradients; its modules' modes are put back afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def is_sequence(tensor: Tensor) -> bool:

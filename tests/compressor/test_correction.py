@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor import correction, memory, progress
+from compressor import correction, memory, progress, running
 from compressor.calibration import Statistics, calibrate
 from compressor.cores import FreeCore, OrthogonalCore
 from compressor.correction import RIDGE, correct_
@@ -286,14 +286,14 @@ def test_experts_that_other_rows_go_to_stay_as_they_were(monkeypatch: pytest.Mon
     model, chosen, moments = made(dense, batches, method, 0.5)
     name = "blocks.1.other"
     old = weight_of(model.get_submodule(name))
-    rowed = correction.rows_of
+    rowed = running.rows_of
 
     def fewer(x: Tensor, mask: Tensor | None) -> Tensor:
         found = rowed(x, mask)
         return found[: len(found) - int(len(found) == 4 and next(odd))]
 
     odd = iter([False, True] * 1000)  # the compressed model sends one row elsewhere
-    monkeypatch.setattr(correction, "rows_of", fewer)
+    monkeypatch.setattr(running, "rows_of", fewer)
     correct_(model, dense, method, moments, chosen, batches)
     assert torch.equal(weight_of(model.get_submodule(name)), old)
 
