@@ -60,18 +60,26 @@ def best_rate(rows: Rows, suite: Suite, arm: Arm) -> float:
 
 
 def final(rows: Rows, suite: Suite, arms: Sequence[Arm], seed: int, folder: Path, kept: Sequence[str] = KEPT) -> None:
-    """Every arm and budget at its chosen learning rate, measured on test."""
+    """Every arm and budget at its chosen learning rate, measured on test.
+
+    Full fine-tuning is measured on the machine of the arms that are held against it, a GPU's rows there or not.
+    """
     bench: Bench | None = None
     for arm in arms:
         for budget in suite.budgets if arm.method else (1.0,):
             key = {"phase": "final", "suite": suite.name, "arm": arm.name, "budget": budget, "seed": seed}
-            if rows.find(**key):
+            if rows.find(**key, **(_here() if arm == DENSE else {})):
                 continue
             if bench is None:
                 rate = best_rate(rows, suite, DENSE) if any(one.needs_dense for one in arms) else 0.0
                 bench = Bench(suite, seed, 0.0, folder, rate, kept=(DENSE.name, *kept))
             rate = best_rate(rows, suite, arm)
             rows.add(key | {"learning_rate": rate} | bench.run(arm, budget, rate) | record(arm, suite))
+
+
+def _here() -> dict[str, Any]:
+    """What tells the rows of a GPU from those of a CPU."""
+    return {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
 
 def record(arm: Arm, suite: Suite) -> dict[str, Any]:
@@ -89,7 +97,7 @@ def record(arm: Arm, suite: Suite) -> dict[str, Any]:
         "multiple_of": MULTIPLE_OF,
         "model": suite.model,
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **_here(),
         "machine": machine(),
         "versions": versions(),
     }

@@ -44,7 +44,7 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
         for one in (one for one in there if one.arm != DENSE.name):
             points = [100 * (row["accuracy"] - dense[pairing(row)]) for row in trained(one) if pairing(row) in dense]
             if points:
-                found.setdefault((one.arm, one.budget), {})[suite] = points
+                found.setdefault((one.arm, one.budget), {}).setdefault(suite, []).extend(points)
     order = list(ARMS)
     made = [Standing(*key, points) for key, points in found.items() if len(points) >= FEWEST]
     return sorted(made, key=lambda one: (-one.budget, order.index(one.arm) if one.arm in order else len(order)))

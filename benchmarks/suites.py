@@ -157,6 +157,7 @@ FIVE_THOUSAND: Rates = {
     "rotation": (3e-4, 1e-3),
     "svdllm-lora": (3e-4, 1e-3, 3e-3),
     "jactus": (1e-4, 3e-4, 1e-3),
+    "jactus-corrected": (3e-4,),  # the rate that was chosen for jactus
 }
 WORDS: Rates = {"weights": (2e-5,), "adapter": (2e-4,), "factors": (2e-4,), "core": (2e-4,), "rotation": (2e-4,)}
 COMMONSENSE: Rates = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from suites import SUITES
 
 @dataclass(frozen=True)
 class Summary:
-    """The final rows of one arm at one budget, one for each seed."""
+    """The final rows of one arm at one budget on one kind of machine, one for each seed."""
 
     arm: str
     budget: float
@@ -75,15 +76,19 @@ def label_of(arm: str) -> str:
 def summaries(rows: Sequence[Row], suite: str) -> list[Summary]:
     """What a suite's final rows come to: most kept first, then in the order of the arms' table."""
     order = list(ARMS)
-    found: dict[tuple[str, float], list[Row]] = {}
+    found: dict[tuple[str, float, str], list[Row]] = {}
     for row in rows:
         if row["phase"] == "final" and row["suite"] == suite:
-            found.setdefault((row["arm"], row["budget"]), []).append(row)
+            found.setdefault((row["arm"], row["budget"], _machine(row)), []).append(row)
 
-    def place(key: tuple[str, float]) -> tuple[float, int, str]:
-        return -key[1], order.index(key[0]) if key[0] in order else len(order), key[0]
+    def place(key: tuple[str, float, str]) -> tuple[float, int, str, str]:
+        return -key[1], order.index(key[0]) if key[0] in order else len(order), key[0], key[2]
 
-    return [Summary(*key, sorted(found[key], key=lambda row: row["seed"])) for key in sorted(found, key=place)]
+    return [Summary(*key[:2], sorted(found[key], key=lambda row: row["seed"])) for key in sorted(found, key=place)]
+
+
+def _machine(row: Row) -> str:
+    return "a GPU" if row.get("gpu") else "a CPU"
 
 
 def suites_of(rows: Sequence[Row]) -> list[str]:
@@ -99,9 +104,11 @@ def compared(found: Sequence[Summary]) -> Iterator[str]:
     trains = any(one.values("final_loss") for one in found)
     costs = ("as truncated", "trained", "last loss", "training memory", "minutes") if trains else ()
     yield from head(("arm", "kept", f"{name} (seeds)", *costs))
+    times = Counter((one.arm, one.budget) for one in found)
     for one in found:
         score = f"{spread(one.values(name))} ({len(one.rows)})"
-        cells = [one.label, one.kept, f"**{score}**" if one in best else score]
+        label = f"{one.label}, on {_machine(one.rows[0])}" if times[one.arm, one.budget] > 1 else one.label
+        cells = [label, one.kept, f"**{score}**" if one in best else score]
         yield line(cells + (_costs(one) if trains else []))
 
 

@@ -167,6 +167,16 @@ def test_a_second_call_runs_nothing_again(
     assert (tmp_path / "models" / "tiny-jactus-0.5-0" / "plan.json").is_file()
 
 
+def test_full_fine_tuning_is_measured_again_on_a_machine_that_has_no_row_of_it(
+    tiny_suite: Callable[..., Suite], tmp_path: Path
+) -> None:
+    suite, rows = tiny_suite(rates={"weights": (1e-3,)}, before=False), Rows(tmp_path / "rows.jsonl")
+    rows.add({"phase": "final", "suite": suite.name, "arm": "dense", "budget": 1.0, "seed": 0, "gpu": "a card"})
+    for _ in range(2):
+        comparison.final(rows, suite, [DENSE], 0, tmp_path / "models")
+        assert [row["gpu"] for row in rows.find(arm="dense")] == ["a card", comparison._here()["gpu"]]
+
+
 def test_a_rate_is_chosen_by_held_out_accuracy_or_loss_and_of_equals_the_lower_one(tmp_path: Path) -> None:
     suite, rows = SUITES["trec"], Rows(tmp_path / "rows.jsonl")
 

@@ -154,6 +154,19 @@ def test_rows_of_a_gpu_are_held_against_full_fine_tuning_there_alone() -> None:
     assert {one.arm for one in overview.standings(both)} == {"svdllm-lora", "jactus"}
 
 
+def test_an_arm_with_rows_of_both_machines_has_a_line_of_each() -> None:
+    found = table([*ROWS, ROWS[3] | {"gpu": "a card", "accuracy": 0.98}])
+    assert found["full fine-tuning, on a CPU"][2] == "0.9600 (1)"
+    assert found["full fine-tuning, on a GPU"][2] == "0.9800 (1)"
+    assert "JACTUS (R4)" in found
+
+
+def test_the_overview_takes_an_arms_rows_of_both_machines_together() -> None:
+    card = [one | {"gpu": "a card"} for one in TWO if one["seed"] == 0 and one["arm"] in ("dense", "jactus")]
+    (found,) = [one for one in overview.standings([*TWO, *card]) if one.arm == "jactus"]
+    assert [len(found.points[suite]) for suite in ("trec", "sst2")] == [3, 2]
+
+
 def test_a_suites_machine_is_the_gpu_where_there_was_one() -> None:
     assert "\na card or one with 1 thread" in report.described([ROWS[0], ROWS[1] | {"gpu": "a card"}])
 
