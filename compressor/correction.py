@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from compressor import memory, progress
 from compressor.calibration import Batch
 from compressor.devices import beside
+from compressor.errors import DataError
 from compressor.forms import Dense, matrix
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Method, Moments
@@ -64,11 +65,20 @@ def correct_(
             free memory.
         loss: (model, batch) -> anything, by which a model is run: what `calibrate` got, or by default the model on what
             of a batch is no label. Random numbers that it draws are the same for both models.
+
+    Raises:
+        DataError: no batch.
     """
     layers = {layer.name: layer for layer in plan.layers}
     with torch.random.fork_rng(), settled(dense), settled(model):
-        calls = Calls.of(dense, list(layers), beside(dense, next(iter(batches))), loss)
-        sample = _affordable(dense, batches, calls.bytes)
+        rest = iter(batches)
+        first = next(rest, None)
+        if first is None:
+            raise DataError("There is no batch to correct the layers by: give at least one.")
+        calls = Calls.of(dense, list(layers), beside(dense, first), loss)
+        sample = _affordable(dense, chain([first], rest), calls.bytes)
+        if isinstance(batches, Sized) and len(sample) < len(batches):
+            progress.note(f"Correcting by {len(sample)} of {len(batches)} batches: no more fit into the free memory.")
         with Chain(dense, calls, sample, loss).kept() as theirs, Chain(model, calls, sample, loss).kept() as ours:
             for group in progress.track(calls.groups, "correcting"):
                 seen = _Seen.of(theirs.inputs(group), ours.inputs(group))
@@ -82,10 +92,7 @@ def correct_(
 def _affordable(model: nn.Module, batches: Iterable[Batch], size: int) -> list[Batch]:
     """As many batches as fit into memory, beside the model, where one takes `size` bytes."""
     most = int(SHARE * memory.free(next(model.parameters()).device) // max(1, size))
-    found: list[Batch] = [beside(model, batch) for batch in islice(batches, max(1, most))]
-    if isinstance(batches, Sized) and len(found) < len(batches):
-        progress.note(f"Correcting by {len(found)} of {len(batches)} batches: no more fit into the free memory.")
-    return found
+    return [beside(model, batch) for batch in islice(batches, max(1, most))]
 
 
 def _put_(model: nn.Module, dense: Dense, method: Method, pair: Moments, layer: PlanLayer, seen: _Seen) -> None:

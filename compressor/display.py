@@ -123,11 +123,18 @@ def stages(recipe: Recipe, out: Path | None) -> list[tuple[str, str, str]]:
         ("calibrate", _sample(recipe), str(run / "statistics")),
         *_search(recipe, run),
         ("plan", ranks, str(run / "plan.json")),
+        *_correction(recipe, run),
         ("adapt", f"{type(recipe.method).__name__}, {recipe.adapt.epochs:g} epochs", str(run / "history.json")),
         ("fold", plan.layout, str(run / "model.safetensors")),
         *exports,
         ("validate", f"{len(recipe.gates)} gates on {recipe.validation.device}", str(run / "report.json")),
     ]
+
+
+def _correction(recipe: Recipe, run: Path) -> list[tuple[str, str, str]]:
+    if not recipe.adapt.correct:
+        return []
+    return [("correct", f"{recipe.data.calibration.samples} examples, in order", str(run / "corrected.safetensors"))]
 
 
 def _kept(plan: PlanSection) -> str:

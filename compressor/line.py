@@ -47,6 +47,7 @@ from compressor.run_folder import Run
 from compressor.tasks.base import Task
 from exporters.verify import is_sequence, positions
 
+CORRECTED = "corrected.safetensors"
 STATISTICS = "statistics"  # a folder: a file for each pass over the sample
 PROBED = 4096  # training rows that the head is probed on: enough for its gradients to mean something
 
@@ -204,25 +205,34 @@ class Line:
             layout=section.layout,
         )
 
+    def correct(self) -> Any:
+        """The model to be trained: its layers decomposed anew, where the recipe says so, for what they read there."""
+        model = self.factorized()
+        if not self.recipe.adapt.correct:
+            return model
+        if not self.run.finished("correct"):
+            dense = self.start()
+            with (
+                self.run.stage("correct", "Correcting the layers in order", [CORRECTED]) as scratch,
+                devices.lent(dense),
+                devices.lent(model),
+            ):
+                correct_(model, dense, self.recipe.method, self.calibrate(), self.plan(), self._calibration())
+                storage.save_tensors(storage.state_of(model), scratch / CORRECTED)
+        storage.load_tensors_(model, self.folder / CORRECTED)
+        return model
+
     def adapt(self) -> None:
-        """Correct the layers in order, and train the cores."""
+        """Train the cores."""
         if self.run.finished("adapt"):
             return
-        model = self.factorized()
+        model = self.correct()
         with self.run.stage("adapt", "Adapting the compressed model", ["cores.safetensors", "history.json"]) as scratch:
             history: History = []
-            if self.recipe.adapt.correct:
-                self._correct(model)
             if adapt.trainable(model):  # not an untrained core in a model without a head, which is folded as it is
                 history = self._train(model, self.recipe.adapt, "adapt", self.recipe.distillation)
             storage.save_tensors(storage.state_of(model), scratch / "cores.safetensors")
             adapt.save_history(scratch / "history.json", history)
-
-    def _correct(self, model: Any) -> None:
-        """Decompose the layers anew for what they read behind compressed ones."""
-        dense = self.start()
-        with devices.lent(dense), devices.lent(model):
-            correct_(model, dense, self.recipe.method, self.calibrate(), self.plan(), self._calibration())
 
     def factorized(self, plan: Plan | None = None) -> Any:
         """A new copy of the model with cores in place of the planned targets, untrained; by default of its own plan."""

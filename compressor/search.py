@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from validators.report import Report
 
 SHARED = ("probe", "baseline", "calibrate")
-CHOSEN = ("plan", "adapt", "fold")
+CHOSEN = ("plan", "correct", "adapt", "fold")
 
 
 class TrialLine(Line):
@@ -132,7 +132,7 @@ def _try(line: Line, budget: float) -> Record:
     pipeline.export_all(artifact, recipe)
     _share_exports(trial.folder / "baseline", line.folder / "baseline")
     report = pipeline.validate(artifact, **allowed(recipe.model))
-    return trials.record(report, artifact.plan, budget, sum(trial.run.seconds[stage] for stage in CHOSEN))
+    return trials.record(report, artifact.plan, budget, sum(trial.run.seconds.get(stage, 0) for stage in CHOSEN))
 
 
 def _share_exports(source: Path, target: Path) -> None:
@@ -155,7 +155,7 @@ def _proven(line: Line, found: dict[str, Any]) -> Report:
 def _standing(line: Line, budget: float) -> Artifact:
     """A trial's files in the search's own folder, which becomes an artifact like any other."""
     trial = _opened(line, budget)
-    for stage in CHOSEN:
+    for stage in filter(trial.finished, CHOSEN):  # a recipe may leave the correction out
         line.run.adopt(stage, trial)
     _share_exports(trial.folder / "exports", line.folder / "exports")
     return line.fold()

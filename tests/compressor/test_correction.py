@@ -15,6 +15,7 @@ from compressor import correction, memory, progress, running
 from compressor.calibration import Statistics, calibrate
 from compressor.cores import FreeCore, OrthogonalCore
 from compressor.correction import RIDGE, correct_
+from compressor.errors import DataError
 from compressor.factorize import factorize_, plan
 from compressor.forms import form_of, matrix
 from compressor.layers import CoreLinear
@@ -344,6 +345,24 @@ def test_as_many_batches_are_read_as_fit_into_memory(
     assert "Correcting by 2 of 4 batches" in capsys.readouterr().err
     for name, value in model.state_dict().items():
         assert torch.equal(value, first.state_dict()[name]), name
+
+
+def test_batches_that_can_be_read_only_once_are_all_read() -> None:
+    dense, batches, method = Chain().eval(), rows(10), Jactus()
+    model, chosen, moments = made(dense, batches, method, 0.5)
+    once = correct_(copy.deepcopy(model), dense, method, moments, chosen, iter(batches))
+    correct_(model, dense, method, moments, chosen, batches)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, once.state_dict()[name]), name
+
+
+def test_no_batch_is_an_error_that_leaves_the_model() -> None:
+    dense, batches, method = Chain().eval(), rows(10), Jactus()
+    model, chosen, moments = made(dense, batches, method, 0.5)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(DataError, match="no batch to correct"):
+        correct_(model, dense, method, moments, chosen, [])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("free", [0, 2, 5])
