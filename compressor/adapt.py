@@ -19,11 +19,13 @@ from compressor.distillation import Lesson, lesson_of, one_copy, taught_loss
 from compressor.errors import ModelError
 from compressor.lessons import ROW, Notes, take
 from compressor.recipe import Distillation, Training
+from compressor.storage import load_tensors_, save_tensors, state_of
 from compressor.tasks.base import Task
 
 History = list[dict[str, float]]
 Lessons = Callable[[dict[str, Any]], Lesson]  # a batch, whose rows' numbers are taken out of it -> what is said of it
 LESSONS = "lessons.bin"
+UNTRAINED = "untrained.safetensors"
 WHOLE = "whole"  # an empty file in every checkpoint that was written to its end
 
 
@@ -48,6 +50,8 @@ def adapt_(
 ) -> History:
     """Train what requires gradients; ends with the best checkpoint on the validation data, or the last without any.
 
+    Where no checkpoint is better there than the model was before, it ends as that one, and says so.
+
     Checkpoints after every epoch lie in `folder`; a call that finds some there goes on from the last, with the same
     random numbers, so that it ends where an uninterrupted one would.
 
@@ -66,7 +70,8 @@ def adapt_(
         distillation: how; default: Distillation(). Without a teacher it does nothing.
 
     Returns:
-        one row per logged loss and per evaluation: step, epoch, loss | eval_loss and eval_accuracy.
+        one row per logged loss and per evaluation, of the untrained model too: step, epoch, loss | eval_loss and
+        eval_accuracy.
 
     Raises:
         ModelError: nothing is trainable, or the loss is not finite.
@@ -74,17 +79,16 @@ def adapt_(
     if not trainable(model):
         raise ModelError("Nothing in the model is trainable: the method's core is frozen and the model has no head.")
     arguments = _arguments(training, folder, seed, train, task.chooses_by if validation is not None else None)
-    section, kept = distillation or Distillation(), None
+    section, kept, notes = distillation or Distillation(), None, None
     lessons: Lessons | None = None
     if teacher is not None:
-        asked = teacher if isinstance(teacher, nn.Module) else teacher()
-        asked.eval().requires_grad_(False).to(arguments.device)
-        notes = take(asked, train, task, processor, section, folder / LESSONS, batch_size=training.batch_size)
-        if notes is None:
-            lessons, kept = partial(lesson_of, asked, section=section, terms=task.terms), asked
-        else:
-            lessons, train = _noted(notes), train.add_column(ROW, list(range(len(train))))
-        del teacher, asked
+        kept = teacher if isinstance(teacher, nn.Module) else teacher()
+        kept.eval().requires_grad_(False).to(arguments.device)
+        notes = take(kept, train, task, processor, section, folder / LESSONS, batch_size=training.batch_size)
+        lessons = partial(lesson_of, kept, section=section, terms=task.terms)
+        del teacher
+    if notes is not None:
+        lessons, kept, train = _noted(notes), None, train.add_column(ROW, list(range(len(train))))
     trainer = _trainer(task, lessons, section)(
         model=model,
         args=arguments,
@@ -96,13 +100,43 @@ def adapt_(
         callbacks=[_progress_callback(title)],
     )
     trainer.remove_callback(_printer())
+    before = _measured(trainer, folder / UNTRAINED) if validation is not None else {}
     with nullcontext() if kept is None else one_copy(trainer.model, kept):
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
-    history = _history(trainer.state.log_history)
-    shutil.rmtree(folder, ignore_errors=True)
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        shutil.rmtree(folder, ignore_errors=True)
         raise ModelError(f"{title.capitalize()} diverged: lower the learning rate ({training.learning_rate:g}).")
+    history = _history([before, *trainer.state.log_history])
+    if _spoiled(history, task.chooses_by):
+        load_tensors_(model, folder / UNTRAINED, strict=False)
+        progress.note(
+            f"{title.capitalize()} only made the model worse on the validation data: it is left as it was before. "
+            f"Try a lower learning rate than {training.learning_rate:g}."
+        )
+    shutil.rmtree(folder, ignore_errors=True)
     return history
+
+
+def _measured(trainer: Any, path: Path) -> dict[str, float]:
+    """What the untrained model is worth on the validation data, for the history; what training will change, in a file.
+
+    Training draws the same random numbers after it as without.
+    """
+    model = trainer.model
+    changing = {name for name, one in model.named_parameters() if one.requires_grad}
+    changing |= {name for name, _ in model.named_buffers()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors({name: tensor for name, tensor in state_of(model).items() if name in changing}, path)
+    with torch.random.fork_rng():
+        found = trainer.evaluate()
+    return {**found, "step": 0, "epoch": 0.0}
+
+
+def _spoiled(history: History, chosen_by: str) -> bool:
+    """Whether training ends worse than it began, by what the best checkpoint is chosen by."""
+    better = max if chosen_by == "accuracy" else min
+    found = [row[f"eval_{chosen_by}"] for row in history if f"eval_{chosen_by}" in row]
+    return len(found) > 1 and better(found[1:]) != better(found)
 
 
 def _collate(task: Task, processor: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -241,7 +275,7 @@ def _progress_callback(title: str) -> Any:
                 pass
             self.checks = None
             name = "accuracy" if "eval_accuracy" in metrics else "loss"
-            progress.note(f"  epoch {state.epoch:.0f}: validation {name} {metrics[f'eval_{name}']:.4f}")
+            progress.note(f"  epoch {state.epoch or 0:.0f}: validation {name} {metrics[f'eval_{name}']:.4f}")
 
     return Progress
 

@@ -1,0 +1,95 @@
+"""adapt_: the untrained model is one of the checkpoints that the validation data chooses among."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from torch import Tensor
+
+from compressor import progress
+from compressor.adapt import adapt_
+from compressor.errors import ModelError
+from compressor.recipe import Training
+from compressor.tasks.text_classification import TextClassification
+
+TASK, ROWS, LENGTH = TextClassification(), 24, 5
+
+
+class Stacking:
+    """As much of a tokenizer as collating takes, where all rows are of one length."""
+
+    def pad(self, rows: Sequence[dict[str, Any]], return_tensors: str) -> dict[str, Tensor]:
+        assert return_tensors == "pt"
+        return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+
+
+def rows(model: Any, *, wrong: bool) -> Any:
+    """Random sentences with what a model says of them as labels, or with what it does not."""
+    source = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 50, (ROWS, LENGTH), generator=source)
+    with torch.no_grad():
+        said = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.argmax(-1)
+    labels = (said + 1) % 3 if wrong else said
+    return datasets.Dataset.from_dict(
+        {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist(), "labels": labels.tolist()}
+    )
+
+
+def trained(model: Any, train: Any, validation: Any, folder: Path, **fields: Any) -> list[dict[str, float]]:
+    training = Training(**{"epochs": 2, "batch_size": 8, "learning_rate": 1e-2} | fields)
+    return adapt_(model, TASK, Stacking(), train, validation, training, folder=folder, title="adapting")
+
+
+def losses(history: list[dict[str, float]]) -> list[float]:
+    return [row["loss"] for row in history if "loss" in row]
+
+
+def test_a_model_that_training_only_made_worse_is_left_as_it_was(
+    tiny_bert: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, before = tiny_bert(), tiny_bert().state_dict()
+    model.bert.embeddings.requires_grad_(False)
+    progress.set_level("normal")
+    try:
+        history = trained(model, rows(tiny_bert(), wrong=True), rows(tiny_bert(), wrong=False), tmp_path / "run")
+    finally:
+        progress.set_level("off")
+    found = [row for row in history if "eval_accuracy" in row]
+    assert [(row["epoch"], row["eval_accuracy"] == 1) for row in found] == [(0, True), (1, False), (2, False)]
+    assert found[0]["step"] == 0
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert "Adapting only made the model worse" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_training_made_better_stays_trained(tiny_bert: Callable[..., Any], tmp_path: Path) -> None:
+    model, wrong = tiny_bert(), rows(tiny_bert(), wrong=True)
+    history = trained(model, wrong, wrong, tmp_path / "run", epochs=8)
+    found = [row["eval_accuracy"] for row in history if "eval_accuracy" in row]
+    assert found[0] == 0
+    assert max(found) > 0.5
+    with torch.no_grad():
+        said = model.eval()(**{key: torch.tensor(wrong[key]) for key in ("input_ids", "attention_mask")}).logits
+    assert float((said.argmax(-1) == torch.tensor(wrong["labels"])).float().mean()) == pytest.approx(max(found))
+
+
+def test_measuring_the_untrained_model_changes_no_random_number(tiny_bert: Callable[..., Any], tmp_path: Path) -> None:
+    train = rows(tiny_bert(), wrong=True)
+    alone = trained(tiny_bert(), train, None, tmp_path / "alone", epochs=1)
+    measured = trained(tiny_bert(), train, rows(tiny_bert(), wrong=False), tmp_path / "measured", epochs=1)
+    assert losses(alone) == losses(measured)
+    assert [row["epoch"] for row in measured if "eval_loss" in row] == [0, 1]
+    assert not any("eval_loss" in row for row in alone)
+
+
+def test_training_that_diverges_is_an_error_all_the_same(tiny_bert: Callable[..., Any], tmp_path: Path) -> None:
+    model, train = tiny_bert(), rows(tiny_bert(), wrong=True)
+    with pytest.raises(ModelError, match="Adapting diverged: lower the learning rate"):
+        trained(model, train, train, tmp_path / "run", learning_rate=1e30)
+    assert not (tmp_path / "run").exists()
