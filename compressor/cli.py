@@ -174,9 +174,9 @@ def report(path: terminal.RunPath, as_json: terminal.Json = False) -> None:
 
     saved = Report.read(path)
     folder = path.parent if path.name == REPORT else path
-    if folder.is_dir():
-        saved.draw(folder)
     show(saved.to_dict(), lambda: str(saved), as_json)
+    if folder.is_dir():
+        saved.draw(folder)  # after it is printed: the folder may not let pages be written
 
 
 @app.command(cls=Verb)

@@ -14,7 +14,7 @@ from compressor import progress, registry, storage
 from compressor.artifact import MANIFEST, Artifact, reseal
 from compressor.errors import ArtifactError, DataError, ExportError, RecipeError
 from compressor.factory import Allowed, Factory, Function, allowed, require_given, unasked_code
-from compressor.files import read_json
+from compressor.files import changed_files, read_json
 from compressor.line import Line
 from compressor.planning import Plan
 from compressor.recipe import ExportSection, Recipe, dump, read
@@ -143,7 +143,8 @@ def export(
 
     Writes `exports/<runtime>-<precision>`, and beside the baseline the dense export in fp32 (what everything is held
     against) and in this precision (what a user would ship without us). Of a precision that other runtimes do not load,
-    the portable `exports/<runtime>-fp32` is written too.
+    the portable `exports/<runtime>-fp32` is written too. `overwrite` makes the dense one of this precision again as
+    well, and that in fp32 where it is not whole.
 
     Raises:
         ArtifactError: no artifact, or the export is there already and `overwrite` is not set.
@@ -159,14 +160,23 @@ def export(
     if target.exists() and not overwrite:
         raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or `validate` it as it is.")
     with alone(artifact.path):
-        for kind in dict.fromkeys(["fp32", precision]):
-            dense = artifact.path / "baseline"
-            _export(dense, artifact, runtime, kind, dense / f"{runtime}-{kind}", code)
         for kind in (*beside, precision):
             place = target.with_name(f"{runtime}-{kind}")
             _export(artifact.path, artifact, runtime, kind, place, code, again=place == target)
+        for kind in dict.fromkeys(["fp32", precision]):
+            dense = artifact.path / "baseline"
+            place = dense / f"{runtime}-{kind}"
+            again = overwrite and (kind == precision or not _is_whole(artifact, place))
+            _export(dense, artifact, runtime, kind, place, code, again=again)
         reseal(artifact.path)
     return target
+
+
+def _is_whole(artifact: Artifact, folder: Path) -> bool:
+    """Whether an export is what the manifest says."""
+    prefix = f"{folder.relative_to(artifact.path).as_posix()}/"
+    digests = {name: digest for name, digest in artifact.manifest["files"].items() if name.startswith(prefix)}
+    return bool(digests) and not changed_files(artifact.path, digests)
 
 
 def _export(
@@ -194,10 +204,13 @@ def _export(
     with progress.stage(title):
         target.parent.mkdir(exist_ok=True)
         load = partial(storage.load, source, artifact.manifest["task"], **code)
-        write(exporter, load, task.example(processor), scratch, partial(_samples, artifact, task, processor))
-        processor.save_pretrained(scratch)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.replace(target)
+        try:
+            write(exporter, load, task.example(processor), scratch, partial(_samples, artifact, task, processor))
+            processor.save_pretrained(scratch)
+            shutil.rmtree(target, ignore_errors=True)
+            scratch.replace(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _samples(artifact: Artifact, task: Task, processor: Any) -> Sequence[Mapping[str, np.ndarray]]:

@@ -10,6 +10,7 @@ What else lies there is in `artifact.py`. Nothing here imports torch.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 import weakref
@@ -32,8 +33,10 @@ LOCK = ".lock"
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, *, writes: bool = True) -> Iterator[None]:
     """Keep other processes out of a run folder; nothing where there is no such folder.
+
+    Who only reads (`writes=False`) goes on without where the folder does not let a lock be written.
 
     Raises:
         ArtifactError: another process is at work there.
@@ -41,7 +44,13 @@ def alone(folder: Path) -> Iterator[None]:
     if not folder.is_dir():
         yield
         return
-    lock = _lock(folder)
+    try:
+        lock = _lock(folder)
+    except OSError as error:
+        if writes or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        yield
+        return
     try:
         yield
     finally:

@@ -35,8 +35,9 @@ def read(path: Path) -> dict[str, Any]:
     """
     graph = onnx.load(path, load_external_data=False).graph
     sizes = {tensor.name: _bytes(tensor) for tensor in graph.initializer}
+    weights = {*sizes, *(tensor.values.name for tensor in graph.sparse_initializer)}  # older graphs list them as inputs
     return {
-        "inputs": [_value(value) for value in graph.input],
+        "inputs": [_value(value) for value in graph.input if value.name not in weights],
         "outputs": [_value(value) for value in graph.output],
         "nodes": dict(sorted(Counter(node.op_type for node in graph.node).items())),
         "initializer_bytes": sum(sizes.values()),

@@ -199,6 +199,19 @@ def test_an_export_is_not_replaced_unasked(copied: Path) -> None:
     assert "--overwrite" in done.stderr
 
 
+def test_exporting_again_makes_what_is_damaged_of_the_dense_model_again(copied: Path) -> None:
+    (copied / "baseline" / "onnx-fp32" / "model.onnx").unlink()
+    (copied / "exports" / ".onnx-int8").mkdir()  # as a kill would leave it
+    shutil.copy(copied / "exports" / "onnx-int8" / "export.json", copied / "exports" / ".onnx-int8")
+    refused = command("validate", copied)
+    assert refused.returncode == 2
+    assert "again" in refused.stderr
+    assert command("export", copied, "--precision", "int8", "--overwrite").returncode == 0
+    assert not (copied / "exports" / ".onnx-int8").exists()
+    assert command("verify", copied).returncode == 0
+    assert command("validate", copied).returncode in (0, 1)
+
+
 def test_an_export_that_fails_leaves_the_old_one(copied: Path) -> None:
     before = (copied / "exports" / "onnx-int8" / "model.onnx").read_bytes()
     weights = copied / "model.safetensors"

@@ -188,7 +188,7 @@ def _is_sound(export: ExportReport, limits: Mapping[str, float]) -> bool:
         return False
     if any(finding.quantity in QUALITIES for finding in limited):
         return True
-    return max(accuracy.candidate, *(accuracy.interval or ())) >= accuracy.dense
+    return max([accuracy.candidate, *(accuracy.interval or ())]) >= accuracy.dense
 
 
 def _holds(finding: Finding, limit: float) -> bool:

@@ -21,15 +21,20 @@ from compressor.tasks.base import Outcomes, Task, together
 from exporters.base import Arrays, Session
 
 Verdict = Literal["pass", "fail", "unsure", "ungated"]
+DRAWN = 8_000_000  # counts of a bootstrap held at once
 NO_OUTCOMES = Outcomes(np.empty((0, 1)), np.empty(0, int), np.empty(0, int))  # of what is run for its costs alone
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The whole evaluation set: padded batches with their labels, and the task that reads the outputs."""
+    """The whole evaluation set: padded batches with their labels, and the task that reads the outputs.
+
+    `shaped`: time and memory are measured on the first batch as it is, not on one of the shape that a recipe asks for.
+    """
 
     task: Task
     batches: Sequence[Arrays]
+    shaped: bool = False
 
     def outcomes(self, run: Callable[[Arrays], Mapping[str, np.ndarray]]) -> Outcomes:
         """What a runner's logits say about every batch."""
@@ -137,15 +142,18 @@ def percentile_interval(draws: np.ndarray, confidence: float) -> np.ndarray:
 def block_means(differences: np.ndarray, chunk: int, resamples: int, seed: int) -> np.ndarray:
     """Bootstrap draws (resamples,) of the mean of (N,), whose neighbors go together: in chunks (Carlstein 1986).
 
-    Fewer than 32 chunks are cut into shorter ones.
+    Fewer than 32 chunks are cut into shorter ones. As many draws are held at once as take 64 MB.
     """
     size = max(1, min(chunk, len(differences) // 32))
     starts = np.arange(0, len(differences), size)
     sums = np.add.reduceat(differences, starts)  # (chunks,)
-    counts = np.diff(np.append(starts, len(differences)))  # (chunks,)
-    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
-    means: np.ndarray = drawn @ sums / (drawn @ counts)
-    return means
+    counts = np.diff(np.append(starts, len(differences))).astype(float)  # (chunks,)
+    generator, shares = np.random.default_rng(seed), np.full(len(sums), 1 / len(sums))
+    most, means = max(1, DRAWN // len(sums)), list[np.ndarray]()
+    for begun in range(0, resamples, most):
+        drawn = generator.multinomial(len(sums), shares, size=min(most, resamples - begun)).astype(float)
+        means.append(drawn @ sums / (drawn @ counts))
+    return np.concatenate(means)
 
 
 class Check(Protocol):

@@ -18,6 +18,7 @@ from exporters.base import Session
 from validators import render, wording
 from validators.base import Check, Finding
 from validators.entrants import entrant, given, inputs, names
+from validators.gauges import used
 from validators.latency import Latency
 from validators.measure import judged
 from validators.memory import Memory
@@ -129,9 +130,8 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="rankfold-") as scratch:
         entrants = [entrant(name, path, Path(scratch)) for name, path in zip(names(paths), paths, strict=True)]
         arrays = given(inputs_file) if inputs_file else inputs(entrants, batch_size, sequence_length)
-        rows, length = _shape(arrays, batch_size, sequence_length)
         base, *others = (one.subject(arrays, session) for one in entrants)
-        checks: tuple[Check, ...] = (Size(), Memory(rows, length), Latency(rows, length, runs))
+        checks: tuple[Check, ...] = (Size(), Memory(), Latency(runs=runs))
         jobs = [(other, check) for other in others for check in checks]
         found: list[list[Finding]] = [[] for _ in others]
         for place, (other, check) in enumerate(progress.track(jobs, "measuring", len(jobs))):
@@ -150,14 +150,6 @@ def _gates(percents: Mapping[str, float]) -> dict[str, Gate]:
     return {name: Gate(type="percent-max-degradation", value=value) for name, value in percents.items()}
 
 
-def _shape(arrays: Mapping[str, Any], rows: int, length: int) -> tuple[int, int]:
-    """Rows and tokens of what the exports are given."""
-    shaped = arrays.get("input_ids", next(iter(arrays.values()), None))
-    if shaped is None:
-        return rows, length
-    return shaped.shape[0], shaped.shape[1] if shaped.ndim > 1 else length
-
-
 def _setting(paths: Sequence[Path], arrays: Mapping[str, Any], session: Session, runs: int) -> dict[str, Any]:
     return {
         "inputs": ", ".join(f"{name} {array.shape}" for name, array in arrays.items()),
@@ -165,6 +157,6 @@ def _setting(paths: Sequence[Path], arrays: Mapping[str, Any], session: Session,
         "threads": session.threads or usable_threads(),
         "runs": runs,
         "paths": [str(path) for path in paths],
-        "machine": machine(),
+        "machine": machine() | used(session.device, session.threads),
         "versions": versions(),
     }

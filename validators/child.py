@@ -50,11 +50,14 @@ def tiled(evaluation: Evaluation, batch_size: int, sequence_length: int) -> dict
     """Valid inputs of one shape from the first batches: their unpadded tokens, repeated and cut to (batch, sequence).
 
     All rows have the same tokens, the last of them a text's end: BART wants ends, and as many in each row. Arrays that
-    are not shaped like the attention mask are repeated and cut along their first axis alone.
+    are not shaped like the attention mask are repeated and cut along their first axis alone. A batch that is `shaped`
+    already is given as it is.
 
     Raises:
         DataError: the evaluation set is empty.
     """
+    if evaluation.shaped:
+        return dict(evaluation.batches[0])
     batches = [inputs_of(batch) for batch in evaluation.batches[:batch_size]]
     if not batches:
         raise DataError("The evaluation set is empty, so there is nothing to measure with: check `data.evaluation`.")

@@ -27,6 +27,7 @@ CIRCUMSTANCES = {
     "executorch": ("versions", "executorch"),
 }
 EVALUATION = ("data", "evaluation", "digest")
+RUNNING_TEXT = "text-generation"  # the task whose qualities depend on how a text is cut
 
 
 def data(before: Report, after: Report, allow: bool) -> Iterator[str]:
@@ -38,14 +39,34 @@ def data(before: Report, after: Report, allow: bool) -> Iterator[str]:
     ours, theirs = look(after.context, *EVALUATION), look(before.context, *EVALUATION)
     if ours is None or theirs is None:
         yield "A report does not say which evaluation data it was measured on; qualities compare only on the same data."
-    elif ours != theirs:
-        text = f"The evaluation data differs (sha256 {str(theirs)[:12]} before, {str(ours)[:12]} after)"
-        if not allow:
-            raise DataError(
-                f"{text}, so qualities measured on it cannot be compared. Measure the old model on the new data, or "
-                "compare all the same with --allow-different-data."
-            )
-        yield f"{text}: accuracy and other qualities may differ for that reason alone."
+    texts = list(_differences(before, after))
+    if texts and not allow:
+        raise DataError(
+            f"{'; '.join(texts)}: qualities measured on it cannot be compared. Measure the old model on the new data, "
+            "or compare all the same with --allow-different-data."
+        )
+    yield from (f"{text}: accuracy and other qualities may differ for that reason alone." for text in texts)
+
+
+def _differences(before: Report, after: Report) -> Iterator[str]:
+    """In what the evaluation data differs: its rows, or the blocks of tokens that running text is cut into."""
+    ours, theirs = look(after.context, *EVALUATION), look(before.context, *EVALUATION)
+    if None not in (ours, theirs) and ours != theirs:
+        yield f"The evaluation data differs (sha256 {str(theirs)[:12]} before, {str(ours)[:12]} after)"
+    if any(look(report.context, "model", "task") != RUNNING_TEXT for report in (before, after)):
+        return
+    length, formerly = (look(report.context, "recipe", "model", "max_length") for report in (after, before))
+    if length != formerly:
+        yield f"The text was cut into blocks of {_known(formerly)} tokens before and {_known(length)} after"
+    if _tokenizers(before) != _tokenizers(after):
+        yield "The text was cut into tokens by another tokenizer"
+
+
+def _tokenizers(report: Report) -> set[Any]:
+    """Digests of the tokenizers that lie beside the exports."""
+    found = look(report.context, "files")
+    files = found.items() if isinstance(found, Mapping) else ()
+    return {digest for name, digest in files if name.startswith("exports/") and name.endswith("/tokenizer.json")}
 
 
 def circumstances(before: Report, after: Report) -> Iterator[str]:

@@ -13,6 +13,7 @@ from compressor.machine import machine, versions
 from compressor.planning import Plan, PlanLayer
 from compressor.recipe import Recipe, dump
 from compressor.run_folder import STATE
+from validators.gauges import used
 
 KEPT = "the rank it asks for costs as much as"  # the dense layer, where the plan keeps that
 
@@ -22,7 +23,7 @@ def context(artifact: Artifact, recipe: Recipe, measured: Mapping[str, Any]) -> 
     manifest, path = artifact.manifest, artifact.path
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     architectures = config.get("architectures") or [config.get("model_type", "")]
-    settings, measured_on = dump(recipe), machine()
+    settings = dump(recipe)
     return {
         "model": {
             "path": recipe.model.path,
@@ -41,7 +42,7 @@ def context(artifact: Artifact, recipe: Recipe, measured: Mapping[str, Any]) -> 
         "baseline_history": adapt.load_history(path / "baseline" / "history.json"),
         "data": {**manifest["data"], "evaluation": measured},
         "files": {name: file_digest(path / name) for name in files_of(path) if _exported(name)},
-        "machine": measured_on | {"threads": recipe.validation.threads or measured_on["cores"]},
+        "machine": machine() | used(recipe.validation.device, recipe.validation.threads),
         "versions": versions(),
         "seed": recipe.seed,
         "seconds": {name: found["seconds"] for name, found in read_json(path / STATE)["stages"].items()},

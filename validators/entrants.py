@@ -46,7 +46,7 @@ class Entrant:
 
     def subject(self, inputs: Arrays, session: Session) -> Subject:
         """What checks measure; they ask for no outcome, so any task will do."""
-        evaluation = Evaluation(registry.task("text-classification"), (inputs,))
+        evaluation = Evaluation(registry.task("text-classification"), (inputs,), shaped=True)
         return Subject(self.name, self.facts["runtime"], self.folder, evaluation, session, NO_OUTCOMES)
 
 
@@ -155,7 +155,7 @@ def _lay(source: Path, place: Path) -> None:
 def inputs(entrants: Sequence[Entrant], rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Made-up inputs of one shape for all exports: tokens that all of them know, full masks, normal numbers.
 
-    Free axes are `rows` where they come first, else `length`; caches are left out, so that runners start with none.
+    All rows have the same tokens: BART wants as many ends in each. Free axes are `rows` where they come first, else `length`; caches are left out, so that runners start with none.
     """
     tokens = min(entrant.tokens for entrant in entrants)
     generator = np.random.default_rng(seed)
@@ -175,12 +175,13 @@ def _made(
     shape = [axis if isinstance(axis, int) and axis > 0 else free[min(place, 1)] for place, axis in axes]
     dtype = np.dtype(value["dtype"])
     if dtype.kind == "f":
-        return generator.standard_normal(shape).astype(dtype)
+        return np.asarray(generator.standard_normal(shape), dtype)
     if dtype.kind == "b" or "mask" in name:
         return np.ones(shape, dtype)
     if name == POSITIONS:
         return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape).copy()
-    return generator.integers(0, 1 if "type" in name else tokens, shape).astype(dtype)
+    row = generator.integers(0, 1 if "type" in name else tokens, shape[1:])
+    return np.broadcast_to(row, shape).astype(dtype)
 
 
 def given(file: Path) -> dict[str, np.ndarray]:
@@ -194,6 +195,6 @@ def given(file: Path) -> dict[str, np.ndarray]:
             found = dict(archive)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{file} cannot be read as an .npz file of arrays: {first_line(error)}") from error
-    if not found or any(not array.ndim for array in found.values()):
-        raise InputError(f"{file} must hold the exports' inputs by name, each with the rows as its first axis.")
+    if not found:
+        raise InputError(f"{file} is empty: it must hold the exports' inputs by name.")
     return found

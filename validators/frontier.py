@@ -115,14 +115,20 @@ def hint(context: Mapping[str, Any]) -> str:
     chosen = look(context, "search", "chosen")
     if chosen is None:
         return ""
-    larger = [point.budget for point in points(context) if point.budget > chosen]
-    held = [budget for budget in larger if all(p.holds for p in points(context) if p.budget == budget)]
-    following = min(held, default=min(round(chosen + MARGIN, 3), bisection.grid()[-1]))
+    enough = any if look(context, "recipe", "export") == "auto" else all
+    larger = sorted({point.budget for point in points(context) if point.budget > chosen})
+    held = [budget for budget in larger if enough(p.holds for p in points(context) if p.budget == budget)]
+    untried = [budget for budget in bisection.grid() if budget > chosen and budget not in larger]
+    said = f"Budget {chosen:.3f} held its gates on the validation rows, but not on the evaluation data. "
+    if not held and not untried:
+        return f"{said}No larger one is left to try: the dense model is what to ship, or other gates."
+    far = [budget for budget in untried if budget >= round(chosen + MARGIN, 3)]
+    following = min(held or far or untried[-1:])
     known = "which held its gates on the validation rows" if held else "which was not tried"
     return (
-        f"Budget {chosen:.3f} held its gates on the validation rows, but not on the evaluation data. Worth trying next "
-        f"is {following:.3f}, {known}: --set 'plan.budget={{parameters: {following:.3f}}}' and another --out. "
-        "Evaluation data that has turned a budget down has helped to choose: prove the next one on data that has not."
+        f"{said}Worth trying next is {following:.3f}, {known}: --set 'plan.budget={{parameters: {following:.3f}}}' and "
+        "another --out. Evaluation data that has turned a budget down has helped to choose: prove the next one on data "
+        "that has not."
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from compressor.errors import DependencyError
+from compressor.threads import usable_threads
 
 MIB = 2**20
 
@@ -100,6 +101,24 @@ def _begin_context() -> None:
     device, context = ctypes.c_int(), ctypes.c_void_p()
     if not cuda.cuInit(0) and not cuda.cuDeviceGet(ctypes.byref(device), 0):
         cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+
+
+def used(device: str, threads: int) -> dict[str, Any]:
+    """What of this machine exports run on: CPU threads, 0 being as many as allowed, and the GPU's name on "cuda"."""
+    found: dict[str, Any] = {"threads": threads or usable_threads()}
+    return found | ({"gpu": _card()} if device == "cuda" else {})
+
+
+def _card() -> str | None:
+    """The first visible GPU's name; None where no driver tells it."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        name = pynvml.nvmlDeviceGetName(_first_visible(pynvml))
+    except pynvml.NVMLError:
+        return None
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def _first_visible(pynvml: Any) -> Any:

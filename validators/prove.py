@@ -58,7 +58,8 @@ def _runtime(folder: Path) -> str:
 
 
 def _folders(parent: Path, names: Sequence[str] | None = None) -> list[Path]:
-    there = {folder.name: folder for folder in sorted(parent.glob("*")) if (folder / EXPORT_FILE).is_file()}
+    whole = (folder for folder in sorted(parent.glob("[!.]*")) if (folder / EXPORT_FILE).is_file())
+    there = {folder.name: folder for folder in whole}
     missing = [name for name in names or there if name not in there]
     if missing or not there:
         other = f" {', '.join(missing)}; it has {', '.join(there) or 'none'}" if missing else ""

@@ -66,7 +66,7 @@ def package(
     name = _slug(f"{Path(found.manifest['recipe']['model']['path']).name}-{chosen.name}")
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         folder = Path(scratch) / name
-        with alone(found.path):
+        with alone(found.path, writes=False):
             shutil.copytree(found.path / proof.place(chosen.name), folder / MODEL)
         proof.require_measured(report, chosen.name, folder / MODEL)
         _describe(summarize(name, found, report, chosen, sign_with is not None), folder)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,13 @@ DTYPES = {
 }
 
 
+def cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use, by its affinity and its container; the runtime itself does not look."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    granted, _, period = limit.read_text().partition(" ") if limit.is_file() else ("max", "", "")
+    return found if granted == "max" else max(1, min(found, math.ceil(int(granted) / int(period))))
+
+
 class Model:
     """The graph with its facts; call it with named arrays."""
 
@@ -43,8 +51,8 @@ class Model:
         self.facts = read(folder / "package.json")
         self.folder = folder / "model"
         options = onnxruntime.SessionOptions()
-        if hasattr(os, "sched_getaffinity"):
-            options.intra_op_num_threads = len(os.sched_getaffinity(0))  # the runtime itself does not look
+        options.intra_op_num_threads = cores()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as it was measured
         graph = self.folder / "model.onnx"
         if not graph.is_file():
             graph = self.folder / "model.ort"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from compressor.errors import ArtifactError, InputError
+from compressor import run_folder
 from compressor.run_folder import Run, alone
 
 RECIPE: dict[str, Any] = {"seed": 0, "plan": {"budget": {"parameters": 0.5}}, "export": ["onnx"]}
@@ -170,6 +172,17 @@ def test_one_process_may_hold_its_run_more_than_once(folder: Path) -> None:
     with alone(folder):
         assert first.finished("probe")
     assert second.finished("probe")
+
+
+def test_who_only_reads_goes_on_where_no_lock_can_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder / ".lock"))
+
+    monkeypatch.setattr(run_folder, "_lock", refuse)
+    with alone(folder, writes=False):
+        pass
+    with pytest.raises(PermissionError), alone(folder):
+        pytest.fail("let in without a lock")
 
 
 def test_a_run_that_is_no_longer_in_use_lets_others_in(folder: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from compressor.tasks.base import Outcomes
 from validators.accuracy import Accuracy, difference_interval, mcnemar
+from validators.base import block_means
 
 
 def one_hot(labels: np.ndarray, classes: int = 4) -> np.ndarray:
@@ -27,6 +28,15 @@ def brute_force(base: np.ndarray, ours: np.ndarray, confidence: float, resamples
     drawn = (rng.integers(0, len(base), len(base)) for _ in range(resamples))
     gains = [ours[rows].mean() - base[rows].mean() for rows in drawn]
     return np.quantile(gains, ((1 - confidence) / 2, (1 + confidence) / 2))
+
+
+@pytest.mark.parametrize("size", [1, 7, 640, 20_000])
+def test_draws_are_the_same_however_many_are_held_at_once(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    differences = np.random.default_rng(0).normal(size=2_000)
+    wanted = block_means(differences, 64, 300, 5)
+    monkeypatch.setattr("validators.base.DRAWN", size)
+    np.testing.assert_allclose(block_means(differences, 64, 300, 5), wanted, rtol=1e-12)
+    assert wanted.std() == pytest.approx(1 / 2_000**0.5, rel=0.4)
 
 
 @pytest.mark.parametrize("counts", [(300, 30, 10, 60), (900, 25, 25, 50), (20, 60, 60, 60)])

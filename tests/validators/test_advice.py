@@ -172,3 +172,10 @@ def test_infinite_perplexity_is_never_sound() -> None:
     found = advice.recommend((speaking("fp32", "candidate", math.inf),)).best
     assert found is not None
     assert found.name == "dense"
+
+
+def test_an_accuracy_without_an_interval_is_judged_by_its_value() -> None:
+    for accuracy, sound in ((0.92, False), (0.93, True)):
+        one = export("int8", accuracy=accuracy)
+        bare = replace(one, findings=tuple(replace(f, interval=None, confidence=None) for f in one.findings))
+        assert [option.sound for option in advice.options([bare]) if option.name == one.name] == [sound]

@@ -21,6 +21,7 @@ from exporters.base import Session
 from validators import entrants
 from validators.base import Finding
 from validators.bench import Bench, bench
+from validators.child import tiled
 from validators.report import ExportReport
 
 Folders = dict[str, tuple[Path, list[np.ndarray]]]
@@ -149,6 +150,7 @@ def test_made_up_inputs_are_what_every_export_takes(tmp_path: Path) -> None:
         "pixel_values": (2, 3, 4, 5),
     }
     assert alone["attention_mask"].all()
+    assert (alone["input_ids"][0] == alone["input_ids"][1]).all()
     assert not alone["token_type_ids"].any()
     assert 7 < alone["input_ids"].max() < entrants.TOKENS
     assert alone["pixel_values"].std() == pytest.approx(1, abs=0.3)
@@ -161,6 +163,45 @@ def test_inputs_of_a_file_take_the_place_of_made_up_ones(files: dict[str, Path],
     np.savez(tmp_path / "real.npz", input_ids=np.arange(15).reshape(3, 5))
     found = bench([files["dense"], files["small"]], ONE, runs=10, inputs_file=tmp_path / "real.npz")
     assert found.setting["inputs"] == "input_ids (3, 5)"
+
+
+def test_inputs_are_run_as_they_are(tmp_path: Path) -> None:
+    """A padded batch stays padded, a cache is as long as it is, and what is no batch is none."""
+    arrays = {
+        "input_ids": np.array([[5, 6, 7], [8, 0, 0]]),
+        "attention_mask": np.array([[1, 1, 1, 1], [1, 1, 0, 0]]),
+        "labels": np.zeros(2),
+        "sr": np.array(16000),
+    }
+    np.savez(tmp_path / "real.npz", **arrays)
+    subject = entrants.Entrant("one", tmp_path, {"runtime": "onnx"}).subject(entrants.given(tmp_path / "real.npz"), ONE)
+    found = tiled(subject.evaluation, 1, 64)
+    assert list(found) == list(arrays)
+    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
+    np.savez(tmp_path / "empty.npz")
+    with pytest.raises(InputError, match=r"empty\.npz is empty"):
+        entrants.given(tmp_path / "empty.npz")
+
+
+def older(path: Path) -> Path:
+    """A convolution whose weight is listed as an input, as the first graphs did, and a switch that is no array."""
+    value, helper = onnx.helper.make_tensor_value_info, onnx.helper
+    inputs = [value("data", 1, ["N", 3, 8, 8]), value("a_weight", 1, [4, 3, 3, 3]), value("scale", 1, [])]
+    weight = onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "a_weight")
+    nodes = [
+        helper.make_node("Conv", ["data", "a_weight"], ["convolved"]),
+        helper.make_node("Mul", ["convolved", "scale"], ["out"]),
+    ]
+    graph = helper.make_graph(nodes, "older", inputs, [value("out", 1, None)], [weight])
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), path)
+    return path
+
+
+def test_weights_that_are_listed_as_inputs_are_none_and_a_scalar_is_one(tmp_path: Path) -> None:
+    one, other = older(tmp_path / "one.onnx"), older(tmp_path / "other.onnx")
+    found = bench([one, other], ONE, batch_size=3, runs=10)
+    assert found.setting["inputs"] == "data (3, 3, 8, 8), scale ()"
+    assert of(found.entries[0], "latency_p50").candidate > 0
 
 
 def broken(path: Path) -> Path:

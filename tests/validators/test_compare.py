@@ -261,6 +261,31 @@ def test_other_evaluation_data_is_refused_unless_it_is_allowed() -> None:
     assert "evaluation data differs" in warning
 
 
+def running(length: int, tokenizer: str, task: str = "text-generation") -> Report:
+    made = report(model={"task": task}, files={"exports/onnx-int8/tokenizer.json": tokenizer})
+    made.context["recipe"]["model"] = {"max_length": length}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (running(512, "a"), "blocks of 128 tokens before and 512 after"),
+        (running(128, "b"), "by another tokenizer"),
+    ],
+)
+def test_running_text_that_is_cut_otherwise_is_other_data(after: Report, said: str) -> None:
+    with pytest.raises(DataError, match=f"{said}.*--allow-different-data"):
+        compare(running(128, "a"), after)
+    (warning,) = compare(running(128, "a"), after, allow_different_data=True).warnings
+    assert said in warning
+
+
+def test_sentences_may_be_cut_otherwise() -> None:
+    assert not compare(running(128, "a", "text-classification"), running(512, "b", "text-classification")).warnings
+    assert not compare(running(128, "a"), running(128, "a")).warnings
+
+
 def test_unknown_evaluation_data_is_a_warning() -> None:
     assert "does not say which evaluation data" in compare(report(digest=None), report()).warnings[0]
 

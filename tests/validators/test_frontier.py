@@ -114,6 +114,27 @@ def test_a_failed_winner_without_a_larger_trial_names_an_untried_budget(chosen: 
     assert f"is {following}, which was not tried" in frontier.hint(context(trial(chosen, 0.94), chosen=chosen))
 
 
+def test_where_the_largest_budget_failed_nothing_larger_is_proposed() -> None:
+    said = frontier.hint(context(trial(0.984, 0.94), chosen=0.984))
+    assert "No larger one is left to try" in said
+    assert "--set" not in said
+
+
+def test_a_budget_that_was_tried_is_not_called_untried() -> None:
+    failed = trial(0.562, 0.5)
+    failed["failed"] = [{"export": "onnx-int8", "quantity": "latency_p50"}]
+    assert "is 0.578, which was not tried" in frontier.hint(context(trial(0.5, 0.94), failed, chosen=0.5))
+
+
+def test_of_the_best_of_many_one_that_holds_is_enough() -> None:
+    larger = trial(0.75, 0.94)
+    larger["exports"].append({**larger["exports"][0], "name": "onnx-int4"})
+    larger["failed"] = [{"export": "onnx-int4", "quantity": "accuracy"}]
+    found = context(trial(0.5, 0.94), larger, chosen=0.5)
+    assert "is 0.562, which was not tried" in frontier.hint(found)
+    assert "is 0.750, which held" in frontier.hint(found | {"recipe": {"export": "auto"}})
+
+
 def test_a_search_in_vain_fails_its_report_even_where_an_unsure_gate_passes() -> None:
     found = report(context(trial(0.5, 0.94), chosen=None))
     assert found.verdict == "fail"

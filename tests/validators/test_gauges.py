@@ -55,6 +55,9 @@ class Driver:
         self.asked = f"index {index}"
         return "gpu"
 
+    def nvmlDeviceGetName(self, handle: str) -> str:
+        return f"a card, {self.asked}"
+
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
         self.asked = uuid
         return "gpu"
@@ -77,6 +80,26 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
         return made
 
     return install
+
+
+def test_what_exports_run_on_names_the_gpu_that_is_seen_and_the_threads_that_are_allowed(
+    driver: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gauges, "usable_threads", lambda: 3)
+    driver((0, {}))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert gauges.used("cuda", 0) == {"threads": 3, "gpu": "a card, index 1"}
+    assert gauges.used("cpu", 2) == {"threads": 2}
+
+
+def test_a_gpu_without_a_driver_has_no_name(driver: Any, monkeypatch: pytest.MonkeyPatch):
+    made = driver((0, {}))
+
+    def refuse() -> None:
+        raise made.NVMLError
+
+    monkeypatch.setattr(made, "nvmlInit", refuse)
+    assert gauges.used("cuda", 1) == {"threads": 1, "gpu": None}
 
 
 def test_gpu_memory_is_that_of_this_process_where_the_driver_lists_it(driver: Any):

@@ -37,6 +37,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 ONE_THREAD = Session(threads=1)
 
 
+@pytest.mark.parametrize(
+    ("limit", "cores"), [("max 100000", 6), ("200000 100000", 2), ("150000 100000", 2), ("1000 100000", 1)]
+)
+def test_threads_are_what_affinity_and_container_allow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, cores: int
+) -> None:
+    monkeypatch.setattr(predict.os, "sched_getaffinity", lambda _: set(range(6)))
+    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    assert predict.cores(tmp_path / "cpu.max") == cores
+    assert predict.cores(tmp_path / "absent") == 6
+
+
 @pytest.fixture
 def unpacked(packaged: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
     """task -> the folder of its package."""
