@@ -17,6 +17,7 @@ from torch import nn
 from compressor import progress
 from compressor.distillation import Lesson, lesson_of, one_copy, taught_loss
 from compressor.errors import ModelError
+from compressor.files import read_json, write_json
 from compressor.lessons import ROW, Notes, take
 from compressor.recipe import Distillation, Training
 from compressor.storage import load_tensors_, save_tensors, state_of
@@ -26,7 +27,7 @@ History = list[dict[str, float]]
 Lessons = Callable[[dict[str, Any]], Lesson]  # a batch, whose rows' numbers are taken out of it -> what is said of it
 LESSONS = "lessons.bin"
 UNTRAINED = "untrained.safetensors"
-WHOLE = "whole"  # an empty file in every checkpoint that was written to its end
+WHOLE = "whole.json"  # in every checkpoint that was written to its end: the size of each of its files
 
 
 def trainable(model: nn.Module) -> int:
@@ -50,7 +51,7 @@ def adapt_(
 ) -> History:
     """Train what requires gradients; ends with the best checkpoint on the validation data, or the last without any.
 
-    Where no checkpoint is better there than the model was before, it ends as that one, and says so.
+    Where every checkpoint is worse there than the model was before, it ends as that one, and says so.
 
     Checkpoints after every epoch lie in `folder`; a call that finds some there goes on from the last, with the same
     random numbers, so that it ends where an uninterrupted one would.
@@ -104,7 +105,7 @@ def adapt_(
     with nullcontext() if kept is None else one_copy(trainer.model, kept):
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         raise ModelError(f"{title.capitalize()} diverged: lower the learning rate ({training.learning_rate:g}).")
     history = _history([before, *trainer.state.log_history])
     if _spoiled(history, task.chooses_by):
@@ -113,8 +114,16 @@ def adapt_(
             f"{title.capitalize()} only made the model worse on the validation data: it is left as it was before. "
             f"Try a lower learning rate than {training.learning_rate:g}."
         )
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     return history
+
+
+def _remove(folder: Path) -> None:
+    """All at once under its name: a kill meanwhile leaves no part of it to go on from."""
+    gone = folder.with_name(f"{folder.name}-done")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _measured(trainer: Any, path: Path) -> dict[str, float]:
@@ -155,16 +164,16 @@ def _noted(notes: Notes) -> Lessons:
 
 def _trainer(task: Task, lessons: Lessons | None, distillation: Distillation) -> Any:
     """The Trainer class, plain or with lessons."""
-    from transformers import PreTrainedModel, Trainer
+    from transformers import Trainer
+    from transformers.utils import SAFE_WEIGHTS_NAME
 
     class PlainTrainer(Trainer):  # type: ignore[misc]
-        """Writes the tied weights of a module of one's own apart: safetensors refuses what shares memory."""
+        """Writes checkpoints by the names that the model has: the hub's, of ViT say, are skipped when they are read."""
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-            if not isinstance(self.model, PreTrainedModel):
-                shared = state_dict or self.model.state_dict()
-                state_dict = {name: tensor.clone().contiguous() for name, tensor in shared.items()}
-            super()._save(output_dir, state_dict)
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_tensors(state_of(self.model), folder / SAFE_WEIGHTS_NAME)
 
     if lessons is None:
         return PlainTrainer
@@ -187,11 +196,21 @@ def _last_checkpoint(folder: Path) -> str | None:
     """The last checkpoint that was written to its end; those that a kill or a full disk cut short are removed."""
     whole: dict[int, Path] = {}
     for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / WHOLE).is_file():
+        if _is_whole(checkpoint):
             whole[int(checkpoint.name.rpartition("-")[2])] = checkpoint
         else:
             shutil.rmtree(checkpoint)
     return str(whole[max(whole)]) if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether every file is there: a kill may also come while an old checkpoint is removed."""
+    sizes = _sizes(checkpoint)
+    return WHOLE in sizes and read_json(checkpoint / WHOLE) == sizes | {WHOLE: 0}
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in sorted(checkpoint.iterdir())}
 
 
 def _arguments(training: Training, folder: Path, seed: int, train: Any, chosen_by: str | None) -> Any:
@@ -263,7 +282,8 @@ def _progress_callback(title: str) -> Any:
             control.should_log = True  # so that a resumed run, which starts at an epoch's end, logs the same averages
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(checkpoint / WHOLE, _sizes(checkpoint) | {WHOLE: 0})
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if "loss" in logs:

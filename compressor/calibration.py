@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ from compressor.errors import ArtifactError, DataError, ModelError
 from compressor.forms import Form
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments
-from compressor.recording import Recorder, accumulate, mirrored
+from compressor.recording import Recorder, accumulate, evaluating, mirrored
 from compressor.tasks.base import inputs_of, labeled
 
 Batch = Mapping[str, Tensor]
@@ -153,16 +152,13 @@ def calibrate(
         return Statistics({}, {}, {}, 0)
     names = [target.name for target in find_targets(model, targets)]
     gather = _Gather({name: model.get_submodule(name) for name in names}, wanted, terms)
-    was_training = model.training
-    with ExitStack() as hooks:
+    with ExitStack() as hooks, evaluating(model):
         for name in names:
             handle = model.get_submodule(name).register_forward_hook(gather.recorders[name])
             hooks.callback(handle.remove)
             weight = model.get_parameter(f"{name}.weight")
             hooks.callback(weight.requires_grad_, weight.requires_grad)
             weight.requires_grad_(True)  # a frozen model's outputs have no gradient
-        hooks.callback(partial(model.train, was_training))
-        model.eval()
         for batch in batches:
             gather.add(model, beside(model, batch), loss)
     return gather.statistics()

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from compressor import memory, progress
 from compressor.calibration import Batch
 from compressor.devices import beside
-from compressor.errors import DataError
+from compressor.errors import DataError, ModelError
 from compressor.forms import Dense, matrix
+from compressor.layers import CoreLinear
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Method, Moments
 from compressor.passes import SHARE
@@ -33,6 +34,7 @@ from compressor.targets import dense_layer
 from compressor.tasks.base import inputs_of
 
 RIDGE = 0.01
+AGREEMENT = 0.5  # least cosine between what a layer reads in two models: of rows that belong together
 
 
 def _forward(model: nn.Module, batch: Batch) -> Any:
@@ -52,8 +54,8 @@ def correct_(
     """Decompose the planned targets of an untrained factorized model anew, in order; those kept dense change as well.
 
     Both models are run in evaluation mode. A target stays as it is where nothing can be compared: the first batch does
-    not reach it, it sees other rows in the two models (experts that other tokens go to), its core has no `restart_`, or
-    the method finds fewer directions than its rank.
+    not reach it, it sees zeros alone or other rows in the two models (experts that other tokens go to), its core has no
+    `restart_`, or the method finds fewer directions than its rank.
 
     Args:
         model: from `factorize_`, on the device of `dense`.
@@ -68,7 +70,14 @@ def correct_(
 
     Raises:
         DataError: no batch.
+        ModelError: a target of the plan is not factorized yet, or folded already.
     """
+    odd = [name for name in plan.ranks if not isinstance(model.get_submodule(name), CoreLinear)]
+    if odd:
+        raise ModelError(
+            f"Not to be corrected: {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''} of the plan have no trained "
+            "core. Call correct_ between factorize_ and fold_."
+        )
     layers = {layer.name: layer for layer in plan.layers}
     with torch.random.fork_rng(), settled(dense), settled(model):
         rest = iter(batches)
@@ -119,8 +128,11 @@ class _Seen:
 
     @classmethod
     def of(cls, theirs: Iterable[Tensor], ours: Iterable[Tensor]) -> _Seen | None:
-        """From rows (N, n), batch by batch; None where the two models see different rows, or none."""
-        sums, count = list[Tensor](), 0
+        """From rows (N, n), batch by batch; None where the two models see different rows, none, or nothing but zeros.
+
+        That rows are different is told by their number, or by how little they agree.
+        """
+        sums, size, count = list[Tensor](), 0.0, 0
         for x, y in zip(theirs, ours, strict=True):
             if x.shape != y.shape:
                 return None
@@ -128,8 +140,13 @@ class _Seen:
                 continue
             found = x.mT @ y, y.mT @ y
             sums = [total + one for total, one in zip(sums, found, strict=True)] if sums else list(found)
+            size += float(x.double().square().sum())
             count += len(x)
-        return cls(*(total.double().cpu() / count for total in sums)) if count else None
+        if not count:
+            return None
+        crossed, moment = (total.double().cpu() for total in sums)
+        alike = crossed.trace() > AGREEMENT * (size * moment.trace()) ** 0.5  # not where anything is not finite, too
+        return cls(crossed / count, moment / count) if alike else None
 
     @cached_property
     def input(self) -> SecondMoment:

@@ -190,7 +190,7 @@ class Line:
             return replace(Plan.load(Path(section.path)), predicted=None, measured=None)  # its ranks may be edited
         if not section.measures:
             return self.allocate(spectra)
-        plan, record = measured.choose(self, spectra)
+        plan, record = measured.choose(self, spectra, scratch)
         write_json(scratch / measured.RECORD, record)
         return plan
 
@@ -236,9 +236,9 @@ class Line:
 
     def factorized(self, plan: Plan | None = None) -> Any:
         """A new copy of the model with cores in place of the planned targets, untrained; by default of its own plan."""
-        model, plan = self.start(), plan or self.plan()
-        torch.manual_seed(self.recipe.seed)
-        return factorize.factorize_(model, self.recipe.method, {}, plan, subspaces=self.subspaces)
+        model, plan, subspaces = self.start(), plan or self.plan(), self.subspaces
+        torch.manual_seed(self.recipe.seed)  # behind what draws as many numbers only where it is not made yet
+        return factorize.factorize_(model, self.recipe.method, {}, plan, subspaces=subspaces)
 
     def fold(self) -> Artifact:
         """The artifact: the folded model, its manifest, no scratch."""

@@ -23,6 +23,7 @@ from compressor.forms import Patches, as_dense, form_of
 from compressor.machine import machine
 from compressor.market import Market, Price, Spectrum, break_even
 from compressor.planning import Plan, of_market
+from compressor.running import settled
 from compressor.structure import shape
 from compressor.timings import Curve, Site
 from exporters.base import Arrays, write
@@ -34,14 +35,14 @@ RECORD = "measured.json"
 FP32_BYTES = 4
 
 
-def choose(line: Line, spectra: Sequence[Spectrum]) -> tuple[Plan, dict[str, Any]]:
+def choose(line: Line, spectra: Sequence[Spectrum], scratch: Path) -> tuple[Plan, dict[str, Any]]:
     """The plan of a line's recipe, and what it was chosen by, for RECORD.
 
     Raises:
         BudgetError: the budget cannot be met.
         DependencyError, ExportError, ResourceError, RuntimeFailure: an export cannot be made or measured.
     """
-    with tempfile.TemporaryDirectory(dir=line.run.scratch) as folder:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
         return Measuring(line, Path(folder)).choose(spectra)
 
 
@@ -178,8 +179,7 @@ def sites(model: nn.Module, names: Sequence[str], inputs: Mapping[str, Any]) -> 
     def record(name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         calls[name].append(_site(module, tuple(arguments[0].shape)))
 
-    model.eval()
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks, settled(model):
         for name in names:
             handle = model.get_submodule(name).register_forward_pre_hook(partial(record, name))
             hooks.callback(handle.remove)

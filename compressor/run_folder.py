@@ -200,8 +200,8 @@ def _state(folder: Path) -> dict[str, Any] | None:
 
 
 def _empty(folder: Path) -> None:
-    """Remove all but the lock, which other processes look for."""
-    for path in folder.iterdir():
+    """Remove all but the lock, which other processes look for; last what says that it is a run."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == STATE):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != LOCK:

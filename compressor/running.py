@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -15,25 +16,20 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from compressor.calibration import Batch
 from compressor.forms import Form, form_of
-from compressor.recording import rows_of
+from compressor.recording import evaluating, rows_of
 from compressor.targets import block_of
 
 Run = Callable[[nn.Module, Batch], Any]
 
 CLOSE = 1e-3  # share of the largest input: what a layer reads may differ by it where a model is run in two ways
+ODD = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)  # of blocks that are not run
 
 
 @contextmanager
 def settled(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode and without gradients; its modules' modes are put back afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), torch.no_grad():
+        yield
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Calls:
             counts[name] += 1
             if name in blocks:
                 read.append((name, arguments[0]))
-            else:
+            if name in blocks.values():
                 largest = max(largest, _bytes(output))
 
         with _hooked(model, {*names, *blocks.values()} - {""}, see):
@@ -79,13 +75,14 @@ class Chain:
     """A model that runs over a sample up to one of its layers.
 
     A block that is left behind is not run again but gives what it gave. Of the blocks of one list only the last one's
-    outputs are kept: the others' are nothing but its inputs. Where that is not so, whole passes are made.
+    outputs are kept: the others' are nothing but its inputs. Where that is not so, whole passes are made: what each
+    block reads is compared on the first batch before one is left.
     """
 
     def __init__(self, model: nn.Module, calls: Calls, sample: Sequence[Batch], loss: Run) -> None:
         self.model, self.calls, self.sample, self.loss = model, calls, sample, loss
         self.given: dict[str, list[Any]] = {}  # by the name of the list: an output of its last block for each batch
-        self.replaced: dict[str, nn.Module] = {}
+        self.replaced: dict[str, Any] = {}  # by the name of the block: a forward of its own, where it had one
         self.block, self.number, self.follows = "", 0, True
 
     @contextmanager
@@ -101,55 +98,107 @@ class Chain:
         name, block = group[0], self.calls.blocks[group[0]]
         if block != self.block:
             if self.follows and self.calls.counts[self.block] == 1:
-                self._leave(self.block, name)
+                self._leave(self.block, self._together(group))
             self.block = block
         to_rows = self.calls.forms[name].inputs
         for number, batch in enumerate(self.sample):
-            found = [rows_of(to_rows(x), batch.get("attention_mask")) for x, _ in self._until(number, name)]
+            found = [rows_of(to_rows(x), batch.get("attention_mask")) for x, _ in self._calls(number, name)]
             yield torch.cat(found).float() if found else torch.empty(0)
 
-    def _until(self, number: int, name: str) -> list[tuple[Tensor, Any]]:
-        """Input and output of every call of a module on one batch."""
-        found = list[tuple[Any, Any]]()
+    def _together(self, group: Sequence[str]) -> list[str]:
+        """The first of each group from one on, as long as they lie in its block."""
+        groups, block = self.calls.groups, self.calls.blocks[group[0]]
+        following = groups[groups.index([*group]) :]
+        return [one[0] for one in takewhile(lambda one: self.calls.blocks[one[0]] == block, following)]
 
-        def see(_name: str, _module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            found.append((arguments[0] if arguments else None, output))
-            if len(found) == self.calls.counts[name]:
+    def _calls(self, number: int, name: str) -> list[tuple[Any, Any]]:
+        """Input and output of every call of a module on one batch."""
+        try:
+            return self._seen(number, [name])[name]
+        except ODD:  # of what stands between blocks, on this batch
+            if not self.replaced:
+                raise
+            self._give_up()
+            return self._seen(number, [name])[name]
+
+    def _seen(self, number: int, names: Sequence[str]) -> dict[str, list[tuple[Any, Any]]]:
+        """The same of several modules, in one pass that ends when all of them have been called."""
+        found: dict[str, list[tuple[Any, Any]]] = {name: [] for name in names}
+
+        def see(name: str, _module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            found[name].append((arguments[0] if arguments else None, output))
+            if all(len(calls) == self.calls.counts[one] for one, calls in found.items()):
                 raise _Reached
 
         self.number = number
         torch.manual_seed(number)
-        with _hooked(self.model, {name}, see), suppress(_Reached):
-            self.loss(self.model, self.sample[number])
+        with _hooked(self.model, names, see), suppress(_Reached):
+            self.loss(self.model, dict(self.sample[number]))
         return found
 
-    def _leave(self, block: str, following: str) -> None:
-        """Replay a block from here on, unless what the next target reads is not the same then."""
-        read = self._until(0, following)
-        self.given[block.rpartition(".")[0]] = [self._until(number, block)[0][1] for number in range(len(self.sample))]
-        self.replaced[block] = module = self.model.get_submodule(block)
-        module.forward = partial(self._replay, block.rpartition(".")[0])
-        self.follows = self._gives(read, following)
-        if not self.follows:
-            self._release()
+    def _leave(self, block: str, following: Sequence[str]) -> None:
+        """Replay a block from here on, unless what the targets of the next one read is not the same then."""
+        found = [self._calls(number, block) for number in range(len(self.sample))]
+        if not self.follows or any(len(calls) != 1 for calls in found):
+            self._give_up()
+            return
+        with self._whole():
+            read = self._seen(0, following)
+        blocks, module = block.rpartition(".")[0], self.model.get_submodule(block)
+        self.given[blocks] = [output for ((_, output),) in found]
+        self.replaced[block] = vars(module).get("forward")
+        module.forward = partial(self._replay, blocks)
+        if not self._gives(read, following):
+            self._give_up()
 
-    def _gives(self, read: Sequence[tuple[Tensor, Any]], following: str) -> bool:
-        """Whether a target reads that on the first batch, close enough."""
+    def _gives(self, read: Mapping[str, list[tuple[Any, Any]]], following: Sequence[str]) -> bool:
+        """Whether targets read that on the first batch, close enough."""
         try:
-            found = self._until(0, following)
-        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # of what stands between blocks
+            found = self._seen(0, following)
+        except ODD:
             return False
-        pairs = zip((x for x, _ in read), (y for y, _ in found), strict=True)
-        return all(x.shape == y.shape and float((x - y).abs().max()) <= CLOSE * float(x.abs().max()) for x, y in pairs)
+        same = all(len(read[name]) == len(found[name]) for name in following)
+        return same and all(
+            _close(x, y) for name in following for (x, _), (y, _) in zip(read[name], found[name], strict=True)
+        )
 
     def _replay(self, blocks: str, *_: Any, **__: Any) -> Any:
         return tree_map_only(Tensor, Tensor.clone, self.given[blocks][self.number])  # it may be changed in place
 
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """No block is replayed meanwhile."""
+        replaying = {block: self.model.get_submodule(block).forward for block in self.replaced}
+        self._restore()
+        try:
+            yield
+        finally:
+            for block, forward in replaying.items():
+                self.model.get_submodule(block).forward = forward
+
+    def _restore(self) -> None:
+        for block, own in self.replaced.items():
+            module = self.model.get_submodule(block)
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+
+    def _give_up(self) -> None:
+        """Whole passes from here on."""
+        self.follows = False
+        self._release()
+
     def _release(self) -> None:
-        for module in self.replaced.values():
-            del module.forward
+        self._restore()
         self.replaced.clear()
         self.given.clear()
+
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    if x.shape != y.shape:
+        return False
+    return not x.numel() or float((x - y).abs().max()) <= CLOSE * float(x.abs().max())
 
 
 @contextmanager

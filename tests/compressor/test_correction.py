@@ -15,8 +15,8 @@ from compressor import correction, memory, progress, running
 from compressor.calibration import Statistics, calibrate
 from compressor.cores import FreeCore, OrthogonalCore
 from compressor.correction import RIDGE, correct_
-from compressor.errors import DataError
-from compressor.factorize import factorize_, plan
+from compressor.errors import DataError, ModelError
+from compressor.factorize import factorize_, fold_, plan
 from compressor.forms import form_of, matrix
 from compressor.layers import CoreLinear
 from compressor.linalg import SecondMoment
@@ -91,6 +91,72 @@ class Changed(Chain):
         for block in self.blocks:
             x = block(x)
             x *= 0.9
+        return Answer(self.head(x), labels)
+
+
+class Ladder(nn.Module):
+    """What each block of one list gave is added, in reverse order, inside those of another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.head = nn.Linear(10, 20), nn.Linear(20, 3)
+        self.down, self.up = (nn.ModuleList([Rung(20) for _ in range(3)]) for _ in range(2))
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Answer:
+        x, kept = self.enter(x), list[Tensor]()
+        for block in self.down:
+            x = block(x)
+            kept.append(x)
+        for block in self.up:
+            x = block(x, kept.pop())
+        return Answer(self.head(x), labels)
+
+
+class Rung(Block):
+    """What is added is not read by the first layers."""
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        y = torch.tanh(self.one(x)) * self.other(x)
+        return x + self.down(y) if added is None else x + self.down(y + added.repeat(1, 2)[:, :24])
+
+
+class Shared(Chain):
+    """The last block reads what the second one has left in a dictionary, as layers that share keys and values do."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Answer:
+        x, left = self.enter(x), dict[str, Tensor]()
+        for number, block in enumerate(self.blocks):
+            x = block(x, left, number)
+        return Answer(self.head(x), labels)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Leaving(20) for _ in range(4)])
+
+
+class Leaving(Block):
+    """The block of `Shared`."""
+
+    def forward(self, x: Tensor, left: dict[str, Tensor] | None = None, number: int = 0) -> Tensor:
+        y = torch.tanh(self.one(x)) * self.other(x)
+        if left is not None and number == 1:
+            left["y"] = y
+        return x + self.down(y + left["y"] if left is not None and number == 3 else y)
+
+
+class Stacked(nn.Module):
+    """Blocks that are nothing but layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([nn.Linear(10, 40), *(nn.Linear(40, 40) for _ in range(3))])
+        self.head = nn.Linear(40, 3)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Answer:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
         return Answer(self.head(x), labels)
 
 
@@ -182,6 +248,9 @@ CASES = {
     "another width from the second block on": (Merged, (10,)),
     "changed in place": (Changed, (10,)),
     "convolutions": (Convolutions, (8, 5, 5)),
+    "another list reads every block": (Ladder, (10,)),
+    "a later block reads what another left": (Shared, (10,)),
+    "blocks that are layers": (Stacked, (10,)),
 }
 
 
@@ -311,6 +380,92 @@ def test_a_layer_that_some_batches_do_not_reach_is_fitted_to_the_others() -> Non
     model, chosen, moments = made(dense, rows(10, count=6), method, 0.5)
     correct_(model, dense, method, moments, chosen, batches)
     require_corrected(dense, model, method, chosen, moments, batches)
+
+
+def test_blocks_that_some_batches_do_not_reach_are_run_again() -> None:
+    """Experts in a list of their own: which of them are called, and on how many rows, each batch decides."""
+
+    class Routed(Chain):
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> Answer:
+            y = self.enter(x)
+            for number, block in enumerate(self.blocks):
+                if number < 2 or len(x) != 5:
+                    y = torch.cat([block(y[: len(x) // 2 if number else 0]), y[len(x) // 2 if number else 0 :]])
+            return Answer(self.head(y), labels)
+
+    dense, method = Routed().eval(), Jactus()
+    batches = rows(10, count=6) + [{key: one[:5] for key, one in batch.items()} for batch in rows(10, count=2)]
+    targets = ["enter", "blocks.[123].*"]
+    model, chosen, moments = made(dense, batches, method, 0.5, targets=targets)
+    correct_(model, dense, method, moments, chosen, batches)
+    require_corrected(dense, model, method, chosen, moments, batches)
+
+
+def test_torchs_own_encoder_with_padding_is_calibrated_and_corrected() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> Answer:
+            read = self.encoder(x, src_key_padding_mask=~attention_mask.bool())
+            return Answer(self.head(read[:, 0]), labels)
+
+    dense, method = Encoder().eval(), Spectral(metric="input")
+    batches = [
+        one | {"attention_mask": (torch.arange(6) < 3 + torch.arange(8)[:, None] % 4).long()} for one in rows(6, 16)
+    ]
+    model, chosen, moments = made(dense, batches, method, 0.5, targets=["encoder.*.linear*"])
+    correct_(model, dense, method, moments, chosen, batches)
+    assert torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        require_corrected(dense, model, method, chosen, moments, batches)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+def test_a_layer_that_reads_nothing_but_zeros_stays() -> None:
+    dense, batches, method = Chain().eval(), rows(10), Spectral(metric="input")
+    for layer in (dense.blocks[1].one, dense.blocks[1].other):
+        nn.init.zeros_(layer.weight)
+    nn.init.zeros_(dense.blocks[1].one.bias)
+    model, chosen, moments = made(dense, batches, method, 0.5)
+    old = weight_of(model.get_submodule("blocks.1.down"))
+    correct_(model, dense, method, moments, chosen, batches)
+    assert torch.equal(weight_of(model.get_submodule("blocks.1.down")), old)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_a_loss_may_change_its_batch() -> None:
+    def taking(model: nn.Module, batch: Batch) -> Tensor:
+        batch.pop("labels")
+        logits: Tensor = model(**batch).logits
+        return logits
+
+    dense, batches, method = Chain().eval(), rows(10), Jactus()
+    model, chosen, moments = made(dense, batches, method, 0.5)
+    expected = correct_(copy.deepcopy(model), dense, method, moments, chosen, batches)
+    correct_(model, dense, method, moments, chosen, batches, loss=taking)
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_not_factorized_or_folded_already_is_refused() -> None:
+    dense, batches, method = Chain().eval(), rows(10), Jactus()
+    model, chosen, moments = made(dense, batches, method, 0.5)
+    for one in (copy.deepcopy(dense), fold_(model)):
+        before = copy.deepcopy(one.state_dict())
+        with pytest.raises(ModelError, match="between factorize_ and fold_"):
+            correct_(one, dense, method, moments, chosen, batches)
+        assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
+
+
+def test_what_blocks_that_are_layers_give_is_counted() -> None:
+    dense, (batch, *_) = Stacked().eval(), rows(10)
+    calls = running.Calls.of(dense, [f"layers.{number}" for number in range(4)], batch, lambda m, b: m(b["x"]))
+    assert calls.bytes == 8 * 10 * 4 + 8 * 8 + 2 * 8 * 40 * 4  # x, labels, and an output in each of two models
 
 
 def test_a_core_that_cannot_start_again_stays(monkeypatch: pytest.MonkeyPatch) -> None:
