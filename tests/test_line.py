@@ -316,6 +316,13 @@ def test_moments_are_the_same_in_however_many_passes(copied: Path, monkeypatch: 
             assert (one - other).norm() <= 1e-5 * other.norm(), name
 
 
+def test_the_untrained_model_is_the_same_whether_its_subspaces_are_there_yet_or_not(copied: Path) -> None:
+    state = read_json(copied / "run.json")
+    line = Line(Recipe.model_validate(state["recipe"]), Run(copied, state["recipe"], resume=True))
+    first, second = line.factorized().state_dict(), line.factorized().state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 def test_cores_are_trained_between_bases_that_were_corrected_in_order(copied: Path) -> None:
     state = read_json(copied / "run.json")
     line = Line(Recipe.model_validate(state["recipe"]), Run(copied, state["recipe"], resume=True))

@@ -155,7 +155,8 @@ def _lay(source: Path, place: Path) -> None:
 def inputs(entrants: Sequence[Entrant], rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Made-up inputs of one shape for all exports: tokens that all of them know, full masks, normal numbers.
 
-    All rows have the same tokens: BART wants as many ends in each. Free axes are `rows` where they come first, else `length`; caches are left out, so that runners start with none.
+    All rows have the same tokens: BART wants as many ends in each. Free axes are `rows` where they come first, else
+    `length`; caches are left out, so that runners start with none.
     """
     tokens = min(entrant.tokens for entrant in entrants)
     generator = np.random.default_rng(seed)

@@ -88,6 +88,20 @@ def test_measuring_the_untrained_model_changes_no_random_number(tiny_bert: Calla
     assert not any("eval_loss" in row for row in alone)
 
 
+@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", "model.safetensors"])
+def test_a_checkpoint_that_a_kill_has_taken_a_file_of_is_not_gone_on_from(
+    name: str, tiny_bert: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, folder = rows(tiny_bert(), wrong=True), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.adapt._remove", lambda _: None)
+        whole = trained(tiny_bert(), train, train, folder, epochs=3)
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-9"]
+    (folder / "checkpoint-9" / name).unlink()
+    assert losses(trained(tiny_bert(), train, train, folder, epochs=3)) == losses(whole)
+    assert not folder.exists()
+
+
 def test_training_that_diverges_is_an_error_all_the_same(tiny_bert: Callable[..., Any], tmp_path: Path) -> None:
     model, train = tiny_bert(), rows(tiny_bert(), wrong=True)
     with pytest.raises(ModelError, match="Adapting diverged: lower the learning rate"):

@@ -418,3 +418,14 @@ def test_an_expert_need_not_be_reached_in_every_batch() -> None:
         torch.testing.assert_close(found[name].input.matrix.float(), rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
     with pytest.raises(ModelError, match=r"1 targets were never reached in calibration: experts\.1"):
         calibrate(model, batches[:1], BOTH, targets=names, loss=expert_loss)
+
+
+def test_modules_that_were_in_evaluation_mode_still_are(
+    tiny_bert: Callable[[], Any], token_batches: Callable[..., list[Batch]]
+) -> None:
+    model = tiny_bert().train()
+    model.bert.encoder.layer[0].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    calibrate(model, token_batches(2), BOTH)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert not all(before.values())

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from compressor.errors import ArtifactError, InputError
 from compressor import run_folder
+from compressor.errors import ArtifactError, InputError
 from compressor.run_folder import Run, alone
 
 RECIPE: dict[str, Any] = {"seed": 0, "plan": {"budget": {"parameters": 0.5}}, "export": ["onnx"]}
@@ -77,6 +77,24 @@ def test_overwriting_starts_again(folder: Path) -> None:
     make(run, "probe", head="h")
     assert sorted(path.name for path in folder.iterdir()) == [".lock", ".work", "head", "run.json"]
     assert set(json.loads((folder / "run.json").read_text())["stages"]) == {"probe"}
+
+
+def test_an_overwriting_that_is_killed_can_be_begun_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink, left = Path.unlink, ["head"]
+
+    def killed(path: Path) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    (folder / "zz").write_text("of the run")
+    with pytest.raises(KeyboardInterrupt):
+        make(Run(folder, RECIPE, overwrite=True), "probe", head="h")
+    monkeypatch.setattr(Path, "unlink", unlink)
+    make(Run(folder, RECIPE, overwrite=True), "probe", head="h")
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", ".work", "head", "run.json"]
 
 
 def test_what_is_to_be_overwritten_stays_until_the_first_stage_begins(folder: Path) -> None:

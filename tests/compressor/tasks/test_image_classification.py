@@ -155,6 +155,62 @@ def written(path: Path, rows: list[tuple[Any, Any]], feature: Any = None) -> Sou
     return Source(path=str(path))
 
 
+# ---- training ends with every tensor of the best epoch, whatever the hub calls it ----
+
+
+def states(
+    monkeypatch: pytest.MonkeyPatch, model: Any, worth: list[float], killed: int | None = None
+) -> list[dict[str, Any]]:
+    """The model's tensors at each validation; what they are said to be worth, and at which one the process ends."""
+    seen: list[dict[str, Any]] = []
+
+    def accuracy(_: Any) -> dict[str, float]:
+        if len(seen) == killed:
+            raise KeyboardInterrupt
+        seen.append({key: value.clone() for key, value in model.state_dict().items()})
+        return {"accuracy": worth[len(seen) - 1]}
+
+    monkeypatch.setattr("compressor.adapt._accuracy", accuracy)
+    return seen
+
+
+def same(model: Any, state: dict[str, Any]) -> bool:
+    return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_best_epoch_is_kept_and_a_killed_training_goes_on_with_every_tensor(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = checkpoint(CASES[name].build(), tmp_path / "dense"), tmp_path / "steps"
+    source = written(tmp_path / "train.parquet", drawn())
+    processor = TASK.processor(path)
+    read = data.prepare(DataSection(train=source, evaluation=source, holdout=0.25), TASK, processor, 128, 0)
+
+    def train(model: Any) -> Any:
+        training = Training(epochs=3, batch_size=8, learning_rate=1e-2)
+        adapt_(model, TASK, processor, read.train, read.validation, training, folder=folder)
+        return model
+
+    model = load_dense(path, TASK, LABELS)
+    seen = states(monkeypatch, model, [0.1, 0.2, 0.9, 0.5])
+    train(model)
+    assert same(model, seen[2])
+    assert not same(model, seen[3])
+
+    model = load_dense(path, TASK, LABELS)
+    seen = states(monkeypatch, model, [0.1, 0.2, 0.3, 0.4])
+    train(model)
+    assert same(model, seen[3])
+    model = load_dense(path, TASK, LABELS)
+    states(monkeypatch, model, [0.1, 0.2, 0.3, 0.4], killed=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(model)
+    model = load_dense(path, TASK, LABELS)
+    states(monkeypatch, model, [0.1, 0.3, 0.4])
+    assert same(train(model), seen[3])
+
+
 # ---- the whole line, one model of each family ----
 
 
