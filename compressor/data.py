@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from compressor.devices import beside
 from compressor.errors import DataError, did_you_mean, first_line
+from compressor.failures import exhausted
 from compressor.recipe import Source
 from compressor.sections.data import READERS
 from compressor.tasks import image
@@ -100,16 +102,20 @@ def _load(source: Source) -> Any:
 
     datasets.disable_progress_bars()
     file = source.file
+    if file is not None and file.suffix not in READERS:
+        raise DataError(f"{file} is none of the kinds of file that are read: {', '.join(READERS)}.")
     try:
+        options = _options([file] if file is not None else _within(Path(source.path)))
         if file is not None:
-            if file.suffix not in READERS:
-                raise DataError(f"{file} is none of the kinds of file that are read: {', '.join(READERS)}.")
             kind = READERS[file.suffix]
-            options = _as_written(source) if kind == "csv" else DOCUMENTS if kind == "text" else {}
             return datasets.load_dataset(kind, data_files=str(file), split="train", **options)
-        found = datasets.load_dataset(source.path)
-    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetGenerationError) as error:
-        raise _refused(source.path, first_line(error.__cause__ or error)) from error
+        if Path(source.path).is_dir():  # options of the reader would make up one more subset
+            _require_subset(source, datasets.get_dataset_config_names(source.path))
+        found = datasets.load_dataset(source.path, source.subset, **options)
+    except (OSError, ValueError, StopIteration, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
+        if exhausted(error):
+            raise
+        raise _refused(source.path, error.__cause__ or error) from error
     if source.split not in found:
         raise DataError(
             f"{source.path} has no split '{source.split}'; it has {', '.join(found)}."
@@ -118,17 +124,46 @@ def _load(source: Source) -> Any:
     return found[source.split]
 
 
-def _as_written(source: Source) -> dict[str, Any]:
-    """Texts and labels of a CSV as they stand there: "NA" and "007" are no missing value and no 7; empty cells are."""
-    named = (source.text, source.text_pair, source.label)
-    return {"converters": {name: _cell for name in named if name}, "keep_default_na": False, "na_values": [""]}
+def _require_subset(source: Source, names: Sequence[str]) -> None:
+    if len(names) > 1 and source.subset not in names:
+        raise _unnamed(source.path, ", ".join(map(repr, names)))
+
+
+def _unnamed(path: str, names: str) -> DataError:
+    return DataError(f"{path} has several subsets: {names or 'see its page'}. Name one as `subset`, beside `path`.")
+
+
+def _within(folder: Path) -> list[Path]:
+    """The files of a local folder that holds one kind of them, beside what describes it; none of another's."""
+    there = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    files = [path for path in there if path.suffix.lower() != ".md"]
+    kinds = {READERS.get(path.suffix) for path in files}
+    return files if len(kinds) == 1 and None not in kinds else []
+
+
+def _options(files: Sequence[Path]) -> dict[str, Any]:
+    """How files of one kind are read: a CSV as it is written, a text whole."""
+    kind = READERS[files[0].suffix] if files else ""
+    return _as_written(files) if kind == "csv" else DOCUMENTS if kind == "text" else {}
+
+
+def _as_written(files: Sequence[Path]) -> dict[str, Any]:
+    """The cells of CSVs as they stand there: "NA" and "007" are no missing value and no 7; empty cells are."""
+    names: set[str] = set()
+    for file in files:
+        with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
+            names.update(next(csv.reader(lines), []))
+    return {"converters": dict.fromkeys(sorted(names), _cell), "keep_default_na": False, "na_values": [""]}
 
 
 def _cell(written: str) -> str | None:
     return written or None
 
 
-def _refused(path: str, reason: str) -> DataError:
+def _refused(path: str, error: BaseException) -> DataError:
+    reason = first_line(error)
+    if "Config name is missing" in reason:
+        return _unnamed(path, str(error).partition("configs: ")[2].partition("\n")[0].strip("[]"))
     if any(sign in reason for sign in NO_ROWS):  # what the readers say of a file without rows
         return DataError(f"{path} is empty: it needs at least one row.")
     return DataError(f"{path} cannot be read as a data set: {reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from compressor.errors import DependencyError, InputError, RankfoldError, ResourceError
 
@@ -11,15 +12,24 @@ UNEXPECTED = 4
 KEPT = "What was finished is kept; run, compress and plan go on with --resume."
 
 
+def exhausted(error: BaseException) -> bool:
+    """Whether memory or disk was wanting, here or in what an error was raised from."""
+    return _wanting(out_of_memory, error) or _wanting(_disk_full, error)
+
+
+def _wanting(what: Callable[[BaseException], bool], error: BaseException) -> bool:
+    return what(error) or (error.__cause__ is not None and _wanting(what, error.__cause__))
+
+
 def explain(error: BaseException) -> tuple[str, int]:
     """The sentence for stderr and the exit code."""
     if isinstance(error, RankfoldError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return f"interrupted. {KEPT}", ResourceError.exit_code
-    if out_of_memory(error):
+    if _wanting(out_of_memory, error):
         return f"out of memory. Use a smaller batch_size or another machine. {KEPT}", ResourceError.exit_code
-    if _disk_full(error):
+    if _wanting(_disk_full, error):
         return f"disk full{_file(error)}. Free some space. {KEPT}", ResourceError.exit_code
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.strerror}{_file(error)}.", InputError.exit_code

@@ -14,7 +14,7 @@ from compressor import progress, structure
 from compressor.artifact import MANIFEST
 from compressor.errors import ModelError, RankfoldError, first_line
 from compressor.factory import Factory
-from compressor.failures import out_of_memory
+from compressor.failures import exhausted, out_of_memory
 from compressor.files import read_json
 from compressor.paths import HUB_ID, as_hub_id, is_factory
 from compressor.positions import at_size
@@ -88,6 +88,8 @@ def load_dense(
             **options,
         )
     except Exception as error:  # transformers raises many kinds; each becomes a sentence
+        if exhausted(error):
+            raise
         raise _explained(path, error) from error
     structure.require_plain(model)
     _require_filled(model, path, loaded)
@@ -125,6 +127,8 @@ def read_config(path: str, *, trust_remote_code: bool = False, **options: Any) -
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers raises many kinds; each becomes a sentence
+        if exhausted(error):
+            raise
         raise _explained(path, error) from error
     if quantization := getattr(config, "quantization_config", None):
         facts = quantization if isinstance(quantization, dict) else vars(quantization)

@@ -37,6 +37,8 @@ def run(recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, o
         RankfoldError: see compressor.errors; what was finished stays in `out`, and `resume=True` goes on.
     """
     found = _read(recipe)
+    if not found.exports:
+        raise RecipeError("export: is empty, and `run` proves exports. Name one, or use `compress`.")
     for section in found.exports:  # a runtime that is not installed is told before hours of training, not after them
         registry.require(registry.packages_of(registry.load("exporters", section.runtime)))
     if found.plan.budget == "auto":

@@ -17,6 +17,7 @@ from compressor.artifact import MANIFEST, Artifact
 from compressor.errors import ArtifactError, first_line
 from compressor.factorize import restructure_
 from compressor.factory import RECORD, Factory, Function
+from compressor.failures import exhausted
 from compressor.files import file_digest, write_json
 from compressor.models import auto_class
 from compressor.tasks.base import Task
@@ -82,6 +83,8 @@ def load_tensors_(model: nn.Module, path: Path, *, strict: bool = True) -> nn.Mo
             unexpected += model.load_state_dict(part, strict=False).unexpected_keys
             missing -= part.keys()
     except (OSError, SafetensorError, RuntimeError) as error:
+        if exhausted(error):
+            raise
         raise ArtifactError(
             f"{path} cannot be read: {first_line(error)}. It is missing, truncated or damaged."
         ) from error

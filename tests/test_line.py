@@ -364,6 +364,13 @@ def test_an_edited_plan_is_replayed(recipe: Path, run: Path, tmp_path: Path) -> 
     assert layers[1]["parameters"] == layers[1]["out_features"] * layers[1]["in_features"]
 
 
+def test_a_run_without_exports_is_refused_before_any_work(recipe: Path, tmp_path: Path) -> None:
+    done = command("run", recipe, "--out", tmp_path / "run", "--set", "export=[]", "--set", "gates={}")
+    assert done.returncode == 2
+    assert "`run` proves exports. Name one, or use `compress`" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_budget_that_cannot_be_met_is_told_before_any_training(recipe: Path, tmp_path: Path) -> None:
     done = command("run", recipe, "--out", tmp_path / "run", "--set", "plan.budget.parameters=0.001")
     assert done.returncode == 2

@@ -43,7 +43,7 @@ def _image(_: Mapping[str, Any], __: Path) -> dict[str, Any]:
 
 def _text(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {
-        "max_length": recipe["model"]["max_length"],
+        "max_length": _length(recipe, folder),
         "truncation_side": _settings(folder).get("truncation_side") or "right",
         "pair": bool(recipe["data"]["train"].get("text_pair")),
     }
@@ -56,7 +56,13 @@ def _generation(_: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _choice(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    return {"max_length": recipe["model"]["max_length"], "prompt": PROMPT, "opening": _opening(folder)}
+    return {"max_length": _length(recipe, folder), "prompt": PROMPT, "opening": _opening(folder)}
+
+
+def _length(recipe: Mapping[str, Any], folder: Path) -> int:
+    """Where texts are cut: as for training, but not behind what the model and its tokenizer take."""
+    limits = (places(_read(folder / "config.json")), _settings(folder).get("model_max_length"))
+    return int(min([recipe["model"]["max_length"], *(limit for limit in limits if limit)]))
 
 
 TASKS: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {

@@ -121,7 +121,10 @@ def classify_image(model: Model, path: str) -> dict[str, Any]:
         raise SystemExit(f"{error}: pip install -r requirements.txt") from error
     settings = read(model.folder / "preprocessor_config.json")
     try:
-        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        image = ImageOps.exif_transpose(Image.open(path))
+        if image.mode.startswith("I;16"):  # which Pillow would cut off
+            image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+        image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SystemExit(f"{path} is no image that can be read: {error}") from error
     return labeled(model({"pixel_values": pixels(image, settings)[None]})[0][0], model.facts["labels"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,15 @@ def _words(task: str, scratch: Path) -> list[str]:
 def _run(folder: Path, words: list[str]) -> None:
     if read_facts(folder).get("pair"):
         words = [*words, EXAMPLE[2]]
-    done = subprocess.run([sys.executable, "-I", folder / RUNNER, *words], capture_output=True, text=True, check=False)
+    paths = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)  # packages may lie in any of them
+    done = subprocess.run(
+        [sys.executable, "-P", folder / RUNNER, *words],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
     if done.returncode:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise ExportError(f"{RUNNER} fails with this export: {said}")

@@ -49,6 +49,7 @@ class Source(Section):
     """One split of a data set and its columns."""
 
     path: str = Field(description="a folder, a .parquet/.csv/.json/.jsonl/.txt file, or a hub id")
+    subset: str | None = Field(default=None, description="of a hub data set that has several (its configurations)")
     split: str = Field(default="train", description="split of a folder or hub data set; a single file has only `train`")
     text: str = Field(default="text", description="column of the text")
     text_pair: str | None = Field(default=None, description="column of a second text, for pairs")

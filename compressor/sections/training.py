@@ -12,7 +12,7 @@ from compressor.sections.base import Section, Share
 class Training(Section):
     """One training run."""
 
-    epochs: float = Field(default=3, gt=0, description="passes over the training data")
+    epochs: float = Field(default=3, gt=0, allow_inf_nan=False, description="passes over the training data")
     learning_rate: float = Field(default=1e-3, gt=0, description="the highest one, after warmup")
     batch_size: int = Field(default=32, ge=1, description="examples per step")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled, as in AdamW")

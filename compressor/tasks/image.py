@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import DataError, DependencyError, ModelError, first_line
+from compressor.failures import exhausted
 from compressor.tasks.base import Column
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 KINDS = ("PIL.Image.Image", "string", "large_string", "binary", "large_binary", "{'bytes'", "{'path'")
 SETTINGS = "preprocessor_config.json"
+UNBOUND = {"I": "whole numbers of 32 bits", "F": "fractions"}  # by Pillow's mode
+VERIFIED = ("PNG", "WEBP")  # formats whose damage shows without decoding
 PROBES = ((48, 64), (80, 40))  # (height, width): images of two shapes, which must come out in one
 
 
@@ -54,14 +57,24 @@ def decode(value: Mapping[str, Any]) -> Image:
 
     data = content(value)
     with _explained(value):
-        return ImageOps.exif_transpose(Image.open(BytesIO(data))).convert("RGB")
+        return rgb(ImageOps.exif_transpose(Image.open(BytesIO(data))))
+
+
+def rgb(image: Image) -> Image:
+    """In three channels of 8 bits; 16 bits are scaled, where Pillow would cut them off."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    return image.convert("RGB")
 
 
 def check(values: Iterable[Mapping[str, Any]], name: str) -> None:
-    """Look at every image's header and checksums, so that damage is told before any training.
+    """Look at every image's header and checksums, or decode it coarsely, so that damage is told before any training.
 
     Raises:
-        DataError: an image that is none; `name` says in which split.
+        DataError: an image that is none, or whose numbers have no known range; `name` says in which split.
     """
     from PIL import Image
 
@@ -70,6 +83,12 @@ def check(values: Iterable[Mapping[str, Any]], name: str) -> None:
             data = content(value)
             with _explained(value):
                 Image.open(BytesIO(data)).verify()
+                image = Image.open(BytesIO(data))
+                if image.mode in UNBOUND:
+                    raise ValueError(f"it has {UNBOUND[image.mode]}, whose range is not known")
+                if image.format not in VERIFIED:
+                    image.draft("RGB", (1, 1))  # of a JPEG an eighth of each side is enough
+                    image.load()
         except DataError as error:
             raise DataError(f"{name}, row {number}: {error}") from error
 
@@ -136,6 +155,8 @@ def load_processor(path: str, image_size: int | None = None, *, trust_remote_cod
             "For checkpoints of timm: pip install 'rankfold[timm]'."
         ) from error
     except Exception as error:  # transformers raises many kinds; each becomes a sentence
+        if exhausted(error):
+            raise
         raise ModelError(f"No image processor can be read from {path}: {first_line(error)}") from error
     if image_size is not None:
         _resize_(found, image_size)

@@ -41,7 +41,7 @@ class MultipleChoice:
 
     def columns(self, source: Source) -> Mapping[str, Column]:
         """`text` (the question), `choices` and `label` (the answer's index)."""
-        strings = tuple(f"List(Value('{kind}'))" for kind in text.STRINGS)
+        strings = tuple(f"{of}(Value('{kind}')" for of in ("List", "LargeList") for kind in text.STRINGS)
         return {
             "text": Column(source.text, text.STRINGS, "strings"),
             "choices": Column(source.choices, strings, "lists of strings"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import ModelError, first_line
+from compressor.failures import exhausted
 from compressor.paths import as_hub_id
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def load_tokenizer(path: str, image_size: int | None = None, *, trust_remote_cod
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers raises many kinds; each becomes a sentence
+        if exhausted(error):
+            raise
         raise ModelError(f"No tokenizer can be read from {path}: {_why(path, error)}") from error
 
 

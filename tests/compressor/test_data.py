@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from compressor import data
+from compressor import data, registry
 from compressor.errors import DataError, ModelError
+from compressor.failures import explain
 from compressor.sections.data import Calibration, DataSection, Source
 from compressor.tasks.text import padding
 from compressor.tasks.text_classification import TextClassification
@@ -78,6 +80,63 @@ def test_cells_of_a_csv_are_read_as_they_are_written(tmp_path: Path) -> None:
     assert TASK.labels(rows) == ["01", "NA", "none"]
     (tmp_path / "numbers.csv").write_text("text,label\na,10\nb,9\nc,-1\n")
     assert TASK.labels(data.read(Source(path=str(tmp_path / "numbers.csv")), TASK)) == ["-1", "9", "10"]
+
+
+def test_csvs_in_a_folder_are_read_as_they_are_written_too(tmp_path: Path) -> None:
+    write(tmp_path / "mine" / "data" / "train.csv", {"text": ["NA", "null"], "label": ["007", "008"]})
+    (tmp_path / "mine" / "README.md").write_text("# Mine")
+    rows = data.read(Source(path=str(tmp_path / "mine")), TASK)
+    assert (rows["text"][:], rows["label"][:]) == (["NA", "null"], ["007", "008"])
+
+
+def test_texts_in_a_folder_are_whole(tmp_path: Path) -> None:
+    (tmp_path / "books" / "train").mkdir(parents=True)
+    for name, text in (("a", "one\ntwo\n\nthree\n"), ("b", "four")):
+        (tmp_path / "books" / "train" / f"{name}.txt").write_text(text)
+    rows = data.read(Source(path=str(tmp_path / "books")), registry.task("text-generation"))
+    assert sorted(rows["text"]) == ["four", "one\ntwo\n\nthree\n"]
+
+
+def test_a_column_that_is_not_asked_for_may_hold_anything(tmp_path: Path) -> None:
+    file = tmp_path / "many.csv"
+    lines = [f"text {number},a,{number}" for number in range(12_000)]  # the readers look at so many rows at once
+    file.write_text("\n".join(["text,label,id", *lines, "last,b,A12"]))
+    rows = data.read(Source(path=str(file)), TASK)
+    assert (len(rows), rows[-1]) == (12_001, {"text": "last", "label": "b"})
+
+
+def test_one_of_several_subsets_is_to_be_named(tmp_path: Path) -> None:
+    parts = "".join(f"- config_name: {name}\n  data_files: {name}.csv\n" for name in "ab")
+    for name in "ab":
+        write(tmp_path / "two" / f"{name}.csv", {"text": [name], "label": ["x"]})
+    (tmp_path / "two" / "README.md").write_text(f"---\nconfigs:\n{parts}---\n")
+    with pytest.raises(DataError, match=r"has several subsets: 'a', 'b'\. Name one as `subset`"):
+        data.read(Source(path=str(tmp_path / "two")), TASK)
+    assert data.read(Source(path=str(tmp_path / "two"), subset="b"), TASK)["text"][:] == ["b"]
+
+
+def test_a_data_set_of_code_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.py").write_text("raise SystemExit")
+    with pytest.raises(DataError, match="scripts are no longer supported"):
+        data.read(Source(path=str(tmp_path / "mine")), TASK)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_no_fault_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        if wrapped:
+            raise datasets.exceptions.DatasetGenerationError("failed") from full
+        raise full
+
+    source = write(tmp_path / "train.csv")
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises((OSError, datasets.exceptions.DatasetGenerationError)) as error:
+        data.read(source, TASK)
+    text, code = explain(error.value)
+    assert code == 5
+    assert "disk full" in text
 
 
 def test_a_column_has_one_role(tmp_path: Path) -> None:

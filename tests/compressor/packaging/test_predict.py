@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, ConvNextImageProcessorPil, ViTImageProcessorPil
 
 from compressor import data, registry
-from compressor.packaging import predict, rehearsal
+from compressor.packaging import facts, predict, rehearsal
 from compressor.packaging.archive import unpack
 from compressor.tasks.image import samples
 from exporters.base import Session
@@ -47,6 +47,16 @@ def test_threads_are_what_affinity_and_container_allow(
     (tmp_path / "cpu.max").write_text(f"{limit}\n")
     assert predict.cores(tmp_path / "cpu.max") == cores
     assert predict.cores(tmp_path / "absent") == 6
+
+
+@pytest.mark.parametrize(("trained", "length"), [(64, 64), (1024, 510)])
+def test_texts_are_not_cut_behind_what_model_and_tokenizer_take(tmp_path: Path, trained: int, length: int) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 510}))
+    assert facts._length({"model": {"max_length": trained}}, tmp_path) == length
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 10**30}))
+    assert facts._length({"model": {"max_length": trained}}, tmp_path) == min(trained, 512)
 
 
 @pytest.fixture
@@ -121,9 +131,10 @@ def test_an_image_has_the_label_and_probabilities_that_the_task_gives_it(
     exif = turned.getexif()
     exif[0x0112] = 6  # turned by a quarter
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    paths = [str(tmp_path / "alpha.png"), str(tmp_path / "turned.jpg")]
+    Image.fromarray(np.arange(40 * 50, dtype=np.uint16).reshape(40, 50) * 32).save(tmp_path / "deep.png")
+    paths = [str(tmp_path / name) for name in ("alpha.png", "turned.jpg", "deep.png")]
     cells = [{"bytes": Path(path).read_bytes(), "path": None} for path in paths]
-    expected = proven(folder, "image-classification", {"image": cells, "label": labels[:2]})
+    expected = proven(folder, "image-classification", {"image": cells, "label": labels[:3]})
     for path, outcome in zip(paths, expected, strict=True):
         found = answer(folder, path)
         assert found["label"] == labels[outcome.predictions[0]]

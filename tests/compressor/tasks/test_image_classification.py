@@ -45,7 +45,7 @@ from compressor.sections.data import Calibration, DataSection, Source
 from compressor.sections.training import Training
 from compressor.targets import find_targets, head_parameters
 from compressor.tasks.base import together
-from compressor.tasks.image import from_timm
+from compressor.tasks.image import check, decode, from_timm
 from compressor.tasks.image_classification import ImageClassification
 from exporters.onnx import OnnxExporter
 
@@ -440,6 +440,27 @@ def test_a_broken_image_is_found_before_any_training(tmp_path: Path, damage: Cal
     ) as caught:
         TASK.encode(rows, None, LABELS, 128, "data.train")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "GIF", "BMP", "TIFF", "PNG", "WEBP"])
+def test_an_image_that_was_cut_off_is_told_before_it_is_needed(kind: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    whole = encoded(noise, kind)
+    check([{"bytes": whole, "path": None}], "train")
+    with pytest.raises(DataError, match="train, row 0: The image cannot be decoded"):
+        check([{"bytes": whole[: len(whole) // 2], "path": None}], "train")
+
+
+def test_images_of_16_bits_are_scaled_and_those_without_a_range_refused() -> None:
+    ramp = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
+    cell = {"bytes": encoded(Image.fromarray(ramp)), "path": None}
+    check([cell], "train")
+    found = np.asarray(decode(cell))
+    assert found.shape == (256, 256, 3)
+    assert np.abs(found - (ramp / 257)[..., None]).max() <= 0.5
+    fractions = encoded(Image.fromarray(np.zeros((9, 9), np.float32)), "TIFF")
+    with pytest.raises(DataError, match=r"row 0: .* it has fractions, whose range is not known"):
+        check([{"bytes": fractions, "path": None}], "train")
 
 
 def test_a_truncated_jpeg_is_told_when_it_is_decoded(tmp_path: Path) -> None:
