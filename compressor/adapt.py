@@ -164,7 +164,7 @@ def _noted(notes: Notes) -> Lessons:
 
 def _trainer(task: Task, lessons: Lessons | None, distillation: Distillation) -> Any:
     """The Trainer class, plain or with lessons."""
-    from transformers import Trainer
+    from transformers import PreTrainedModel, Trainer
     from transformers.utils import SAFE_WEIGHTS_NAME
 
     class PlainTrainer(Trainer):  # type: ignore[misc]
@@ -173,7 +173,10 @@ def _trainer(task: Task, lessons: Lessons | None, distillation: Distillation) ->
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            save_tensors(state_of(self.model), folder / SAFE_WEIGHTS_NAME)
+            tensors = state_of(self.model)
+            if not isinstance(self.model, PreTrainedModel):  # of which reading expects every name, tied or not
+                tensors = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            save_tensors(tensors, folder / SAFE_WEIGHTS_NAME)
 
     if lessons is None:
         return PlainTrainer

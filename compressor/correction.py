@@ -10,10 +10,11 @@ compressed it reads other inputs x', and the weight that gives the dense outputs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+import math
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from compressor.linalg import SecondMoment
 from compressor.methods.base import Method, Moments
 from compressor.passes import SHARE
 from compressor.planning import Plan, PlanLayer
-from compressor.running import Calls, Chain, Run, settled
+from compressor.running import Calls, Chain, Run, settled, size_of
 from compressor.targets import dense_layer
 from compressor.tasks.base import inputs_of
 
@@ -85,7 +86,8 @@ def correct_(
         if first is None:
             raise DataError("There is no batch to correct the layers by: give at least one.")
         calls = Calls.of(dense, list(layers), beside(dense, first), loss)
-        sample = _affordable(dense, chain([first], rest), calls.bytes)
+        each = calls.bytes / size_of(first)  # of a byte of a batch
+        sample = _affordable(dense, batches if isinstance(batches, Sequence) else chain([first], rest), each)
         if isinstance(batches, Sized) and len(sample) < len(batches):
             progress.note(f"Correcting by {len(sample)} of {len(batches)} batches: no more fit into the free memory.")
         with Chain(dense, calls, sample, loss).kept() as theirs, Chain(model, calls, sample, loss).kept() as ours:
@@ -98,10 +100,22 @@ def correct_(
     return model
 
 
-def _affordable(model: nn.Module, batches: Iterable[Batch], size: int) -> list[Batch]:
-    """As many batches as fit into memory, beside the model, where one takes `size` bytes."""
-    most = int(SHARE * memory.free(next(model.parameters()).device) // max(1, size))
-    return [beside(model, batch) for batch in islice(batches, max(1, most))]
+def _affordable(model: nn.Module, batches: Iterable[Batch], each: float) -> list[Batch]:
+    """As many batches as fit into memory, beside the model, where one takes `each` times its bytes; at least one.
+
+    Of a sequence, which may begin with the shortest texts, they are from all over it.
+    """
+    most, found = SHARE * memory.free(next(model.parameters()).device), list[Batch]()
+    if isinstance(batches, Sequence):
+        fitting = most / (each * size_of(batches[len(batches) // 2]))
+        stride = min(len(batches), math.ceil(len(batches) / max(1.0, fitting)))
+        batches = map(batches.__getitem__, range(stride // 2, len(batches), stride))
+    for batch in batches:
+        most -= each * size_of(batch)
+        if found and most < 0:
+            break
+        found.append(beside(model, batch))
+    return found
 
 
 def _put_(model: nn.Module, dense: Dense, method: Method, pair: Moments, layer: PlanLayer, seen: _Seen) -> None:

@@ -55,7 +55,7 @@ class Calls:
             if name in blocks:
                 read.append((name, arguments[0]))
             if name in blocks.values():
-                largest = max(largest, _bytes(output))
+                largest = max(largest, size_of(output))
 
         with _hooked(model, {*names, *blocks.values()} - {""}, see):
             loss(model, batch)
@@ -64,7 +64,7 @@ class Calls:
             key = (id(x), forms[name]) if counts[name] == 1 else name
             if name not in groups.setdefault(key, []):
                 groups[key].append(name)
-        return cls(list(groups.values()), counts, forms, blocks, _bytes(batch) + 2 * largest)
+        return cls(list(groups.values()), counts, forms, blocks, size_of(batch) + 2 * largest)
 
 
 class _Reached(Exception):
@@ -212,5 +212,6 @@ def _hooked(model: nn.Module, names: Iterable[str], see: Any) -> Iterator[None]:
             handle.remove()
 
 
-def _bytes(found: Any) -> int:
+def size_of(found: Any) -> int:
+    """Bytes of all tensors in it."""
     return sum(leaf.nbytes for leaf in tree_leaves(found) if isinstance(leaf, Tensor))

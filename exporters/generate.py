@@ -116,16 +116,17 @@ def text(folder: Path, prompt: str, *, new_tokens: int = 64, session: Session = 
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()  # a file may say to pad or to cut: neither is part of the prompt
     tokenizer.no_truncation()
-    ids, config = tokenizer.encode(prompt).ids, _config(folder)
+    ids, config = list(tokenizer.encode(prompt).ids), _config(folder)
     stop, longest = frozenset(ends(config)), places(config)
-    said: list[int] = []
-    shown = ""
+    shown = whole = tokenizer.decode(ids)  # a continuation read alone may lose the space that it begins with
     for token in continuation(load(folder, session), ids, new_tokens=new_tokens, stop=stop, longest=longest):
-        said.append(token)
-        whole = tokenizer.decode(said)
+        ids.append(token)
+        whole = tokenizer.decode(ids)
         if not whole.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character may span several tokens
             yield whole[len(shown) :]
             shown = whole
+    if len(whole) > len(shown):
+        yield whole[len(shown) :]
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -162,8 +162,10 @@ def _name_weights(graph: onnx_ir.Model, model: nn.Module) -> None:
     transposed = {_key(tensor.mT): f"{name}{TURNED}" for name, tensor in _matrices(model).items()}
     for value in list(weights.values()):
         name = (value.name or "").removeprefix(PREFIX)
-        if value.const_value is not None and len(value.const_value.shape) == 2 and name not in own:
-            name = transposed.get(_key(torch.from_numpy(value.const_value.numpy())), name)
+        tensor = value.const_value
+        turned = tensor is not None and tensor.dtype == onnx_ir.DataType.FLOAT and len(tensor.shape) == 2
+        if tensor is not None and turned and name not in own:
+            name = transposed.get(_key(torch.from_numpy(tensor.numpy())), name)
         if name in weights:
             if name.endswith(TURNED) and weights[name] is not value:
                 value.replace_all_uses_with(weights[name])

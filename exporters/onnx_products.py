@@ -64,7 +64,7 @@ def array(value: onnx_ir.Value) -> np.ndarray:
 def gathered(
     path: Path, names: Sequence[tuple[str, int]], samples: Sequence[Arrays], statistics: Mapping[str, Statistic]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Statistics of values x (..., k) over the first examples, by the values' names and their own; padding is counted.
+    """Statistics of values x (..., k) over some examples, by the values' names and their own; padding is counted.
 
     Args:
         path: the fp32 graph, beside which there is room for a copy.
@@ -82,7 +82,7 @@ def gathered(
         onnx_file.save(model, Path(folder) / onnx_runtime.GRAPH)
         del model
         runner = onnx_runtime.load(Path(folder), Session(), onnx_runtime.ONCE)
-        for batch in _first(samples):
+        for batch in _drawn(samples):
             for output, result in runner(batch).items():
                 name, kind = outputs[output]
                 there = found[name].get(kind)
@@ -111,14 +111,15 @@ def _measure(
     return outputs
 
 
-def _first(samples: Sequence[Arrays]) -> Iterator[Arrays]:
-    """Batches until there are EXAMPLES."""
-    seen = 0
-    for batch in samples:
-        if seen >= EXAMPLES:
-            return
-        seen += len(next(iter(batch.values())))
-        yield batch
+def _drawn(samples: Sequence[Arrays]) -> Iterator[Arrays]:
+    """EXAMPLES rows from all over the samples: the shortest texts come first there."""
+    visited = min(len(samples), EXAMPLES)
+    for number in range(visited):
+        batch = samples[(2 * number + 1) * len(samples) // (2 * visited)]
+        size = len(next(iter(batch.values())))
+        some = min(size, -(-EXAMPLES // visited))
+        rows = np.arange(some) * size // some
+        yield {name: array[rows] if array.shape[:1] == (size,) else array for name, array in batch.items()}
 
 
 def _gram(_: onnx_ir.Graph, rows: onnx_ir.Value) -> list[onnx_ir.Node]:

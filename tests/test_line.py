@@ -133,8 +133,9 @@ def test_the_report_names_both_exports_and_plain_int8(run: Path) -> None:
 
 def test_training_beats_the_truncation_that_it_started_from(run: Path) -> None:
     history = json.loads((run / "history.json").read_text())
-    losses = [row["eval_loss"] for row in history if "eval_loss" in row]
+    losses = [row["loss"] for row in history if "loss" in row]
     assert losses[-1] < losses[0]
+    assert [row["epoch"] for row in history if "eval_accuracy" in row] == [0, 1, 2]
     accuracy = json.loads((run / "report.json").read_text())["exports"][0]["findings"]["accuracy"]["candidate"]
     assert accuracy > 1.5 / len(LABELS)
 

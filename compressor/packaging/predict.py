@@ -204,14 +204,16 @@ def cropped(array: Any, height: int, width: int) -> Any:
 def generate(model: Model, prompt: str, new_tokens: int) -> Iterator[str]:
     """The pieces of text that continue a prompt, most likely token first."""
     tokenizer = model.tokenizer()
-    said: list[int] = []
-    shown = ""
-    for token in continuation(model, tokenizer.encode(prompt).ids, new_tokens):
-        said.append(token)
-        whole = tokenizer.decode(said)
+    ids = list(tokenizer.encode(prompt).ids)
+    shown = whole = tokenizer.decode(ids)  # a continuation read alone may lose the space that it begins with
+    for token in continuation(model, list(ids), new_tokens):
+        ids.append(token)
+        whole = tokenizer.decode(ids)
         if not whole.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character may span several tokens
             yield whole[len(shown) :]
             shown = whole
+    if len(whole) > len(shown):
+        yield whole[len(shown) :]
 
 
 def continuation(model: Model, prompt: list[int], new_tokens: int) -> Iterator[int]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.decoders import ByteFallback, Fuse, Metaspace, Replace, Sequence, Strip
+from tokenizers.models import WordLevel
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -27,6 +31,8 @@ from compressor import registry
 from compressor.errors import ArtifactError, InputError, RuntimeFailure
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
+from compressor.packaging import predict
+from exporters import generate
 from exporters.generate import continuation, ends, load, places, text
 from exporters.onnx import OnnxExporter
 from exporters.onnx_runtime import OnnxRunner
@@ -180,3 +186,23 @@ def test_an_export_without_a_cache_is_told_which_ones_are_continued(tmp_path: Pa
         load(tmp_path)
     with pytest.raises(ArtifactError, match=r"export\.json is missing"):
         load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "decoder", [Metaspace(), Sequence([Replace("▁", " "), ByteFallback(), Fuse(), Strip(" ", 1, 0)])]
+)
+def test_the_space_between_prompt_and_continuation_is_kept(
+    decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoders of this kind take the first space of a text away, and a continuation read alone begins with one."""
+    words = {"▁The": 0, "▁capital": 1, "▁is": 2, "▁Paris": 3, "<0xC3>": 4, "<unk>": 5}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoder
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    said = [3, 3]
+    monkeypatch.setattr(generate, "load", lambda *_: None)
+    monkeypatch.setattr(generate, "continuation", lambda *_, **__: iter(said))
+    assert "".join(generate.text(tmp_path, "The capital is")) == " Paris Paris"
+    model = SimpleNamespace(tokenizer=lambda: tokenizer)
+    monkeypatch.setattr(predict, "continuation", lambda *_: iter(said))
+    assert "".join(predict.generate(model, "The capital is", 2)) == " Paris Paris"  # type: ignore[arg-type]

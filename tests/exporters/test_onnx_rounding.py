@@ -143,8 +143,8 @@ def test_grams_are_those_of_hooks_in_torch(
         for layer in (model.first, model.second)
     ]
     with torch.no_grad():
-        for batch in batches[: -(-onnx_products.EXAMPLES // 3)]:
-            model(torch.from_numpy(batch["input_ids"]))
+        for batch in batches:  # two rows of each: EXAMPLES among forty batches
+            model(torch.from_numpy(batch["input_ids"][:2]))
     for hook in hooks:
         hook.remove()
     assert found.keys() == expected.keys()
@@ -172,7 +172,7 @@ def test_an_export_errs_less_with_samples_and_stores_as_many_bytes(
         pairs = [(runner(one)["logits"], model(torch.from_numpy(one["input_ids"])).detach().numpy()) for one in batches]
         error[name] = np.sqrt(np.mean([np.square(found - right).mean() for found, right in pairs]))
         size[name] = export.facts["initializer_bytes"]
-    assert error["seeing"] < (0.8 if precision == "int4" else 0.95) * error["blind"]  # activations in int8 err too
+    assert error["seeing"] < (0.85 if precision == "int4" else 0.95) * error["blind"]  # activations in int8 err too
     assert size["seeing"] == size["blind"]
 
 
@@ -320,3 +320,17 @@ def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, onnx.ModelProto]:
 
 def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+
+
+@pytest.mark.parametrize(("batches", "size"), [(16, 32), (3, 8), (200, 4), (1, 500), (64, 1)])
+def test_rows_are_drawn_from_the_shortest_to_the_longest(batches: int, size: int) -> None:
+    count = batches * size
+    lengths = np.arange(count).reshape(batches, size)
+    samples: list[Arrays] = [{"lengths": one, "rate": np.array(16_000)} for one in lengths]
+    found = list(onnx_products._drawn(samples))
+    rows = np.concatenate([one["lengths"] for one in found])
+    assert len(rows) == min(count, -(-onnx_products.EXAMPLES // min(batches, 64)) * min(batches, 64))
+    assert len({*rows.tolist()}) == len(rows)
+    assert abs(rows.mean() / lengths.mean() - 1) < 0.1
+    assert rows.max() > 0.85 * count
+    assert all(one["rate"].shape == () for one in found)

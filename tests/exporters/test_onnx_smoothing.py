@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporters import onnx_channels, onnx_runtime, onnx_smoothing
+from exporters import onnx_channels, onnx_products, onnx_runtime, onnx_smoothing
 from exporters.base import Arrays
 from exporters.onnx import OnnxExporter
 from exporters.onnx_products import EXAMPLES
@@ -275,7 +275,7 @@ def test_an_export_of_uneven_channels_errs_far_less(
     assert error["even"] < 0.5 * error["plain"]
 
 
-def test_only_the_first_examples_are_run(
+def test_only_so_many_examples_are_run(
     gated: tuple[Gated, list[Arrays]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batches = gated
@@ -283,7 +283,8 @@ def test_only_the_first_examples_are_run(
     monkeypatch.setattr(onnx_smoothing, "scales_of", lambda found, *_: rows.append(found))
     source = traced(model, tmp_path)
     onnx_channels.by_channels(source, tmp_path, batches, reduce_range=True)
-    x = torch.cat([torch.from_numpy(one["input_ids"]) for one in batches[: EXAMPLES // 4]])
+    x = torch.cat([torch.from_numpy(one["input_ids"]) for one in onnx_products._drawn(batches)])
+    assert EXAMPLES <= len(x) < 4 * len(batches)
     with torch.no_grad():
         h = model.table(x)
         h = model.scale * (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6))
