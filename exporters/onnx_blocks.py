@@ -19,7 +19,6 @@ import onnx
 import onnx_ir
 from onnx import helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
-from onnxruntime.quantization.onnx_model import ONNXModel
 
 from compressor.errors import ExportError
 from exporters import onnx_file, onnx_rounding, onnx_tied
@@ -60,13 +59,12 @@ def quantize(
     """
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         prepared = start = Path(scratch) / "prepared.onnx"
-        prepare(source, prepared)
+        prepare(source, prepared, products=True)
         if samples and bits == 4:
             start = Path(scratch) / "rounded.onnx"
             heads = _heads(onnx.load(prepared, load_external_data=False).graph) if head_bits != bits else ()
             onnx_rounding.adjust(prepared, start, samples, Blocks(block, bits), but=heads)
         model = _loaded(start)
-        ONNXModel(model).replace_gemm_with_matmul()
         _look_up_apart(model.graph)
         try:
             with quiet(), np.errstate(divide="ignore", invalid="ignore"):  # rows of zeros have no scale

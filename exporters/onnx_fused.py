@@ -17,7 +17,7 @@ import onnx_ir
 
 from compressor.errors import ExportError
 from exporters import onnx_file
-from exporters.onnx_prepare import quiet
+from exporters.onnx_prepare import quiet, split_gemms
 from exporters.onnx_values import OWN
 
 FUSIONS = "transformers.exporters.onnxruntime_fusions"
@@ -32,6 +32,7 @@ def fuse(source: Path, target: Path) -> None:
         ExportError: this version of transformers has no such fusions, they fail, or they find nothing in this graph.
     """
     graph = onnx_ir.load(source)
+    split_gemms(graph.graph)  # in front of which the fusions drop what makes a matrix of three axes (GPT-2)
     before = fused_nodes(graph)
     try:
         with quiet():

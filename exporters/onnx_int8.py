@@ -45,7 +45,7 @@ def quantize(
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         scratch = Path(folder)
         prepared, quantized = scratch / "prepared.onnx", scratch / "quantized.onnx"
-        prepare(by_channels(source, scratch, samples, reduce_range=reduce_range), prepared)
+        prepare(by_channels(source, scratch, samples, reduce_range=reduce_range), prepared, products=True)
         try:
             quantize_dynamic(
                 prepared,

@@ -7,19 +7,26 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxscript.optimizer import fold_constants
 
 from exporters import onnx_file
-from exporters.onnx_values import of_constants
+from exporters.onnx_values import constant, new_constant, of_constants
 
 
-def prepare(source: Path, target: Path) -> None:
-    """Bring every weight to where the quantizers look for it, and drop what they stumble over."""
+def prepare(source: Path, target: Path, *, products: bool = False) -> None:
+    """Bring every weight to where the quantizers look for it, and drop what they stumble over.
+
+    `products`: of a `Gemm` too; before 1.32 ONNX Runtime turns its weight in place for that, whoever else reads it.
+    """
     model = onnx_ir.load(source)
+    if products:
+        split_gemms(model.graph)
     fold_constants(model, should_fold=_hides_a_weight, output_size_limit=sys.maxsize)
     keep_norms_apart(model.graph)
     save(model, target)
@@ -43,6 +50,37 @@ def keep_norms_apart(graph: onnx_ir.Graph) -> None:
     for node in graph:
         if node.op_type == "Add" and not node.domain and _is_skip(node):
             node.op_type = "Sum"
+
+
+def split_gemms(graph: onnx_ir.Graph) -> None:
+    """Write each `Gemm` of a constant weight as `MatMul` and `Add`; a weight that is turned is made once."""
+    for node in list(graph):
+        if node.op_type != "Gemm" or node.domain or not _is_plain(node):
+            continue
+        x, weight, *bias = node.inputs
+        (given,) = node.outputs
+        factor = _turned(graph, weight) if node.attributes.get_int("transB", 0) else weight
+        made = [onnx_ir.node("MatMul", [x, factor])]
+        if bias and bias[0] is not None:
+            made.append(onnx_ir.node("Add", [*made[0].outputs, bias[0]]))
+        (result,), name = made[-1].outputs, given.name
+        result.type, result.shape = given.type, given.shape
+        graph.insert_before(node, made)
+        onnx_ir.convenience.replace_all_uses_with(given, result, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        result.name = name
+        if weight is not None and not weight.uses() and not weight.is_graph_output():
+            del graph.initializers[str(weight.name)]
+
+
+def _is_plain(node: onnx_ir.Node) -> bool:
+    """Whether a Gemm is x W + b, or x W^T + b, of a constant W."""
+    scales = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
+    return constant(node.inputs[1], rank=2) and not node.attributes.get_int("transA", 0) and set(scales) == {1.0}
+
+
+def _turned(graph: onnx_ir.Graph, weight: Any) -> onnx_ir.Value:
+    return new_constant(graph, f"{weight.name}.T", np.ascontiguousarray(weight.const_value.numpy().T))
 
 
 def _is_skip(node: onnx_ir.Node) -> bool:

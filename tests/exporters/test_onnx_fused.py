@@ -13,7 +13,14 @@ import onnx_ir
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from compressor.errors import ExportError
 from compressor.factorize import factorize_, fold_, plan
@@ -169,3 +176,18 @@ def test_a_transformers_without_fusions_is_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(onnx_fused, "FUSIONS", "transformers.exporters.no_such_module")
     with pytest.raises(ExportError, match=r"has no fusions for ONNX Runtime.*pip install 'transformers>=5.23"):
         onnx_fused._fusions()
+
+
+def test_dense_gpt2_whose_products_take_matrices_is_fused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, initializer_range=0.2, **sizes)).eval()
+    export = OnnxExporter("fp32-fused").export(model, tokens(), tmp_path / "fused")
+    assert export.facts["nodes"]["SkipLayerNormalization"] > 0
+    with torch.no_grad():
+        expected = model(**tokens()).logits.numpy()
+    np.testing.assert_allclose(OnnxExporter().load(export.path)(tokens_as_arrays())["logits"], expected, atol=1e-3)
+
+
+def tokens_as_arrays() -> dict[str, np.ndarray]:
+    return {name: one.numpy() for name, one in tokens().items()}

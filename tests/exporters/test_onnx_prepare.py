@@ -66,3 +66,43 @@ def test_a_skip_that_a_norm_reads_is_not_fused_with_it_and_computes_the_same(gra
     assert before["SkipLayerNormalization"] >= 1
     assert after["SkipLayerNormalization"] < before["SkipLayerNormalization"]
     np.testing.assert_allclose(outputs(tmp_path / "out.onnx"), outputs(graph), atol=1e-6)
+
+
+def gemms(tmp_path: Path) -> Path:
+    """Two products by one turned weight, one by it as it is, one scaled, and a head that is the table of lookups."""
+    rng = np.random.default_rng(0)
+    constants = {name: rng.normal(size=(WIDTH, WIDTH)) for name in ("table", "w")} | {"b": rng.normal(size=WIDTH)}
+    nodes = [
+        helper.make_node("Gather", ["table", "i"], ["x"]),
+        helper.make_node("Gemm", ["x", "w", "b"], ["once"], transB=1),
+        helper.make_node("Gemm", ["once", "w", "b"], ["twice"], transB=1),
+        helper.make_node("Gemm", ["twice", "w", "b"], ["thrice"]),
+        helper.make_node("Gemm", ["thrice", "w", "b"], ["scaled"], alpha=0.5),
+        helper.make_node("Gemm", ["scaled", "table"], ["logits"], transB=1),
+    ]
+    inputs = [helper.make_tensor_value_info("i", TensorProto.INT64, ["batch_size"])]
+    logits = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch_size", WIDTH])]
+    weights = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()]
+    made = helper.make_graph(nodes, "gemms", inputs, logits, weights)
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "in.onnx")
+    return tmp_path / "in.onnx"
+
+
+def test_gemms_become_products_of_the_same_numbers_and_a_weight_that_others_read_stays_theirs(tmp_path: Path) -> None:
+    source, target = gemms(tmp_path), tmp_path / "out.onnx"
+    prepare(source, target, products=True)
+    graph = onnx.load(target).graph
+    assert Counter(node.op_type for node in graph.node) == {"Gather": 1, "MatMul": 4, "Add": 3, "Gemm": 1}
+    assert {tensor.name for tensor in graph.initializer} == {"table", "table.T", "w", "w.T", "b"}
+    assert [value.name for value in graph.output] == ["logits"]
+    feed = {"i": np.array([3, 0, 7])}
+    found, expected = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        for path in (target, source)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_gemms_stay_where_nobody_asks_for_products(tmp_path: Path) -> None:
+    prepare(gemms(tmp_path), tmp_path / "out.onnx")
+    assert sum(node.op_type == "Gemm" for node in onnx.load(tmp_path / "out.onnx").graph.node) == 5
