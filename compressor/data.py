@@ -99,6 +99,7 @@ def _as_cells(rows: Any, role: str, origin: Path) -> Any:
 
 def _load(source: Source) -> Any:
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
     datasets.disable_progress_bars()
     file = source.file
@@ -112,7 +113,7 @@ def _load(source: Source) -> Any:
         if Path(source.path).is_dir():  # options of the reader would make up one more subset
             _require_subset(source, datasets.get_dataset_config_names(source.path))
         found = datasets.load_dataset(source.path, source.subset, **options)
-    except (OSError, ValueError, StopIteration, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, StopIteration, RuntimeError, csv.Error, DatasetGenerationError) as error:
         if exhausted(error):
             raise
         raise _refused(source.path, error.__cause__ or error) from error

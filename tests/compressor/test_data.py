@@ -105,6 +105,12 @@ def test_a_column_that_is_not_asked_for_may_hold_anything(tmp_path: Path) -> Non
     assert (len(rows), rows[-1]) == (12_001, {"text": "last", "label": "b"})
 
 
+def test_a_header_that_no_reader_takes_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "broken.csv").write_text(f"text,label,{'x' * 200_000}\na,b,c\n")
+    with pytest.raises(DataError, match=r"broken\.csv cannot be read as a data set: field larger"):
+        data.read(Source(path=str(tmp_path / "broken.csv")), TASK)
+
+
 def test_one_of_several_subsets_is_to_be_named(tmp_path: Path) -> None:
     parts = "".join(f"- config_name: {name}\n  data_files: {name}.csv\n" for name in "ab")
     for name in "ab":
