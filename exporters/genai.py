@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.feed import PAST, POSITIONS, PRESENT
+from exporters.generate import turn
 from exporters.onnx_runtime import GRAPH
 
 GENAI_FILE = "genai_config.json"
@@ -40,6 +41,7 @@ def settings(config: Any, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     if not (vocabulary and length and width and heads):
         return None
     (key_heads, size) = shapes.pop()
+    length = min(length, turn(text.to_dict()) or length)
     decoder = {
         "filename": GRAPH,
         "session_options": {"provider_options": []},

@@ -101,7 +101,7 @@ def continuation(
 
 
 def text(folder: Path, prompt: str, *, new_tokens: int = 64, session: Session = Session()) -> Iterator[str]:  # noqa: B008 (frozen)
-    """The pieces of text that an export folder continues a prompt with.
+    """The pieces of text that an export folder continues a prompt with; see `turn` for where they may end early.
 
     Raises:
         ArtifactError: the folder has no tokenizer.json.
@@ -117,7 +117,9 @@ def text(folder: Path, prompt: str, *, new_tokens: int = 64, session: Session = 
     tokenizer.no_padding()  # a file may say to pad or to cut: neither is part of the prompt
     tokenizer.no_truncation()
     ids, config = list(tokenizer.encode(prompt).ids), _config(folder)
-    stop, longest = frozenset(ends(config)), places(config)
+    stop, longest, change = frozenset(ends(config)), places(config), turn(config)
+    if change is not None and len(ids) <= change:
+        longest = min(longest or change, change)
     shown = whole = tokenizer.decode(ids)  # a continuation read alone may lose the space that it begins with
     for token in continuation(load(folder, session), ids, new_tokens=new_tokens, stop=stop, longest=longest):
         ids.append(token)
@@ -144,3 +146,14 @@ def places(config: Mapping[str, Any]) -> int | None:
     """How many tokens a model's config says that it reads at most; None where it does not say."""
     named = (config.get(key) for key in ("max_position_embeddings", "n_positions"))
     return next((number for number in named if number), None)
+
+
+def turn(config: Mapping[str, Any]) -> int | None:
+    """Behind how many tokens a model turns its positions otherwise (LongRoPE); None where it never does.
+
+    What is cached of a shorter text is wrong from there on: transformers reads the whole text again.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if (rope.get("rope_type") or rope.get("type")) != "longrope":
+        return None
+    return rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")

@@ -12,7 +12,7 @@ from compressor.errors import InputError
 from compressor.files import file_digest
 from compressor.packaging.contents import SCHEMA_VERSION
 from compressor.tasks.multiple_choice import PROMPT
-from exporters.generate import ends, places
+from exporters.generate import ends, places, turn
 
 
 def collect(artifact: Artifact, export: str, folder: Path, name: str) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def _text(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _generation(_: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     _settings(folder)  # which requires the tokenizer
     config = _read(folder / "config.json")
-    return {"longest": places(config), "stop": ends(config)}
+    limits = [limit for limit in (places(config), turn(config)) if limit]
+    return {"longest": min(limits, default=None), "stop": ends(config)}
 
 
 def _choice(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
 from compressor.packaging import predict
 from exporters import generate
-from exporters.generate import continuation, ends, load, places, text
+from exporters.generate import continuation, ends, load, places, text, turn
 from exporters.onnx import OnnxExporter
 from exporters.onnx_runtime import OnnxRunner
 
@@ -134,6 +134,14 @@ def test_a_continuation_ends_where_the_models_positions_do(decoder: tuple[Any, O
 def test_positions_and_ends_are_those_that_a_config_names() -> None:
     assert (places({"n_positions": 64}), places({"max_position_embeddings": 32, "n_positions": 64})) == (64, 32)
     assert places({"max_position_embeddings": None}) is None
+    long = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    assert (turn({"rope_parameters": long}), turn({"rope_parameters": {"rope_type": "default"}}), turn({})) == (
+        4096,
+        None,
+        None,
+    )
+    old = {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 16}
+    assert turn(old) == 16
     assert (ends({"eos_token_id": 2}), ends({"eos_token_id": [2, 3]}), ends({})) == ([2], [2, 3], [])
 
 
