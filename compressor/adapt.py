@@ -80,16 +80,11 @@ def adapt_(
     if not trainable(model):
         raise ModelError("Nothing in the model is trainable: the method's core is frozen and the model has no head.")
     arguments = _arguments(training, folder, seed, train, task.chooses_by if validation is not None else None)
-    section, kept, notes = distillation or Distillation(), None, None
+    section, kept = distillation or Distillation(), None
     lessons: Lessons | None = None
     if teacher is not None:
-        kept = teacher if isinstance(teacher, nn.Module) else teacher()
-        kept.eval().requires_grad_(False).to(arguments.device)
-        notes = take(kept, train, task, processor, section, folder / LESSONS, batch_size=training.batch_size)
-        lessons = partial(lesson_of, kept, section=section, terms=task.terms)
+        lessons, train, kept = _lessons(teacher, train, task, processor, section, arguments)
         del teacher
-    if notes is not None:
-        lessons, kept, train = _noted(notes), None, train.add_column(ROW, list(range(len(train))))
     trainer = _trainer(task, lessons, section)(
         model=model,
         args=arguments,
@@ -116,6 +111,19 @@ def adapt_(
         )
     _remove(folder)
     return history
+
+
+def _lessons(
+    teacher: Any, train: Any, task: Task, processor: Any, section: Distillation, arguments: Any
+) -> tuple[Lessons, Any, nn.Module | None]:
+    """Lessons and the rows that they are of: written once and found by row, or said by a teacher that stays."""
+    asked = teacher if isinstance(teacher, nn.Module) else teacher()
+    asked.eval().requires_grad_(False).to(arguments.device)
+    file, batch_size = Path(arguments.output_dir) / LESSONS, arguments.per_device_train_batch_size
+    notes = take(asked, train, task, processor, section, file, batch_size=batch_size)
+    if notes is None:
+        return partial(lesson_of, asked, section=section, terms=task.terms), train, asked
+    return _noted(notes), train.add_column(ROW, list(range(len(train)))), None
 
 
 def _remove(folder: Path) -> None:
@@ -173,8 +181,9 @@ def _trainer(task: Task, lessons: Lessons | None, distillation: Distillation) ->
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            tensors = state_of(self.model)
-            if not isinstance(self.model, PreTrainedModel):  # of which reading expects every name, tied or not
+            if isinstance(self.model, PreTrainedModel):
+                tensors = state_of(self.model)
+            else:  # of which reading expects every name, tied or not
                 tensors = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             save_tensors(tensors, folder / SAFE_WEIGHTS_NAME)
 

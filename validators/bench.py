@@ -13,7 +13,6 @@ from compressor.display import columns
 from compressor.errors import GateError, InputError, did_you_mean
 from compressor.machine import machine, versions
 from compressor.recipe import Gate
-from compressor.threads import usable_threads
 from exporters.base import Session
 from validators import render, wording
 from validators.base import Check, Finding
@@ -151,12 +150,13 @@ def _gates(percents: Mapping[str, float]) -> dict[str, Gate]:
 
 
 def _setting(paths: Sequence[Path], arrays: Mapping[str, Any], session: Session, runs: int) -> dict[str, Any]:
+    running = used(session.device, session.threads)
     return {
         "inputs": ", ".join(f"{name} {array.shape}" for name, array in arrays.items()),
         "device": session.device,
-        "threads": session.threads or usable_threads(),
+        "threads": running["threads"],
         "runs": runs,
         "paths": [str(path) for path in paths],
-        "machine": machine() | used(session.device, session.threads),
+        "machine": machine() | running,
         "versions": versions(),
     }

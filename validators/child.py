@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from compressor.children import import_path
 from compressor.errors import DataError, DependencyError, InputError, RankfoldError, ResourceError, RuntimeFailure
 from compressor.tasks.base import inputs_of
 from exporters.base import Arrays
@@ -91,7 +92,7 @@ def _described(subject: Subject) -> dict[str, str | int]:
 def _environment(threads: int) -> Mapping[str, str]:
     """Ours, with the same import path: with -P, no folder `validators` that lies about can take our place."""
     extra = {
-        "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path),
+        "PYTHONPATH": import_path(),
         "OPENBLAS_NUM_THREADS": "1",  # NumPy only carries the arrays
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which NVML counts
     }

@@ -64,9 +64,8 @@ def _differences(before: Report, after: Report) -> Iterator[str]:
 
 def _tokenizers(report: Report) -> set[Any]:
     """Digests of the tokenizers that lie beside the exports."""
-    found = look(report.context, "files")
-    files = found.items() if isinstance(found, Mapping) else ()
-    return {digest for name, digest in files if name.startswith("exports/") and name.endswith("/tokenizer.json")}
+    files = _below(report, "exports/").items()
+    return {digest for path, digest in files if path.endswith("/tokenizer.json")}
 
 
 def circumstances(before: Report, after: Report) -> Iterator[str]:
@@ -130,10 +129,15 @@ def same_files(before: Report, after: Report, name: str) -> bool:
 
 def _files(report: Report, name: str) -> dict[str, Any]:
     """Digests of an export's files, without the record of the versions that wrote them."""
-    found = look(report.context, "files")
     prefix = f"{place(name)}/"
+    return {path: digest for path, digest in _below(report, prefix).items() if path != f"{prefix}export.json"}
+
+
+def _below(report: Report, prefix: str) -> dict[str, Any]:
+    """Digests of the files whose paths begin so."""
+    found = look(report.context, "files")
     files = found.items() if isinstance(found, Mapping) else ()
-    return {path: digest for path, digest in files if path.startswith(prefix) and path != f"{prefix}export.json"}
+    return {path: digest for path, digest in files if path.startswith(prefix)}
 
 
 def _gated(report: Report) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from compressor import registry
+from compressor.children import import_path
 from compressor.errors import ExportError
 from compressor.packaging.contents import MODEL, RUNNER, read_facts
 from compressor.tasks import image, language
@@ -61,10 +62,9 @@ def _words(task: str, scratch: Path) -> list[str]:
 def _run(folder: Path, words: list[str]) -> None:
     if read_facts(folder).get("pair"):
         words = [*words, EXAMPLE[2]]
-    paths = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)  # packages may lie in any of them
     done = subprocess.run(
         [sys.executable, "-P", folder / RUNNER, *words],
-        env=os.environ | {"PYTHONPATH": paths},
+        env=os.environ | {"PYTHONPATH": import_path()},
         capture_output=True,
         encoding="utf-8",
         errors="replace",
