@@ -2,7 +2,7 @@
 
     runs/x/
       artifact.json          manifest: schema, versions, recipe, plan, and the digest of every file of the artifact
-      plan.json  statistics/  spectra.json  layers.json  measured.json  history.json
+      plan.json  statistics/  subspaces.safetensors  spectra.json  layers.json  measured.json  history.json
       model.safetensors  config.json  tokenizer files      the folded model
       baseline/              the dense model on the same task, and its exports
       exports/<runtime>-<precision>/
@@ -15,7 +15,8 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ TRIALS = "trials"
 REPORT = "report.json"
 REPORTS = {REPORT, "report.html", "report.md", "junit.xml"}
 DENSE = "dense-"  # what a report's names of the dense model's exports begin with
+LEFTOVER = re.compile(r"^(exports|baseline)/\.|(^|/)\.[^/]+\.\d+$")  # an export's scratch, or `files.write_text`'s
 UNSIGNED = {LOCK, MANIFEST, STATE} | REPORTS  # rewritten by later commands
 
 
@@ -44,8 +46,8 @@ def files_of(folder: Path) -> Iterator[str]:
 
 
 def _passing(name: str) -> bool:
-    """Whether a relative name lies in a folder that is no part of an artifact."""
-    return name.split("/")[0] in (SCRATCH, TRIALS)
+    """Whether a relative name is no part of an artifact: scratch, trials, or what a killed process left behind."""
+    return name.split("/")[0] in (SCRATCH, TRIALS) or LEFTOVER.search(name) is not None
 
 
 def _links(folder: Path) -> Iterator[str]:
@@ -99,16 +101,32 @@ class Artifact:
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
     """Write artifact.json with the digests of all files of the artifact that are there now."""
-    digests = {name: file_digest(folder / name) for name in files_of(folder)}
-    write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **facts, "files": digests})
+    _write(folder, facts, {name: file_digest(folder / name) for name in files_of(folder)})
 
 
-def reseal(folder: Path) -> None:
-    """Write the manifest again, with the files that have been added since."""
-    seal(
-        folder,
-        {key: value for key, value in Artifact.open(folder).manifest.items() if key not in ("schema_version", "files")},
-    )
+def reseal(folder: Path, made: Collection[Path] = ()) -> None:
+    """Write the manifest again, with the files that have been added since, and those of the folders just `made`.
+
+    What it knew already keeps its digest, so that damage is still found; a folder that was removed is forgotten.
+    """
+    manifest = Artifact.open(folder).manifest
+    facts = {key: value for key, value in manifest.items() if key not in ("schema_version", "files")}
+    again = tuple(f"{path.relative_to(folder).as_posix()}/" for path in made)
+    stays = {name for name in manifest["files"] if not name.startswith(again) and (folder / name).parent.is_dir()}
+    known = {name: digest for name, digest in manifest["files"].items() if name in stays}
+    _write(folder, facts, known | {name: file_digest(folder / name) for name in files_of(folder) if name not in known})
+
+
+def _write(folder: Path, facts: dict[str, Any], digests: dict[str, str]) -> None:
+    files = dict(sorted(digests.items()))
+    write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **facts, "files": files})
+
+
+def require_whole(artifact: Artifact, part: str = "") -> None:
+    """Raises IntegrityError where a file right in the folder, or in its `part`, is not what the manifest says."""
+    digests = artifact.manifest["files"]
+    own = {name: digest for name, digest in digests.items() if name.rpartition("/")[0] == part}
+    require_none(artifact.path / part, changed_files(artifact.path, own))
 
 
 def verify(path: Path) -> None:

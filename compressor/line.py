@@ -7,7 +7,7 @@ go on with the same numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from compressor import (
     progress,
     registry,
     storage,
+    subspaces,
 )
 from compressor.adapt import History
 from compressor.artifact import MANIFEST, Artifact, seal
@@ -48,6 +49,7 @@ from compressor.tasks.base import Task
 from exporters.verify import is_sequence, positions
 
 CORRECTED = "corrected.safetensors"
+SUBSPACES = "subspaces.safetensors"
 STATISTICS = "statistics"  # a folder: a file for each pass over the sample
 PROBED = 4096  # training rows that the head is probed on: enough for its gradients to mean something
 
@@ -161,8 +163,8 @@ class Line:
         return data.batches(self.data.calibration, self.task, self.processor, size)
 
     @cached_property
-    def subspaces(self) -> dict[str, Subspace]:
-        """The decompositions, made once in a process."""
+    def subspaces(self) -> Mapping[str, Subspace]:
+        """The decompositions, as far as any plan may need them; made once, until the ranks are planned."""
         model = self.start()
         return factorize.decompose(
             model, self.recipe.method, self.calibrate(), targets=self.targets(model), layout=self.recipe.plan.layout
@@ -172,16 +174,19 @@ class Line:
         """The ranks."""
         if not self.run.finished("plan"):
             section = self.recipe.plan
-            outputs = ["plan.json", "spectra.json", "layers.json", *([measured.RECORD] if section.measures else [])]
+            outputs = ["plan.json", SUBSPACES, "spectra.json", "layers.json"]
+            outputs += [measured.RECORD] if section.measures else []
             with self.run.stage("plan", "Planning the ranks", outputs) as scratch:
                 model = self.start()
                 write_json(scratch / "layers.json", [asdict(one) for one in self.considered(model)])
                 spectra = factorize.spectra(model, self.subspaces)
                 plan = self._choose(spectra, scratch)
                 plan.save(scratch / "plan.json")
+                subspaces.save(self.subspaces, plan, scratch / SUBSPACES)
                 (scratch / "spectra.json").write_text(json.dumps(_curves(spectra)) + "\n")
                 for layer in plan.layers:
                     progress.detail(f"  {layer.name}: {_rank(layer)}, {layer.energy:.1%} of what it gains")
+            self.__dict__.pop("subspaces", None)  # twice the weights' memory, which what follows has no use for
         return Plan.load(self.folder / "plan.json")
 
     def _choose(self, spectra: Sequence[planning.Spectrum], scratch: Path) -> Plan:
@@ -236,9 +241,16 @@ class Line:
 
     def factorized(self, plan: Plan | None = None) -> Any:
         """A new copy of the model with cores in place of the planned targets, untrained; by default of its own plan."""
-        model, plan, subspaces = self.start(), plan or self.plan(), self.subspaces
+        found = self._planned() if plan is None else self.subspaces
+        model, plan = self.start(), plan or self.plan()
         torch.manual_seed(self.recipe.seed)  # behind what draws as many numbers only where it is not made yet
-        return factorize.factorize_(model, self.recipe.method, {}, plan, subspaces=subspaces)
+        return factorize.factorize_(model, self.recipe.method, {}, plan, subspaces=found)
+
+    def _planned(self) -> Mapping[str, Subspace]:
+        """The directions of the run's own plan, which are kept beside it."""
+        self.plan()
+        kept = self.folder / SUBSPACES
+        return subspaces.load(kept) if kept.is_file() else self.subspaces  # runs of before it was kept have none
 
     def fold(self) -> Artifact:
         """The artifact: the folded model, its manifest, no scratch."""
@@ -258,8 +270,10 @@ class Line:
         """What cannot work is said before the work: no targets, a plan, budget or model that does not fit."""
         section, targets = self.recipe.plan, self.targets(model)
         if section.path:
-            _require_layout(Plan.load(Path(section.path)), section)
-            factorize.planned(model, Plan.load(Path(section.path)))
+            plan = Plan.load(Path(section.path))
+            _require_layout(plan, section)
+            factorize.planned(model, plan)
+            _require_targets(plan, {target.name for target in targets}, section)
         elif section.quantity == "parameters":
             self.allocate([planning.flat(target.name, target.out_features, target.in_features) for target in targets])
         splits = (self.data.train, self.data.validation, self.data.calibration, self.data.evaluation)
@@ -337,6 +351,15 @@ def _require_layout(plan: Plan, section: PlanSection) -> None:
         raise InputError(
             f"The plan {section.path} is of the layout {plan.layout}, but plan.layout is {section.layout}, the "
             f"default where a recipe says nothing: set plan.layout: {plan.layout}."
+        )
+
+
+def _require_targets(plan: Plan, targets: Collection[str], section: PlanSection) -> None:
+    others = [name for name in plan.ranks if name not in targets]
+    if others:
+        raise InputError(
+            f"The plan {section.path} gives a rank to {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}, "
+            "which model.targets and model.exclude leave out: take their ranks out (null), or make them targets."
         )
 
 

@@ -10,6 +10,7 @@ Head, baseline, statistics and dense exports do not depend on the budget: they a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
@@ -55,7 +56,7 @@ class TrialLine(Line):
         return self.search.data
 
     @cached_property
-    def subspaces(self) -> dict[str, Subspace]:
+    def subspaces(self) -> Mapping[str, Subspace]:
         """The decompositions."""
         return self.search.subspaces
 

@@ -36,13 +36,12 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return kept
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write as safetensors."""
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, notes: Mapping[str, str] | None = None) -> None:
+    """Write as safetensors, with `notes` in its header."""
     from safetensors.torch import save_file
 
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"}
-    )
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(found, path, metadata={"format": "pt", **(notes or {})})
 
 
 def save_model(model: Any, processor: Any, folder: Path, record: Mapping[str, Any] | None = None) -> None:

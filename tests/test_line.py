@@ -20,7 +20,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from compressor import memory
+from compressor import factorize, memory
 from compressor.calibration import Statistics
 from compressor.files import read_json
 from compressor.line import Line
@@ -298,7 +298,13 @@ def test_a_run_killed_while_training_ends_with_the_same_numbers(run: Path, recip
     assert "--resume" in refused.stderr
     done = command("compress", recipe, "--out", out, "--resume")
     assert done.returncode == 0, done.stderr
-    for name in ("plan.json", "history.json", "model.safetensors", "baseline/model.safetensors"):
+    for name in (
+        "plan.json",
+        "subspaces.safetensors",
+        "history.json",
+        "model.safetensors",
+        "baseline/model.safetensors",
+    ):
         assert (out / name).read_bytes() == (run / name).read_bytes(), name
 
 
@@ -317,11 +323,25 @@ def test_moments_are_the_same_in_however_many_passes(copied: Path, monkeypatch: 
             assert (one - other).norm() <= 1e-5 * other.norm(), name
 
 
-def test_the_untrained_model_is_the_same_whether_its_subspaces_are_there_yet_or_not(copied: Path) -> None:
+def test_the_untrained_model_is_the_same_whether_its_directions_are_kept_or_decomposed_anew(copied: Path) -> None:
     state = read_json(copied / "run.json")
     line = Line(Recipe.model_validate(state["recipe"]), Run(copied, state["recipe"], resume=True))
-    first, second = line.factorized().state_dict(), line.factorized().state_dict()
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    kept = line.factorized().state_dict()
+    (copied / "subspaces.safetensors").unlink()  # as in a run from before it was kept
+    for _ in range(2):  # before and after what decomposing draws
+        again = line.factorized().state_dict()
+        assert kept.keys() == again.keys()
+        assert all(torch.equal(value, again[name]) for name, value in kept.items())
+
+
+def test_folding_decomposes_nothing_anew(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = read_json(copied / "run.json")
+    line = Line(Recipe.model_validate(state["recipe"]), Run(copied, state["recipe"], resume=True))
+    del line.run.state["stages"]["fold"]
+    before = (copied / "model.safetensors").read_bytes()
+    monkeypatch.setattr(factorize, "decompose", lambda *args, **named: pytest.fail("decomposed anew"))
+    line.fold()
+    assert (copied / "model.safetensors").read_bytes() == before
 
 
 def test_cores_are_trained_between_bases_that_were_corrected_in_order(copied: Path) -> None:

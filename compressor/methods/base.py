@@ -61,9 +61,13 @@ class Subspace:
         """The first `rank` directions, with orthonormal bases, and a diagonal core unless they are turned; float64."""
         from compressor import linalg
 
-        axes = linalg.principal if self.turned else linalg.canonical
-        left, core, right = axes(self.left[:, :rank], self.core[:rank, :rank], self.right[:rank])
-        return Subspace(left, core, right, self.gains[:rank], self.total)
+        axes, first = linalg.principal if self.turned else linalg.canonical, self.first(rank)
+        return Subspace(*axes(first.left, first.core, first.right), first.gains, self.total)
+
+    def first(self, rank: int) -> Subspace:
+        """The first `rank` directions as they are."""
+        left, core, right = self.left[:, :rank], self.core[:rank, :rank], self.right[:rank]
+        return Subspace(left, core, right, self.gains[:rank], self.total, self.turned)
 
 
 class Method(Protocol):
@@ -90,7 +94,7 @@ class Method(Protocol):
 @dataclass_transform(frozen_default=True)
 def method(cls: type[T]) -> type[T]:
     """Make a method's dataclass: frozen, its knobs checked whether they come from a recipe or from Python."""
-    checked: Any = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+    checked: Any = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
     return checked(cls)
 
 
