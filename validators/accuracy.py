@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import binomtest, norm
 
 from compressor.tasks.base import Outcomes
-from validators.base import Finding, Subject, block_means, percentile_interval
+from validators.base import Finding, Subject, block_means, percentile_interval, wilson
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class Accuracy:
     """Share of right predictions, with an interval of paired proportions (Bonett & Price 2012).
 
     Both exports answer the same rows: much of the spread cancels, and the interval is that of the difference, laid
-    around the dense value. Rows that are tokens of running text are no more independent than their neighbors: those are
-    resampled in chunks, as perplexity's are, and McNemar's test, which takes rows to be independent, is left out.
+    around the dense value; alone the candidate's accuracy lies in Wilson's. Rows that are tokens of running text are no
+    more independent than their neighbors: those are resampled in chunks, as perplexity's are, and McNemar's test, which
+    takes rows to be independent, is left out.
     """
 
     quantities: ClassVar[tuple[str, ...]] = ("accuracy",)
@@ -36,13 +37,20 @@ class Accuracy:
         """
         base, ours = right(dense), right(candidate)  # each (N,) bool
         if _of_tokens(dense):
-            means = block_means(ours.astype(float) - base, self.chunk, self.resamples, self.seed)
-            low, high = map(float, percentile_interval(means, self.confidence))
+            low, high = self._resampled(ours.astype(float) - base)
+            alone = self._resampled(ours.astype(float))
         else:
             low, high = difference_interval(base, ours, self.confidence)
+            alone = wilson(int(ours.sum()), len(ours), self.confidence)
         center = float(base.mean())
         values = center, float(ours.mean()), (max(0.0, center + low), min(1.0, center + high))
-        return (Finding("accuracy", "share", "higher", *values, self.confidence, details=_details(dense, candidate)),)
+        details = _details(dense, candidate)
+        return (Finding("accuracy", "share", "higher", *values, self.confidence, details=details, alone=alone),)
+
+    def _resampled(self, rows: np.ndarray) -> tuple[float, float]:
+        """Interval of the mean of rows (N,), whose neighbors go together."""
+        low, high = percentile_interval(block_means(rows, self.chunk, self.resamples, self.seed), self.confidence)
+        return float(low), float(high)
 
 
 def _of_tokens(subject: Subject) -> bool:

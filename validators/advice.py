@@ -28,7 +28,13 @@ ADJECTIVES = {
     "latency_p50": ("faster", "slower"),
     "peak_memory": ("lighter in memory", "heavier in memory"),
 }
-NOUNS = {"accuracy": "accuracy", "size": "size", "latency_p50": "latency", "peak_memory": "memory"}
+NOUNS = {
+    "accuracy": "accuracy",
+    "perplexity": "perplexity",
+    "size": "size",
+    "latency_p50": "latency",
+    "peak_memory": "memory",
+}
 NOT_THE_ANSWER = "low-rank is not the answer here"
 
 
@@ -44,8 +50,8 @@ class Span(NamedTuple):
 class Option:
     """Something that could be deployed.
 
-    `costs` are ratios to dense (1.0 = as dense), measured side by side with it; under `accuracy` stands the accuracy
-    lost against dense.
+    `costs` are ratios to dense (1.0 = as dense), measured side by side with it, perplexity among them; under `accuracy`
+    stands the accuracy lost against dense.
     """
 
     label: str
@@ -145,7 +151,7 @@ def options(exports: Sequence[ExportReport]) -> tuple[Option, ...]:
     """The dense baseline, then every export whose accuracy was measured."""
     measured = [export for export in exports if export.finding("accuracy")]
     limits = _limits(measured)
-    baseline = {"accuracy": Span(0.0, 0.0, 0.0)} | dict.fromkeys(COSTS, Span(1.0, 1.0, 1.0))
+    baseline = dict.fromkeys((*QUALITIES, *COSTS), Span(1.0, 1.0, 1.0)) | {"accuracy": Span(0.0, 0.0, 0.0)}
     labels = _labels(measured)
     return (
         Option("dense fp32", "dense", low_rank=False, sound=True, failed=(), costs=baseline),
@@ -188,7 +194,13 @@ def _is_sound(export: ExportReport, limits: Mapping[str, float]) -> bool:
         return False
     if any(finding.quantity in QUALITIES for finding in limited):
         return True
-    return max([accuracy.candidate, *(accuracy.interval or ())]) >= accuracy.dense
+    return all(map(_reaches_dense, qualities))
+
+
+def _reaches_dense(finding: Finding) -> bool:
+    """Whether a quality is as good as the dense model's, as far as its interval can tell."""
+    ends = [finding.candidate, *(finding.interval or ())]
+    return max(ends) >= finding.dense if finding.better == "higher" else min(ends) <= finding.dense
 
 
 def _holds(finding: Finding, limit: float) -> bool:
@@ -205,7 +217,7 @@ def _costs(export: ExportReport) -> Iterator[tuple[str, Span]]:
         values = (low, finding.candidate, high)
         if finding.quantity == "accuracy":
             yield "accuracy", _span([finding.dense - value for value in values])
-        elif finding.quantity in COSTS and _is_comparable(finding):
+        elif finding.quantity in (*COSTS, *QUALITIES) and _is_comparable(finding):
             yield finding.quantity, _span([value / finding.dense for value in values])
 
 
@@ -222,7 +234,7 @@ def _span(values: Sequence[float]) -> Span:
 def beats(one: Option, other: Option, quantity: str) -> bool:
     """Whether `one` is clearly better than `other`: by more than noise, and for costs by more than 2%."""
     mine, theirs = one.costs[quantity], other.costs[quantity]
-    material = quantity == "accuracy" or mine.value < theirs.value * (1 - MATERIAL)
+    material = quantity in QUALITIES or mine.value < theirs.value * (1 - MATERIAL)
     return mine.high < theirs.low and material
 
 
@@ -239,8 +251,13 @@ def _best(found: Sequence[Option], shared: Sequence[str]) -> Option:
 
 def _front(sound: Sequence[Option], shared: Sequence[str]) -> list[Option]:
     """Those that none dominates."""
-    quantities = ("accuracy", *shared)
+    quantities = (*_qualities(sound), *shared)
     return [one for one in sound if not any(dominates(other, one, quantities) for other in sound)]
+
+
+def _qualities(found: Sequence[Option]) -> list[str]:
+    """The qualities that were measured for all of them."""
+    return [quality for quality in QUALITIES if all(quality in option.costs for option in found)]
 
 
 def _mean_cost(option: Option, shared: Sequence[str]) -> float:
@@ -260,10 +277,10 @@ def _explain(best: Option, found: Sequence[Option], shared: Sequence[str]) -> st
 
 def _for_low_rank(best: Option, found: Sequence[Option], shared: Sequence[str]) -> str:
     text = f"{_capital(best.label)} is the best choice here: {_compared(best, found[0], shared)}."
-    quantized = [option for option in found[1:] if not option.low_rank]
-    if not quantized:
+    dense = [option for option in found[1:] if not option.low_rank]
+    if not any("int8" in option.label for option in dense):
         text += " Dense int8 was not measured, so this is unproven against it."
-    for option in quantized:
+    for option in dense:
         text += f" {_beside(best, option, shared)}."
     return text + (f" It fails {_gates(best)}." if best.failed else "")
 
@@ -275,7 +292,7 @@ def _beside(best: Option, reference: Option, shared: Sequence[str]) -> str:
 
 
 def _against_low_rank(best: Option, rival: Option, shared: Sequence[str]) -> str:
-    quantities = ("accuracy", *shared)
+    quantities = (*_qualities([best, rival]), *shared)
     said = f"{_capital(best.label)} is {_compared(best, rival, shared)}"
     ahead = [NOUNS[quantity] for quantity in quantities if beats(rival, best, quantity)]
     if not ahead:
@@ -299,9 +316,21 @@ def _difference(one: Option, other: Option, cost: str) -> str | None:
 def _accuracy(one: Option, other: Option) -> str:
     lost = 100 * (one.costs["accuracy"].value - other.costs["accuracy"].value)
     if abs(lost) < SAME:
-        return "at the same accuracy"
-    clear = beats(one, other, "accuracy") or beats(other, one, "accuracy")
-    return f"with {abs(lost):.2f} points {'less' if lost > 0 else 'more'} accuracy{'' if clear else ' (within noise)'}"
+        return f"at the same accuracy{_perplexity(one, other)}"
+    said = f"with {abs(lost):.2f} points {'less' if lost > 0 else 'more'} accuracy{_noise(one, other, 'accuracy')}"
+    return said + _perplexity(one, other)
+
+
+def _perplexity(one: Option, other: Option) -> str:
+    """` and 1.64x the perplexity`, where both have one."""
+    if "perplexity" not in _qualities([one, other]):
+        return ""
+    times = one.costs["perplexity"].value / other.costs["perplexity"].value
+    return f" and {times:.2f}x the perplexity{_noise(one, other, 'perplexity')}" if f"{times:.2f}" != "1.00" else ""
+
+
+def _noise(one: Option, other: Option, quantity: str) -> str:
+    return "" if beats(one, other, quantity) or beats(other, one, quantity) else " (within noise)"
 
 
 def _do_not_hold(count: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
+from scipy.stats import binomtest
 
 from compressor import registry
 from compressor.errors import RuntimeFailure
@@ -76,8 +77,9 @@ class Subject:
 class Finding:
     """One measured quantity of a candidate beside the dense baseline.
 
-    `limit` and `interval` are in the candidate's unit: the interval is where the candidate's value lies given the dense
-    one (dense value + interval of the difference, or dense value x interval of the ratio).
+    `limit` and the intervals are in the candidate's unit. `interval` is where the candidate's value lies given the
+    dense one (dense value + interval of the difference, or dense value x interval of the ratio); `alone` is where it
+    lies by itself, on other rows or in other runs, which a limit asks for that no dense value is in.
     """
 
     quantity: str
@@ -86,11 +88,18 @@ class Finding:
     dense: float
     candidate: float
     interval: tuple[float, float] | None = None
-    confidence: float | None = None  # of the interval, e.g. 0.95
+    confidence: float | None = None  # of the intervals, e.g. 0.95
     limit: float | None = None
     verdict: Verdict = "ungated"
     accept_unsure: bool = False  # the recipe lets an interval that straddles the limit pass
     details: Mapping[str, float] = field(default_factory=dict)
+    alone: tuple[float, float] | None = None
+    absolute: bool = False  # the limit is one that no dense value is in
+
+    @property
+    def lies(self) -> tuple[float, float] | None:
+        """The interval that the verdict is reached by."""
+        return self.alone if self.absolute and self.alone is not None else self.interval
 
     @property
     def ratio(self) -> float:
@@ -111,13 +120,14 @@ class Finding:
 
     def judged(self, gate: Gate) -> Finding:
         """The same finding with the gate's limit and verdict."""
-        limit = limit_of(gate, self.dense, self.better)
-        low, high = self.interval or (self.candidate, self.candidate)
+        limit, absolute = limit_of(gate, self.dense, self.better), gate.type == "threshold"
+        low, high = replace(self, absolute=absolute).lies or (self.candidate, self.candidate)
         worst, best = (low, high) if self.better == "higher" else (-high, -low)
         bound = limit if self.better == "higher" else -limit
         known = math.isfinite(self.candidate) and math.isfinite(limit)
         verdict: Verdict = "fail" if not known else "pass" if worst >= bound else "unsure" if best >= bound else "fail"
-        return replace(self, limit=limit, verdict=verdict, accept_unsure=gate.unsure == "pass")
+        accepted = gate.unsure == "pass"
+        return replace(self, limit=limit, absolute=absolute, verdict=verdict, accept_unsure=accepted)
 
 
 def limit_of(gate: Gate, dense: float, better: Literal["higher", "lower"]) -> float:
@@ -154,6 +164,12 @@ def block_means(differences: np.ndarray, chunk: int, resamples: int, seed: int) 
         drawn = generator.multinomial(len(sums), shares, size=min(most, resamples - begun)).astype(float)
         means.append(drawn @ sums / (drawn @ counts))
     return np.concatenate(means)
+
+
+def wilson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927); honest near 1, where the normal one has no width."""
+    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 class Check(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from compressor.display import columns
-from compressor.errors import GateError
+from compressor.errors import GateError, InputError
 from compressor.sections.proof import SHARES
 from validators import render, wording
 from validators.base import Finding
@@ -108,9 +108,11 @@ class Comparison:
         return tuple((export.name, change.judged) for export in self.exports for change in export.failures)
 
     @property
-    def verdict(self) -> Literal["pass", "fail"]:
-        """`fail` when a quantity is worse or an export is gone."""
-        return "fail" if self.failures or self.gone else "pass"
+    def verdict(self) -> Literal["pass", "fail", "unjudged"]:
+        """`fail` when a quantity is worse or an export is gone; `unjudged` when there was nothing to judge."""
+        if self.failures or self.gone:
+            return "fail"
+        return "pass" if any(export.gated for export in self.exports) else "unjudged"
 
     @property
     def headline(self) -> str:
@@ -131,9 +133,12 @@ class Comparison:
 
         Raises:
             GateError: one line per quantity that is worse and per export that is gone.
+            InputError: nothing was judged, so that nothing is known.
         """
         if self.verdict == "pass":
             return
+        if self.verdict == "unjudged":
+            raise InputError(f"{self.headline}. Name one, as --gate latency_p50=10, or gate it in the recipe.")
         told = ((name, wording.complaint(finding, "before", "after")) for name, finding in self.failures)
         lines = [f"  {name}: {complaint}" for name, complaint in told]
         lines += [f"  {name}: is in the report before and not in the one after" for name in self.gone]

@@ -59,10 +59,20 @@ def tiled(evaluation: Evaluation, batch_size: int, sequence_length: int) -> dict
     """
     if evaluation.shaped:
         return dict(evaluation.batches[0])
-    batches = [inputs_of(batch) for batch in evaluation.batches[:batch_size]]
+    batches = _first(evaluation, batch_size)
     if not batches:
         raise DataError("The evaluation set is empty, so there is nothing to measure with: check `data.evaluation`.")
     return {name: _tile(name, batches, (batch_size, sequence_length)) for name in batches[0]}
+
+
+def _first(evaluation: Evaluation, rows: int) -> list[Arrays]:
+    """As many batches as have so many rows; images of more of them would fill the memory."""
+    found = list[Arrays]()
+    for batch in evaluation.batches:
+        found.append(inputs_of(batch))
+        if sum(len(next(iter(one.values()))) for one in found) >= rows:
+            break
+    return found
 
 
 def _tile(name: str, batches: Sequence[Arrays], shape: tuple[int, int]) -> np.ndarray:

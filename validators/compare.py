@@ -8,9 +8,11 @@ here imports torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compressor.artifact import DENSE
 from compressor.errors import ArtifactError, InputError, did_you_mean, field_faults
 from compressor.recipe import Gate
 from compressor.sections.proof import SHARES
@@ -23,6 +25,7 @@ from validators.report import ExportReport, Report
 
 POINT = Gate(type="max-degradation", value=0.01)  # default tolerance of shares: one point
 PERCENT = Gate(type="percent-max-degradation", value=5)  # and of everything with a unit of its own
+NOTABLE = 0.02  # by how much a dense model's time has to differ from the last one to be told
 DECIDED = (*QUALITIES, "parity", "parity_max_difference")  # the same file gives the same on the same data
 
 
@@ -96,15 +99,60 @@ def compare(
     pairs = [(counterparts[export.name], export) for export in after.exports if export.name in counterparts]
     _refuse_unshared(percents or {}, pairs)
     chosen = _gates(after), percents or {}
-    exports = tuple(_export(*pair, *chosen, _same(before, after, *pair)) for pair in pairs)
+    held = [_Pair(old, new, *_same(before, after, old, new)) for old, new in pairs]
+    exports = tuple(_export(pair, *chosen) for pair in held)
     names = {export.name for export in after.exports}
     gone = tuple(name for name, export in old.items() if export.role == "candidate" and name not in names)
     new = tuple(export.name for export in after.exports if export.name not in old)
-    return Comparison(exports, gone, new, (*warnings, *comparable.leftovers(before, after)))
+    return Comparison(exports, gone, new, (*warnings, *_paces(held), *comparable.leftovers(before, after)))
 
 
-def _same(before: Report, after: Report, old: ExportReport, new: ExportReport) -> bool:
-    return old.name == new.name and comparable.same_files(before, after, new.name)
+@dataclass(frozen=True)
+class _Pair:
+    """An export before and after: whether its files are the same, and those of the dense one that it was held against.
+
+    One dense model is a common measure: of how much two candidates differ from it, and of how fast two days were.
+    """
+
+    before: ExportReport
+    after: ExportReport
+    same: bool
+    same_dense: bool
+
+    def former(self, finding: Finding) -> Finding | None:
+        """BEFORE's finding of a quantity of AFTER; times at AFTER's pace, where the dense model says what that is."""
+        found = self.before.finding(finding.quantity)
+        pace = self.pace(finding)
+        if found is None or pace is None:
+            return found
+        ends = None if found.interval is None else (found.interval[0] * pace, found.interval[1] * pace)
+        return replace(found, dense=found.dense * pace, candidate=found.candidate * pace, interval=ends, alone=None)
+
+    def pace(self, finding: Finding) -> float | None:
+        """The dense model's time after by that before; None of what is no time, or where they are two models."""
+        found = self.before.finding(finding.quantity)
+        if found is None or not self.same_dense or not finding.quantity.startswith("latency"):
+            return None
+        return finding.dense / found.dense if min(found.dense, finding.dense) > 0 else None
+
+
+def _same(before: Report, after: Report, old: ExportReport, new: ExportReport) -> tuple[bool, bool]:
+    """Whether two exports' files are the same, and those of the dense ones in fp32."""
+    alike = old.name == new.name and comparable.same_files(before, after, new.name)
+    dense = old.runtime == new.runtime and comparable.same_files(before, after, f"{DENSE}{new.runtime}-fp32")
+    return alike, dense
+
+
+def _paces(pairs: Sequence[_Pair]) -> Iterator[str]:
+    """What is said where the same dense model took another time."""
+    medians = ((pair, pair.after.finding("latency_p50")) for pair in pairs)
+    found = {pair.after.runtime: pace for pair, one in medians if one and (pace := pair.pace(one))}
+    for runtime, pace in found.items():
+        if abs(pace - 1) > NOTABLE:
+            yield (
+                f"The same dense model takes {pace:.2f}x the time that it took before ({runtime}): latencies before "
+                "are told as they would be at the pace of after."
+            )
 
 
 def tolerance(quantity: str, gate: Gate | None, percent: float | None = None) -> Gate:
@@ -121,45 +169,42 @@ def tolerance(quantity: str, gate: Gate | None, percent: float | None = None) ->
     return (POINT if quantity in SHARES else PERCENT).model_copy(update={"unsure": unsure})
 
 
-def interval(before: Finding, after: Finding) -> tuple[float, float] | None:
+def interval(before: Finding, after: Finding, *, same_dense: bool = True) -> tuple[float, float] | None:
     """Where AFTER's value lies given BEFORE's, from the intervals of both as if they were independent.
 
     The square-and-add interval of a difference (MOVER: Zou & Donner 2008, Statistics in Medicine 27): each end is as
     far from the value as the root of the summed squares of AFTER's margin on that side and BEFORE's on the other. Runs
     that share data or machine vary together; for them it is wider than needed. A side without an interval counts as
-    exact.
+    exact. The intervals are those against the dense model where that is the same, else those that each has alone.
     """
-    if before.interval is None and after.interval is None:
+    theirs, ours = ((one.interval if same_dense else one.alone or one.interval) for one in (before, after))
+    if theirs is None and ours is None:
         return None
     old, new = before.candidate, after.candidate
-    old_low, old_high = before.interval or (old, old)
-    new_low, new_high = after.interval or (new, new)
+    old_low, old_high = theirs or (old, old)
+    new_low, new_high = ours or (new, new)
     return new - math.hypot(new - new_low, old_high - old), new + math.hypot(new_high - new, old - old_low)
 
 
-def _export(
-    before: ExportReport,
-    after: ExportReport,
-    gates: Mapping[str, Gate],
-    percents: Mapping[str, float],
-    same: bool,
-) -> ExportChanges:
-    changes = []
+def _export(pair: _Pair, gates: Mapping[str, Gate], percents: Mapping[str, float]) -> ExportChanges:
+    changes, after = list[Change](), pair.after
     for finding in after.findings:
         name = finding.quantity
-        old, gate, percent = before.finding(name), gates.get(name), percents.get(name)
+        old, gate, percent = pair.former(finding), gates.get(name), percents.get(name)
         if old is None:
             continue
         judges = after.role == "candidate" and (gate or percent is not None or finding.verdict != "ungated")
         chosen = tolerance(name, gate, percent) if judges else None
-        changes.append(Change(old, finding, _judged(old, finding, chosen, exact=same and name in DECIDED)))
+        changes.append(Change(old, finding, _judged(pair, old, finding, chosen)))
     return ExportChanges(after.name, after.role, tuple(changes))
 
 
-def _judged(before: Finding, after: Finding, gate: Gate | None, exact: bool) -> Finding:
+def _judged(pair: _Pair, before: Finding, after: Finding, gate: Gate | None) -> Finding:
     """AFTER's finding with BEFORE's candidate as dense; a threshold is kept or not whatever was before."""
     absolute = gate is not None and gate.type == "threshold"
-    lies = after.interval if absolute else None if exact else interval(before, after)
+    exact = pair.same and after.quantity in DECIDED
+    lies = interval(before, after, same_dense=pair.same_dense)
+    lies = (after.alone or after.interval) if absolute else None if exact else lies
     known = [f.confidence for f in ((after,) if absolute else (before, after)) if f.interval is not None]
     confidence = None if lies is None or None in known else min(one for one in known if one is not None)
     bare = Finding(after.quantity, after.unit, after.better, before.candidate, after.candidate, lies, confidence)

@@ -155,12 +155,14 @@ def _lay(source: Path, place: Path) -> None:
 def inputs(entrants: Sequence[Entrant], rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Made-up inputs of one shape for all exports: tokens that all of them know, full masks, normal numbers.
 
-    All rows have the same tokens: BART wants as many ends in each. Free axes are `rows` where they come first, else
-    `length`; caches are left out, so that runners start with none.
+    All rows have the same tokens: BART wants as many ends in each. Axes that none of them fixes are `rows` where they
+    come first, else `length`; caches are left out, so that runners start with none.
     """
     tokens = min(entrant.tokens for entrant in entrants)
     generator = np.random.default_rng(seed)
-    values = {value["name"]: value for entrant in reversed(entrants) for value in entrant.facts["inputs"]}
+    values = dict[str, Mapping[str, Any]]()
+    for value in (value for entrant in entrants for value in entrant.facts["inputs"]):
+        values[value["name"]] = _agreed(values.get(value["name"], value), value)
     cached = any(name.startswith(PAST) for name in values)
     return {
         name: _made(name, value, (rows, length), tokens, generator)
@@ -169,11 +171,23 @@ def inputs(entrants: Sequence[Entrant], rows: int, length: int, seed: int = 0) -
     }
 
 
+def _agreed(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An input of two exports: each axis as long as the first of them says that fixes it."""
+    if len(one["axes"]) != len(other["axes"]):
+        return one
+    pairs = zip(one["axes"], other["axes"], strict=True)
+    return {**one, "axes": [mine if _fixed(mine) or not _fixed(theirs) else theirs for mine, theirs in pairs]}
+
+
+def _fixed(axis: Any) -> bool:
+    return isinstance(axis, int) and axis > 0
+
+
 def _made(
     name: str, value: Mapping[str, Any], free: tuple[int, int], tokens: int, generator: np.random.Generator
 ) -> np.ndarray:
     axes = enumerate(value["axes"])
-    shape = [axis if isinstance(axis, int) and axis > 0 else free[min(place, 1)] for place, axis in axes]
+    shape = [axis if _fixed(axis) else free[min(place, 1)] for place, axis in axes]
     dtype = np.dtype(value["dtype"])
     if dtype.kind == "f":
         return np.asarray(generator.standard_normal(shape), dtype)

@@ -6,13 +6,14 @@ A context without a search gives nothing, and a trial that is not whole is left 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compressor import bisection
 from compressor.sections.proof import SHARES
 from compressor.tasks.base import QUALITIES
+from compressor.trials import COSTS
 from validators import wording
 from validators.facts import look
 from validators.svg import ACCENT, INK, MUTED, PAPER, RULE, SERIES, Plot, plot
@@ -25,7 +26,7 @@ MARGIN = 0.0625  # of budget: what is worth trying above a chosen one where noth
 
 @dataclass(frozen=True)
 class Point:
-    """One export of one trial; `quality` and its limit are of the first of QUALITIES that was measured."""
+    """One export of one trial; `quality` is the first of QUALITIES that a gate limits, else that was measured."""
 
     budget: float
     share: float  # of the targets' parameters that are kept
@@ -90,7 +91,9 @@ def _points(trial: Mapping[str, Any]) -> Iterator[Point]:
     failed = {fault["export"] for fault in trial.get("failed", ())}
     for export in trial.get("exports", ()):
         findings = export["findings"]
-        quantity = next((quantity for quantity in QUALITIES if quantity in findings), None)
+        there = [quantity for quantity in QUALITIES if quantity in findings]
+        limited = [quantity for quantity in there if findings[quantity].get("limit") is not None]
+        quantity = next(iter([*limited, *there]), None)
         if quantity is not None and trial.get("dense_parameters"):
             measured = findings[quantity]
             yield Point(
@@ -110,11 +113,20 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def hint(context: Mapping[str, Any]) -> str:
-    """What to try where the chosen budget's gates do not hold on the evaluation data; empty where none was chosen."""
+def hint(context: Mapping[str, Any], failed: Collection[str]) -> str:
+    """What to try where the chosen budget's gates do not hold on the evaluation data; empty where none was chosen.
+
+    `failed` are the quantities: a larger budget betters no cost, and costs are none of the data's.
+    """
     chosen = look(context, "search", "chosen")
     if chosen is None:
         return ""
+    if failed and all(quantity.startswith(COSTS) for quantity in failed):
+        return (
+            f"Budget {chosen:.3f} held its gates when it was tried; {wording.listed(sorted(set(failed)))} came out "
+            "otherwise when measured again, on the same files. Measure once more where nothing else runs (`validate`), "
+            "with more validate.runs, or leave the gate more room than two measurements differ by."
+        )
     enough = any if look(context, "recipe", "export") == "auto" else all
     larger = sorted({point.budget for point in points(context) if point.budget > chosen})
     held = [budget for budget in larger if enough(p.holds for p in points(context) if p.budget == budget)]

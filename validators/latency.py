@@ -53,17 +53,22 @@ class Latency:
     def _findings(self, times: np.ndarray) -> list[Finding]:
         """One finding per percentile from times (runs, 2) in ms."""
         values = np.percentile(times, PERCENTILES, axis=0)  # (3, 2)
-        ratios = ratio_intervals(times, self.confidence, self.resamples, self.seed)  # (3, 2)
+        ratios, alone = intervals(times, self.confidence, self.resamples, self.seed)  # each (3, 2)
         ends = values[:, :1] * ratios  # (3, 2) ms
-        rows = zip(self.quantities, values.tolist(), ends.tolist(), strict=True)
+        rows = zip(self.quantities, values.tolist(), ends.tolist(), alone.tolist(), strict=True)
         return [
-            Finding(name, "ms", "lower", base, ours, (low, high), self.confidence)
-            for name, (base, ours), (low, high) in rows
+            Finding(name, "ms", "lower", base, ours, (low, high), self.confidence, alone=(own[0], own[1]))
+            for name, (base, ours), (low, high), own in rows
         ]
 
 
 def ratio_intervals(times: np.ndarray, confidence: float, resamples: int, seed: int) -> np.ndarray:
-    """Percentile intervals (3, 2) of candidate / dense at each of PERCENTILES, from times (runs, 2).
+    """The first of `intervals`."""
+    return intervals(times, confidence, resamples, seed)[0]
+
+
+def intervals(times: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile intervals (3, 2) of candidate / dense, and of the candidate, at PERCENTILES of times (runs, 2).
 
     A moving-block bootstrap (Künsch 1989) over whole rounds: a round holds both runs, which shared the machine's mood,
     and blocks of runs^(1/3) rounds (Hall, Horowitz & Jing 1995) keep moods that last longer.
@@ -74,14 +79,9 @@ def ratio_intervals(times: np.ndarray, confidence: float, resamples: int, seed: 
     starts = np.random.default_rng(seed).integers(0, runs - length + 1, size=(resamples, blocks))
     rounds = (starts[:, :, None] + np.arange(length)).reshape(resamples, -1)[:, :runs]  # (resamples, runs)
     parts = np.array_split(rounds, -(-rounds.size // CHUNK))
-    ratios = np.concatenate([_ratios(times[part]) for part in parts], axis=1)  # (3, resamples)
-    return percentile_interval(ratios, confidence)
-
-
-def _ratios(times: np.ndarray) -> np.ndarray:
-    """candidate / dense (3, resamples) at each percentile, from resampled times (resamples, runs, 2)."""
-    values = np.percentile(times, PERCENTILES, axis=1)  # (3, resamples, 2)
-    return values[:, :, 1] / values[:, :, 0]
+    drawn = np.concatenate([np.percentile(times[part], PERCENTILES, axis=1) for part in parts], axis=1)
+    dense, candidate = drawn[:, :, 0], drawn[:, :, 1]  # each (3, resamples)
+    return percentile_interval(candidate / dense, confidence), percentile_interval(candidate, confidence)
 
 
 def _details(times: np.ndarray) -> dict[str, float]:

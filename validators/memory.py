@@ -38,9 +38,11 @@ class Memory:
         base, ours = ([pair[0] for pair in rounds], [pair[1] for pair in rounds])
         details = _medians("dense", base) | _medians("candidate", ours) | {"repeats": self.repeats}
         peaks = details["dense_peak"], details["candidate_peak"]
-        spread = _spread([stages["peak"] for stages in base], [stages["peak"] for stages in ours])
-        known = spread if self.repeats > 1 else None  # one of each says nothing of how they vary
-        return (Finding("peak_memory", "MiB", "lower", *peaks, known, details=details),)
+        theirs, own = ([stages["peak"] for stages in rounds] for rounds in (base, ours))
+        known = (
+            (_spread(theirs, own), (min(own), max(own))) if self.repeats > 1 else (None, None)
+        )  # one varies in nothing
+        return (Finding("peak_memory", "MiB", "lower", *peaks, known[0], details=details, alone=known[1]),)
 
     def _stages(self, subject: Subject, inputs: Arrays) -> dict[str, float]:
         return ask("memory", [subject], inputs, steady_runs=self.steady_runs)

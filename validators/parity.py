@@ -7,9 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 from scipy.special import log_softmax
-from scipy.stats import binomtest
 
-from validators.base import Finding, Subject
+from validators.base import Finding, Subject, wilson
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,3 @@ def differences(subject: Subject) -> dict[str, float]:
         p, q = log_softmax(theirs, axis=1), log_softmax(ours, axis=1)
         found["kl"] = float((np.exp(p) * (p - q)).sum(axis=1).mean())
     return found | counts
-
-
-def wilson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927); honest near 1, where the normal one has no width."""
-    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)

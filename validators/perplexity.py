@@ -17,7 +17,7 @@ class Perplexity:
 
     Both exports read the same tokens, and surprises of neighbors go together, so chunks of consecutive tokens are
     resampled in pairs (Carlstein 1986); the interval is that of the ratio of both perplexities, laid around the dense
-    one. For tasks whose outcomes are log-probabilities of targets (N, 1).
+    one, and `alone` that of the candidate's chunks. For tasks whose outcomes are log-probabilities of targets (N, 1).
     """
 
     quantities: ClassVar[tuple[str, ...]] = ("perplexity",)
@@ -34,17 +34,21 @@ class Perplexity:
         """
         base, ours = surprises(dense.outcomes), surprises(candidate.outcomes)  # each (N,) nats
         values = perplexity(base), perplexity(ours)
-        interval = None
+        interval = alone = None
         if np.isfinite(values).all():
-            low, high = ratio_interval(ours - base, self.chunk, self.confidence, self.resamples, self.seed)
-            interval = values[0] * low, values[0] * high
+            knobs = self.chunk, self.confidence, self.resamples, self.seed
+            low, high = ratio_interval(ours - base, *knobs)
+            interval, alone = (values[0] * low, values[0] * high), ratio_interval(ours, *knobs)
         details = {
             "n": len(ours),
             "dense_torch_perplexity": perplexity(surprises(dense.reference)),
             "candidate_torch_perplexity": perplexity(surprises(candidate.reference)),
         }
         confidence = self.confidence if interval else None
-        return (Finding("perplexity", "perplexity", "lower", *values, interval, confidence, details=details),)
+        found = Finding(
+            "perplexity", "perplexity", "lower", *values, interval, confidence, details=details, alone=alone
+        )
+        return (found,)
 
 
 def surprises(outcomes: Outcomes) -> np.ndarray:

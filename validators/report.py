@@ -143,7 +143,9 @@ class Report:
             lines.append(self.advice())
         if any(finding.verdict == "unsure" for _, finding in self.failures):
             lines.append("Where a gate is unsure, measure more (validate.runs, more rows) or set its `unsure: pass`.")
-        if said := frontier.hint(self.context) or frontier.sentence(self.context):
+        if said := frontier.hint(self.context, [finding.quantity for _, finding in self.failures]) or frontier.sentence(
+            self.context
+        ):
             lines.append(said)
         raise GateError("\n".join([f"{self.headline}.", *lines]))
 
@@ -260,8 +262,8 @@ def _finding_with_nan(finding: Any) -> Any:
     if not isinstance(finding, Mapping):
         return finding
     numbers = {key: _nan(finding[key]) for key in ("dense", "candidate", "details") if key in finding}
-    interval = finding.get("interval")
-    return dict(finding) | numbers | {"interval": None if interval is None else _nan(interval)}
+    ends = {key: finding[key] for key in ("interval", "alone") if key in finding}
+    return dict(finding) | numbers | {key: None if given is None else _nan(given) for key, given in ends.items()}
 
 
 def _nan(value: Any) -> Any:

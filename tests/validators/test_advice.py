@@ -114,6 +114,34 @@ def test_advice_without_dense_int8_says_what_is_unproven() -> None:
     assert "Dense int8 was not measured" in Report((export("int8", size=20),)).advice()
 
 
+def test_another_dense_export_does_not_stand_for_dense_int8() -> None:
+    said = Report((export("int8", size=20), export("fp16", "reference", size=50))).advice()
+    assert "Dense int8 was not measured" in said
+
+
+def perplexed(report: ExportReport, perplexity: float, limit: float | None = None) -> ExportReport:
+    """With a perplexity beside the dense model's 20.0, known to 1 %."""
+    near = 0.99 * perplexity, 1.01 * perplexity
+    found = Finding("perplexity", "perplexity", "lower", 20.0, perplexity, near, 0.95)
+    judged = found if limit is None else found.judged(Gate(type="threshold", value=limit))
+    return replace(report, findings=(*report.findings, judged))
+
+
+def test_without_a_gate_perplexity_has_to_reach_dense_as_accuracy_has() -> None:
+    lost = perplexed(export("int8", accuracy=0.929, size=10, latency=2), 32.0)
+    assert "low-rank is not the answer here" in Report((lost,)).advice()
+    assert advice.winner((lost,)) is None
+    kept = perplexed(export("int8", accuracy=0.929, size=10, latency=2), 20.1)
+    assert Report((kept,)).advice().startswith("Low-rank int8 is the best choice")
+
+
+def test_advice_says_what_perplexity_costs_where_a_gate_lets_it() -> None:
+    ours = perplexed(export("int8", size=10, latency=2), 22.0, limit=23.0)
+    said = Report((ours, perplexed(dense_int8(), 20.1))).advice()
+    assert "than dense fp32 at the same accuracy and 1.10x the perplexity." in said
+    assert "at the same accuracy and 1.09x the perplexity." in said
+
+
 def test_differences_within_noise_are_no_reason() -> None:
     """Overlapping intervals of accuracy and costs within 2% leave the choice to what does differ."""
     candidate = export("int8", accuracy=0.929, size=20.0, latency=5.05, memory=60.5)

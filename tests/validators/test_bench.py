@@ -159,6 +159,17 @@ def test_made_up_inputs_are_what_every_export_takes(tmp_path: Path) -> None:
     assert not {"position_ids", "past_key_values.0.key"} & set(both)  # a runner starts with an empty cache
 
 
+def test_axes_that_one_export_leaves_free_are_as_another_fixes_them(tmp_path: Path) -> None:
+    def one(*axes: int | str) -> entrants.Entrant:
+        value = {"name": "pixel_values", "dtype": "float32", "axes": list(axes)}
+        return entrants.Entrant("one", tmp_path, {"inputs": [value]})
+
+    free, fixed = one("batch", "channels", "height", "width"), one("batch", 3, 224, 224)
+    for order in ([free, fixed], [fixed, free]):
+        assert entrants.inputs(order, 2, 64)["pixel_values"].shape == (2, 3, 224, 224)
+    assert entrants.inputs([fixed, one("batch", 3, 8, 8)], 2, 64)["pixel_values"].shape == (2, 3, 224, 224)
+
+
 def test_inputs_of_a_file_take_the_place_of_made_up_ones(files: dict[str, Path], tmp_path: Path) -> None:
     np.savez(tmp_path / "real.npz", input_ids=np.arange(15).reshape(3, 5))
     found = bench([files["dense"], files["small"]], ONE, runs=10, inputs_file=tmp_path / "real.npz")

@@ -139,7 +139,50 @@ def test_what_no_gate_names_is_shown_and_not_judged() -> None:
     found = verdicts(export(), export(0.1, parity=0.1, size=99, latency=99), of_context={"gates": {}})
     assert set(found.values()) == {"ungated"}
     nothing = compare(report(gates={}), report(gates={}))
-    assert (nothing.verdict, nothing.headline.partition(":")[0]) == ("pass", "Nothing was judged")
+    assert (nothing.verdict, nothing.headline.partition(":")[0]) == ("unjudged", "Nothing was judged")
+    with pytest.raises(InputError, match=r"Nothing was judged.* Name one, as --gate"):
+        nothing.raise_for_gates()
+    gone = compare(report(gates={}), Report((export(name="onnx-fp32"),), context({})))
+    assert gone.verdict == "fail"
+
+
+def dense_files(digest: str) -> dict[str, str]:
+    return {"baseline/onnx-fp32/model.onnx": digest * 64}
+
+
+def test_candidates_of_two_dense_models_are_held_apart_by_their_own_intervals() -> None:
+    """A dense model that was trained anew takes the rows that vary with it out of what the pairing knows."""
+    known = replace(export(0.885).findings[0], alone=(0.865, 0.905))
+    worse = replace(export(0.88), findings=(known,))
+    before = report(
+        replace(export(), findings=(replace(export().findings[0], alone=(0.88, 0.92)),)), files=dense_files("a")
+    )
+    found = {
+        files: compare(before, report(worse, files=dense_files(files))).exports[0].changes[0].judged for files in "ab"
+    }
+    assert (found["a"].verdict, found["b"].verdict) == ("pass", "unsure")
+    assert found["b"].interval == pytest.approx((0.885 - math.hypot(0.02, 0.02), 0.885 + math.hypot(0.02, 0.02)))
+
+
+def test_times_of_two_days_are_compared_by_the_dense_model_that_both_ran_beside() -> None:
+    slow = replace(export(latency=6.0), findings=(replace(export(latency=6.0).findings[3], dense=12.0),))
+    before, after = report(files=dense_files("a")), report(slow, files=dense_files("a"))
+    found = compare(before, after)
+    (change,) = found.exports[0].changes
+    assert change.judged.dense == pytest.approx(6.0)  # 5 ms where dense took 10, so 6 where it takes 12
+    assert (change.judged.verdict, change.difference) == ("pass", pytest.approx(0))
+    assert "The same dense model takes 1.20x the time that it took before (onnx)" in " ".join(found.warnings)
+    other = compare(before, report(slow, files=dense_files("b")))
+    assert other.exports[0].changes[0].judged.verdict == "fail"
+    assert "The same dense model" not in " ".join(other.warnings)
+
+
+def test_a_threshold_is_judged_by_where_the_value_lies_alone() -> None:
+    gate = {"accuracy": {"type": "threshold", "value": 0.895}}
+    finding = replace(export().findings[0], alone=(0.88, 0.92))
+    after = Report((replace(export(), findings=(finding,)),), context(gate))
+    (change,) = compare(report(), after).exports[0].changes
+    assert (change.judged.verdict, change.judged.interval) == ("unsure", (0.88, 0.92))
 
 
 def test_a_gated_finding_of_a_report_without_its_recipe_gets_the_default() -> None:

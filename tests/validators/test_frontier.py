@@ -37,6 +37,7 @@ def context(*trials: Any, chosen: float | None = 0.5) -> dict[str, Any]:
     return {"search": found}
 
 
+FAILED = ["accuracy", "latency_p50"]
 FOUND = context(trial(0.5, 0.94), trial(0.25, 0.9), trial(0.75, 0.95))
 
 
@@ -111,11 +112,11 @@ def test_a_failed_winner_names_the_next_larger_budget_that_held() -> None:
 
 @pytest.mark.parametrize(("chosen", "following"), [(0.5, "0.562"), (0.969, "0.984")])
 def test_a_failed_winner_without_a_larger_trial_names_an_untried_budget(chosen: float, following: str) -> None:
-    assert f"is {following}, which was not tried" in frontier.hint(context(trial(chosen, 0.94), chosen=chosen))
+    assert f"is {following}, which was not tried" in frontier.hint(context(trial(chosen, 0.94), chosen=chosen), FAILED)
 
 
 def test_where_the_largest_budget_failed_nothing_larger_is_proposed() -> None:
-    said = frontier.hint(context(trial(0.984, 0.94), chosen=0.984))
+    said = frontier.hint(context(trial(0.984, 0.94), chosen=0.984), FAILED)
     assert "No larger one is left to try" in said
     assert "--set" not in said
 
@@ -123,7 +124,30 @@ def test_where_the_largest_budget_failed_nothing_larger_is_proposed() -> None:
 def test_a_budget_that_was_tried_is_not_called_untried() -> None:
     failed = trial(0.562, 0.5)
     failed["failed"] = [{"export": "onnx-int8", "quantity": "latency_p50"}]
-    assert "is 0.578, which was not tried" in frontier.hint(context(trial(0.5, 0.94), failed, chosen=0.5))
+    assert "is 0.578, which was not tried" in frontier.hint(context(trial(0.5, 0.94), failed, chosen=0.5), FAILED)
+
+
+def test_costs_that_came_out_otherwise_ask_for_no_larger_budget() -> None:
+    said = frontier.hint(FOUND, ["latency_p50", "size", "latency_p50"])
+    assert "latency_p50 and size came out otherwise when measured again" in said
+    assert "0.750" not in said
+    assert "Evaluation data" not in said
+    slow = Finding("latency_p50", "ms", "lower", 10.0, 9.0).judged(Gate(type="threshold", value=8))
+    failed = Report((ExportReport("onnx-int8", "onnx", "int8", "candidate", (slow,)),), FOUND)
+    with pytest.raises(GateError, match="came out otherwise"):
+        failed.raise_for_gates()
+
+
+def test_the_quality_is_the_one_that_a_gate_limits() -> None:
+    one = trial(0.5, 0.94)
+    one["exports"][0]["findings"] = {
+        "accuracy": {"dense": 0.4, "candidate": 0.39, "limit": None},
+        "perplexity": {"dense": 20.0, "candidate": 30.0, "limit": 21.0},
+    }
+    assert frontier.table(context(one))[0][2] == "Perplexity"
+    drawn = frontier.draw(context(one))
+    assert drawn is not None
+    assert "limit of the gate" in drawn.svg
 
 
 def test_of_the_best_of_many_one_that_holds_is_enough() -> None:
@@ -131,8 +155,8 @@ def test_of_the_best_of_many_one_that_holds_is_enough() -> None:
     larger["exports"].append({**larger["exports"][0], "name": "onnx-int4"})
     larger["failed"] = [{"export": "onnx-int4", "quantity": "accuracy"}]
     found = context(trial(0.5, 0.94), larger, chosen=0.5)
-    assert "is 0.562, which was not tried" in frontier.hint(found)
-    assert "is 0.750, which held" in frontier.hint(found | {"recipe": {"export": "auto"}})
+    assert "is 0.562, which was not tried" in frontier.hint(found, FAILED)
+    assert "is 0.750, which held" in frontier.hint(found | {"recipe": {"export": "auto"}}, FAILED)
 
 
 def test_a_search_in_vain_fails_its_report_even_where_an_unsure_gate_passes() -> None:

@@ -4,7 +4,7 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from compressor.errors import (
     RuntimeFailure,
 )
 from compressor.tasks.text_classification import TextClassification
-from exporters.base import Session
+from exporters.base import Arrays, Session
 from validators import probe
 from validators.base import Evaluation, Subject
 from validators.child import ask, tiled
@@ -168,11 +168,30 @@ def test_neither_the_probe_nor_the_checks_import_torch():
 
 def test_inputs_are_the_real_tokens_repeated_and_cut(evaluation: Evaluation):
     made = tiled(evaluation, batch_size=2, sequence_length=300)
-    real = np.concatenate([b["input_ids"][b["attention_mask"] == 1] for b in evaluation.batches[:2]])
+    real = np.concatenate([b["input_ids"][b["attention_mask"] == 1] for b in evaluation.batches[:1]])
+    assert len(evaluation.batches[0]["input_ids"]) >= 2
     assert made["input_ids"].shape == (2, 300)
     assert made["input_ids"].dtype == np.int64
     assert [row.tolist() for row in made["input_ids"]] == 2 * [[*(real[i % len(real)] for i in range(299)), real[-1]]]
     assert made["attention_mask"].min() == 1
+
+
+def test_no_more_batches_are_decoded_than_have_the_rows():
+    decoded = []
+
+    class Decoding(Sequence[Arrays]):
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, number: Any) -> Any:
+            if number >= len(self):
+                raise IndexError
+            decoded.append(number)
+            return {"pixel_values": np.full((4, 3, 2, 2), number, np.float32)}
+
+    made = tiled(Evaluation(TASK, Decoding()), batch_size=6, sequence_length=9)
+    assert decoded == [0, 1]
+    assert made["pixel_values"][:, 0, 0, 0].tolist() == [0, 0, 0, 0, 1, 1]
 
 
 def test_inputs_without_a_mask_and_of_other_ranks_keep_their_shape():
