@@ -21,6 +21,7 @@ NO_VALIDATION = "of which there are none: name data.validation, or hold some of 
 def conflicts(recipe: Recipe) -> Iterator[faults.Fault]:
     """What is valid key by key and still cannot be meant."""
     yield from _leaks(recipe.data)
+    yield from _subsets(recipe.data)
     yield from _own_code(recipe.model)
     if recipe.baseline.path and recipe.baseline.train != "none":
         text = (
@@ -54,8 +55,8 @@ def _impossible(recipe: Recipe) -> Iterator[faults.Fault]:
         place, value = ("gates", name, "value"), gate.value
         if name in SHARES and gate.type == "threshold" and not 0 <= value <= 1:
             yield place, f"is a share between 0 and 1: a threshold of 90 % is 0.9, not {value:g}."
-        elif name in SHARES and not gate.type.startswith("percent-") and abs(value) > 1:
-            yield place, f"is a difference of shares, between -1 and 1: two points are 0.02, not {value:g}."
+        elif name in SHARES and not gate.type.startswith("percent-") and abs(value) >= 1:
+            yield place, f"is a difference of shares, within -1 and 1: two points are 0.02, not {value:g}."
         elif name in SHARES and gate.type == "percent-max-degradation" and value >= 100:
             yield place, f"lets {value:g} percent of a share be lost, all of it; write less than 100."
         elif name not in SHARES and gate.type == "threshold" and value < 0:
@@ -98,6 +99,8 @@ def _own_code(model: ModelSection) -> Iterator[faults.Fault]:
     if not is_factory(model.path):
         if model.code:
             yield ("model", "code"), f"is where the code of a factory lies, but {model.path} is none; take it out."
+        if model.revision and Path(model.path).is_dir():
+            yield ("model", "revision"), f"is one of a hub id, but {model.path} is a folder; take it out."
         return
     if model.processor is None:
         text = f"is missing: {model.path} makes the model alone. Name the folder or hub id of its tokenizer or image"
@@ -136,18 +139,31 @@ def _has_validation(data: DataSection) -> bool:
 
 
 def _leaks(data: DataSection) -> Iterator[faults.Fault]:
-    place = _place(data.evaluation)
+    """The same rows on two sides: what is trained on proves nothing, and chooses nothing."""
+    place, trained = _place(data.evaluation), _place(data.train)
     others = {"train": data.train, "validation": data.validation, "calibration": data.calibration.source}
     for name, source in others.items():
         if source and _place(source) == place:
             text = f"evaluates on its own training data: the same rows as data.{name}. Name another file or split."
             yield ("data", "evaluation"), text
+    if data.validation and _place(data.validation) == trained:
+        text = "chooses by the rows that are trained on, data.train. Name another file or split, or take it out: then"
+        yield ("data", "validation"), f"{text} data.holdout of train is kept aside."
+
+
+def _subsets(data: DataSection) -> Iterator[faults.Fault]:
+    """Files have no subsets."""
+    sources = {"train": data.train, "evaluation": data.evaluation, "validation": data.validation}
+    for key, source in {**sources, "calibration.source": data.calibration.source}.items():
+        if source and source.subset and source.file:
+            text = f"is one of a hub data set, but {source.file} is a file; take it out."
+            yield ("data", *key.split("."), "subset"), text
 
 
 def _place(source: Source) -> object:
-    """What tells one source from another: its file, which has no other split, or path and split."""
+    """What tells one source from another: its file, which has no other split, or path, subset and split."""
     file = source.file
-    return file.resolve() if file else (source.path, source.split)
+    return file.resolve() if file else (source.path, source.subset, source.split)
 
 
 def _exports(recipe: Recipe) -> Iterator[faults.Fault]:

@@ -255,6 +255,7 @@ def prepare(section: Any, task: Task, processor: Any, max_length: int, seed: int
     if labels is not None and len(labels) < 2:
         raise DataError(f"data.train has one class only, {labels[0]!r}: to tell classes apart takes two.")
     facts = {name: {"path": named[name].path, "rows": len(part), "digest": digest(part)} for name, part in rows.items()}
+    _require_other_rows(facts)
     encoded = {name: task.encode(part, processor, labels, max_length, f"data.{name}") for name, part in rows.items()}
     if section.validation is None and section.holdout:
         encoded |= _hold_out(encoded["train"], section.holdout, seed)
@@ -268,6 +269,17 @@ def prepare(section: Any, task: Task, processor: Any, max_length: int, seed: int
         evaluation=encoded["evaluation"],
         facts=facts | ({"labels": len(labels)} if labels else {}),
     )
+
+
+def _require_other_rows(facts: Mapping[str, Any]) -> None:
+    """The same rows by another name: what is trained on proves nothing, and chooses nothing."""
+    for name, others in {"evaluation": ("train", "validation", "calibration"), "validation": ("train",)}.items():
+        for other in others:
+            if name in facts and other in facts and facts[name]["digest"] == facts[other]["digest"]:
+                raise DataError(
+                    f"data.{name} ({facts[name]['path']}) has the very rows of data.{other} ({facts[other]['path']}): "
+                    "what was learned from proves nothing. Name other rows."
+                )
 
 
 def _hold_out(train: Any, share: float, seed: int) -> dict[str, Any]:

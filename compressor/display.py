@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.bisection import TRIALS
+from compressor.paths import is_factory
 
 if TYPE_CHECKING:
     from compressor.catalog import Entry
@@ -160,6 +161,8 @@ def _dense(baseline: BaselineSection) -> str:
 
 
 def _kind(path: str) -> str:
+    if is_factory(path):
+        return "your own code"
     return "local" if Path(path).is_absolute() else "from the hub"
 
 

@@ -63,6 +63,8 @@ def _expand(path: str) -> str:
     unset = re.search(r"\$(\w+|\{[^}]*\})", expanded)
     if unset:
         raise InputError(f"'{path}' names the environment variable {unset[0]}, which is not set.")
+    if not expanded.strip():
+        raise InputError(f"'{path}' is empty: name a file or folder.")
     return expanded
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from compressor import progress, registry, storage
-from compressor.artifact import MANIFEST, Artifact, reseal
-from compressor.errors import ArtifactError, DataError, ExportError, RecipeError
+from compressor.artifact import MANIFEST, Artifact, require_whole, reseal
+from compressor.errors import ArtifactError, DataError, ExportError, InputError, RecipeError
 from compressor.factory import Allowed, Factory, Function, allowed, require_given, unasked_code
-from compressor.files import changed_files, read_json
+from compressor.files import changed_files, file_digest
 from compressor.line import Line
 from compressor.planning import Plan
 from compressor.recipe import ExportSection, Recipe, dump, read
-from compressor.run_folder import STATE, Run, alone, require_spared
-from exporters.base import write
+from compressor.run_folder import Run, alone, recorded, require_spared
+from exporters.base import Session, write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +39,7 @@ def run(recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, o
     found = _read(recipe)
     if not found.exports:
         raise RecipeError("export: is empty, and `run` proves exports. Name one, or use `compress`.")
-    for section in found.exports:  # a runtime that is not installed is told before hours of training, not after them
-        registry.require(registry.packages_of(registry.load("exporters", section.runtime)))
+    _require_runtimes(found, found.exports)
     if found.plan.budget == "auto":
         from compressor import search
 
@@ -49,6 +48,16 @@ def run(recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, o
     with alone(artifact.path):
         export_all(artifact, found)
         return validate(artifact, **allowed(found.model))
+
+
+def _require_runtimes(recipe: Recipe, exports: Sequence[ExportSection]) -> None:
+    """A runtime or device that is not there is told before hours of training, not after them."""
+    session = Session(recipe.validation.device, recipe.validation.threads)
+    for section in exports:
+        exporter = registry.exporter(section.runtime, section.precision)
+        registry.require(registry.packages_of(exporter))
+        if hasattr(exporter, "require"):
+            exporter.require(session)
 
 
 def export_all(artifact: Artifact, recipe: Recipe) -> None:
@@ -86,6 +95,8 @@ def compress(
 def plan(recipe: Recipe, out: Path | None = None, *, resume: bool = False, overwrite: bool = False) -> Plan:
     """Recipe -> ranks; in `out`, or in a scratch folder that is removed."""
     if out is None:
+        if resume or overwrite:
+            raise InputError("--resume and --overwrite are of a run folder: name it with --out.")
         with tempfile.TemporaryDirectory() as scratch:
             return plan(recipe, Path(scratch) / "plan")
     line = _line(recipe, out, resume=resume, overwrite=overwrite)
@@ -106,6 +117,8 @@ def _line(recipe: Recipe, out: Path | str, *, resume: bool, overwrite: bool) -> 
             "plan.budget: auto is found by `run` alone, since it takes exports and gates; here name a budget: "
             "--set 'plan.budget={parameters: 0.5}'."
         )
+    if recipe.plan.measures:
+        _require_runtimes(recipe, recipe.exports[:1])
     return Line(recipe, open_run(recipe, Path(out), resume=resume, overwrite=overwrite))
 
 
@@ -113,11 +126,22 @@ def open_run(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Run
     """The run folder of a recipe; see `Run`.
 
     Raises:
+        ArtifactError: see `Run`; or weights or a plan that the recipe names have been changed since the run was begun.
         InputError: what the recipe reads lies in the folder that is to be overwritten.
     """
     if overwrite:
         require_spared(_sources(recipe), out)
-    return Run(out, dump(recipe), resume=resume, overwrite=overwrite)
+    run = Run(out, dump(recipe), resume=resume, overwrite=overwrite)
+    run.require_same("sources", _digests(recipe), "another {}: what is finished there was made of that one")
+    return run
+
+
+def _digests(recipe: Recipe) -> dict[str, str]:
+    """Of what is read by a path that stays the same while the files change: weights and a plan, by their keys."""
+    weights = {"model.path": recipe.model.path, "baseline.path": recipe.baseline.path}
+    found = {key: storage.checkpoint_digest(path) for key, path in weights.items() if path}
+    found["plan.path"] = file_digest(Path(recipe.plan.path)) if recipe.plan.path else None
+    return {key: digest for key, digest in found.items() if digest}
 
 
 def _sources(recipe: Recipe) -> Iterator[str]:
@@ -143,13 +167,14 @@ def export(
     `factory` names the code that made the dense model, where code did, and `trust_remote_code` allows what a checkpoint
     ships: see `compressor.load`.
 
-    Writes `exports/<runtime>-<precision>`, and beside the baseline the dense export in fp32 (what everything is held
-    against) and in this precision (what a user would ship without us). Of a precision that other runtimes do not load,
-    the portable `exports/<runtime>-fp32` is written too. `overwrite` makes the dense one of this precision again as
-    well, and that in fp32 where it is not whole.
+    Writes `exports/<runtime>-<precision>`, and before it beside the baseline the dense export in fp32 (what everything
+    is held against) and in this precision (what a user would ship without us). Of a precision that other runtimes do
+    not load, the portable `exports/<runtime>-fp32` is written too. `overwrite` makes the dense one of this precision
+    again as well, and that in fp32 where it is not whole.
 
     Raises:
-        ArtifactError: no artifact, or the export is there already and `overwrite` is not set.
+        ArtifactError: no artifact, or the export is there already and `overwrite` is not set; files that it is made of
+            are not what the manifest says.
         DataError: the precision is calibrated, and the training data is not the one that the artifact was made with.
         ExportError: the runtime's exporter failed.
         InputError: there is no such runtime, or it does not write this precision.
@@ -162,15 +187,18 @@ def export(
     if target.exists() and not overwrite:
         raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or `validate` it as it is.")
     with alone(artifact.path):
-        for kind in (*beside, precision):
-            place = target.with_name(f"{runtime}-{kind}")
-            _export(artifact.path, artifact, runtime, kind, place, code, again=place == target)
-        for kind in dict.fromkeys(["fp32", precision]):
-            dense = artifact.path / "baseline"
-            place = dense / f"{runtime}-{kind}"
-            again = overwrite and (kind == precision or not _is_whole(artifact, place))
-            _export(dense, artifact, runtime, kind, place, code, again=again)
-        reseal(artifact.path)
+        made = list[Path]()
+        try:
+            for kind in dict.fromkeys(["fp32", precision]):  # first, so that where the last one is, all of them are
+                dense = artifact.path / "baseline"
+                place = dense / f"{runtime}-{kind}"
+                again = overwrite and (kind == precision or not _is_whole(artifact, place))
+                made += _export(dense, artifact, runtime, kind, place, code, again=again)
+            for kind in (*beside, precision):
+                place = target.with_name(f"{runtime}-{kind}")
+                made += _export(artifact.path, artifact, runtime, kind, place, code, again=place == target)
+        finally:
+            reseal(artifact.path, made)
     return target
 
 
@@ -190,13 +218,14 @@ def _export(
     code: Allowed,
     *,
     again: bool = False,
-) -> None:
-    """One export, with the tokenizer's or image processor's files beside it.
+) -> list[Path]:
+    """One export, with the tokenizer's or image processor's files beside it; the folders that were made.
 
-    Nothing where it is there already, unless `again`: then it is replaced once the new one is whole.
+    None where it is there already, unless `again`: then it is replaced once the new one is whole.
     """
     if target.exists() and not again:
-        return
+        return []
+    require_whole(artifact, "" if source == artifact.path else source.name)
     exporter = registry.exporter(runtime, precision)
     task = registry.task(artifact.manifest["task"])
     processor = task.processor(str(source), trust_remote_code=code["trust_remote_code"])
@@ -213,6 +242,7 @@ def _export(
             scratch.replace(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+    return [target]
 
 
 def _samples(artifact: Artifact, task: Task, processor: Any) -> Sequence[Mapping[str, np.ndarray]]:
@@ -235,14 +265,13 @@ def _folded(path: Artifact | Path | str, factory: Factory | None, *, trusted: bo
     if isinstance(path, Artifact):
         return path
     folder = Path(path)
-    if not (folder / MANIFEST).is_file() and (folder / STATE).is_file():
-        state = read_json(folder / STATE)
-        if "adapt" in state["stages"]:
-            recipe = Recipe.model_validate(state["recipe"])
-            require_given(recipe.model.path, folder, factory)
-            if recipe.model.trust_remote_code and not trusted:
-                raise unasked_code(folder)
-            return Line(recipe, Run(folder, state["recipe"], resume=True), factory).fold()
+    state = None if (folder / MANIFEST).is_file() else recorded(folder)
+    if state and "adapt" in state["stages"]:
+        recipe = Recipe.model_validate(state["recipe"])
+        require_given(recipe.model.path, folder, factory)
+        if recipe.model.trust_remote_code and not trusted:
+            raise unasked_code(folder)
+        return Line(recipe, Run(folder, state["recipe"], resume=True), factory).fold()
     return Artifact.open(folder)
 
 

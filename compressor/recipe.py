@@ -148,7 +148,7 @@ def _resolve_all(found: document.Document, base: Path) -> Iterator[faults.Fault]
         *parents, key = location
         for parent in parents:
             section = (section or {}).get(parent)
-        if section and section.get(key):
+        if section and section.get(key) is not None:
             try:
                 section[key] = resolve(section[key], base, variable, code=location == ("model", "path"))
             except InputError as error:

@@ -102,7 +102,7 @@ class Run:
         weakref.finalize(self, _lock(folder).release)
         _require_permission(folder, asked=resume or overwrite)  # another process may just have begun and ended
         self.replaces = overwrite
-        old = None if overwrite else _state(folder)
+        old = None if overwrite else recorded(folder)
         self.state: dict[str, Any] = old or {"schema_version": SCHEMA_VERSION, "recipe": recipe, "stages": {}}
         if self.state["recipe"] != recipe:
             changed = ", ".join(_differences(self.state["recipe"], recipe))
@@ -115,6 +115,9 @@ class Run:
     def _begin(self) -> None:
         """Remove what is to be overwritten: what the recipe asks for has been found to be possible."""
         if self.replaces:
+            for lock in self.folder.glob(f"*/*/{LOCK}"):  # trials are run folders of their own
+                with alone(lock.parent):
+                    pass
             _empty(self.folder)
             self.replaces = False
             self._save()
@@ -141,16 +144,29 @@ class Run:
         Raises:
             ArtifactError: a split has other rows now.
         """
-        digests = {name: split["digest"] for name, split in facts.items() if isinstance(split, Mapping)}
-        if "data" not in self.state:
-            self.state["data"] = digests
+        digests = {f"data.{name}": split["digest"] for name, split in facts.items() if isinstance(split, Mapping)}
+        self.require_same("data", digests, "other rows of {}: what is finished there was made of those")
+
+    def require_same(self, kind: str, digests: Mapping[str, str], changed: str) -> None:
+        """Note digests, by the keys of the recipe, when the run is begun; later, that they are still the same.
+
+        Args:
+            kind: under which they stand in the run's state.
+            digests: what they are now.
+            changed: what is said where some differ, `{}` for their keys.
+
+        Raises:
+            ArtifactError: some differ.
+        """
+        if kind not in self.state:
+            self.state[kind] = dict(digests)
             self._save()
-        known = self.state["data"]
-        changed = [f"data.{name}" for name in sorted({*known, *digests}) if known.get(name) != digests.get(name)]
-        if changed:
+        known = self.state[kind]
+        names = [name for name in sorted({*known, *digests}) if known.get(name) != digests.get(name)]
+        if names:
             raise ArtifactError(
-                f"{self.folder} was begun with other rows of {', '.join(changed)}: what is finished there was made of "
-                "those. Bring them back, use another --out, or start again with --overwrite."
+                f"{self.folder} was begun with {changed.format(', '.join(names))}. Bring it back, use another --out, "
+                "or start again with --overwrite."
             )
 
     def finished(self, stage: str) -> bool:
@@ -192,7 +208,7 @@ class Run:
         return {name: stage["seconds"] for name, stage in self.state["stages"].items()}
 
 
-def _state(folder: Path) -> dict[str, Any] | None:
+def recorded(folder: Path) -> dict[str, Any] | None:
     """What a run's file says; None where there is none, or one that no run wrote."""
     found = read_json(folder / STATE) if (folder / STATE).is_file() else None
     ours = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in ("recipe", "stages"))
@@ -212,7 +228,7 @@ def _require_permission(folder: Path, *, asked: bool) -> None:
     """A folder that holds something is only touched if a run made it and a flag says so."""
     if not folder.exists() or all(path.name == LOCK for path in folder.iterdir()):
         return
-    old = _state(folder)
+    old = recorded(folder)
     if old is None:
         raise ArtifactError(f"{folder} holds files that no run made; they are left as they are. Use another --out.")
     if not asked:

@@ -68,10 +68,11 @@ def require_precision(title: str, precision: str, written: Sequence[str]) -> Non
 class Exporter(Protocol):
     """One runtime: a frozen dataclass.
 
-    Five attributes may be left out: `devices`, where its precision does not run on every device; `calibrated`, true
+    Six attributes may be left out: `devices`, where its precision does not run on every device; `calibrated`, true
     where its precision looks at activations: then `export` is also given `samples`, a sequence of batches
     of the task's inputs as named arrays; `beside`, the precisions that are always exported beside this one; `packages`,
-    what has to be installed for it, by the name of its import; and `timer`, a method session ->
+    what has to be installed for it, by the name of its import; `require`, a method session -> None that raises
+    DependencyError where that session's device is not there, before hours of work; and `timer`, a method session ->
     `compressor.timings.Timer`, without which no plan can measure this runtime's layers.
     """
 

@@ -108,6 +108,10 @@ class OnnxExporter:
         """
         return onnx_runtime.load(path, session)
 
+    def require(self, session: Session) -> None:
+        """Raises DependencyError where this ONNX Runtime cannot run on a session's device; asked before long work."""
+        onnx_runtime.require(session)
+
     def timer(self, session: Session) -> OnnxTimer:
         """What times single layers in this precision, for plans that measure."""
         from exporters.onnx_timing import OnnxTimer

@@ -138,6 +138,12 @@ def load(folder: Path, session: Session, settings: Mapping[str, str] = NOTHING) 
     return OnnxRunner(path, loaded, Feed(path, dtypes, cache), outputs, session)
 
 
+def require(session: Session) -> None:
+    """Raises DependencyError where this ONNX Runtime has nothing to run a session's device by."""
+    if session.device == "cuda" and CUDA not in onnxruntime.get_available_providers():
+        raise DependencyError(_no_cuda("offers no CUDA"))
+
+
 def _open(
     path: Path, session: Session, settings: Mapping[str, str], *, replayed: bool = False
 ) -> onnxruntime.InferenceSession:
@@ -175,8 +181,7 @@ def _providers(session: Session, replayed: bool = False) -> list[str | tuple[str
 
 def _opened_on_cuda(path: Path, session: Session, settings: Mapping[str, str]) -> onnxruntime.InferenceSession:
     """A session whose heavy operators are all on the GPU: a silent fallback to the CPU is a failure, not a result."""
-    if CUDA not in onnxruntime.get_available_providers():
-        raise DependencyError(_no_cuda("offers no CUDA"))
+    require(session)
     # CUDA's packages (`onnxruntime-gpu[cuda,cudnn]`) lie where the linker does not search by itself
     with redirect_stdout(io.StringIO()):  # it prints what it does not find; a session that needs it says so
         onnxruntime.preload_dlls()

@@ -70,6 +70,16 @@ class TorchExporter:
         write = partial(_write, model, dtype=DTYPES.get(self.precision))
         return torch_program.export(self, model, example, path, file=PROGRAM, write=write)
 
+    def require(self, session: Session) -> None:
+        """Raises DependencyError where torch has no GPU to run a session on; asked before long work."""
+        import torch
+
+        if session.device == "cuda" and not torch.cuda.is_available():
+            raise DependencyError(
+                f"The device cuda was asked for, but torch {torch.__version__} finds none: install a CUDA build of "
+                "torch with a working driver, or ask for `device: cpu`."
+            )
+
     def load(self, path: Path, session: Session = Session()) -> TorchRunner:  # noqa: B008 (frozen)
         """A runner for an exported folder.
 
@@ -86,11 +96,7 @@ class TorchExporter:
 
         file, dtypes = path / PROGRAM, told(path, PROGRAM)
         _refuse_others(file)
-        if session.device == "cuda" and not torch.cuda.is_available():
-            raise DependencyError(
-                f"The device cuda was asked for, but torch {torch.__version__} finds none: install a CUDA build of "
-                "torch with a working driver, or ask for `device: cpu`."
-            )
+        self.require(session)
         torch.set_num_threads(session.threads or usable_threads())
         try:
             with warnings.catch_warnings():

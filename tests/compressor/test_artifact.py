@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from compressor.artifact import Artifact, reseal, seal, verify
+from compressor.artifact import Artifact, require_whole, reseal, seal, verify
 from compressor.errors import ArtifactError, IntegrityError
 from compressor.planning import Plan
 from compressor.run_folder import Run
@@ -88,6 +89,40 @@ def test_a_file_that_was_added_on_purpose_is_sealed_again(sealed: Path) -> None:
     reseal(sealed)
     verify(sealed)
     assert Artifact.open(sealed).manifest["task"] == "text-classification"
+
+
+def test_sealing_again_hides_no_damage(sealed: Path) -> None:
+    (sealed / "head").write_text("changed")
+    made = sealed / "exports" / "onnx-fp32"
+    made.mkdir(parents=True)
+    (made / "model.onnx").write_text("graph")
+    reseal(sealed)
+    with pytest.raises(IntegrityError, match="head has been changed"):
+        verify(sealed)
+    with pytest.raises(IntegrityError, match="head has been changed"):
+        require_whole(Artifact.open(sealed))
+    require_whole(Artifact.open(sealed), "dense")
+    (sealed / "head").write_text("h")
+    (made / "model.onnx").write_text("another graph")
+    with pytest.raises(IntegrityError, match=r"exports/onnx-fp32/model\.onnx has been changed"):
+        verify(sealed)
+    reseal(sealed, [made])
+    verify(sealed)
+    shutil.rmtree(made)
+    with pytest.raises(IntegrityError, match=r"model\.onnx is missing"):
+        verify(sealed)
+    reseal(sealed)
+    verify(sealed)
+
+
+def test_what_a_killed_process_left_half_written_is_no_part_of_an_artifact(sealed: Path) -> None:
+    for name in ("exports/.onnx-int8/model.onnx", "dense/.config.4711", ".artifact.json.12"):
+        (sealed / name).parent.mkdir(parents=True, exist_ok=True)
+        (sealed / name).write_text("half")
+    verify(sealed)
+    before = Artifact.open(sealed).manifest["files"].keys()
+    reseal(sealed)
+    assert Artifact.open(sealed).manifest["files"].keys() == before
 
 
 def test_an_unfinished_run_is_no_artifact_and_says_how_to_go_on(folder: Path) -> None:

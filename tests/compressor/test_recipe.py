@@ -80,6 +80,10 @@ def test_all_faults_are_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
         ),
         ("gates: {parity: {type: threshold, value: -1}}\n", "gates.parity.value: is a share between 0 and 1"),
         ("gates: {accuracy: {type: max-degradation, value: 2}}\n", "two points are 0.02, not 2."),
+        ("gates: {accuracy: {type: max-degradation, value: 1}}\n", "two points are 0.02, not 1."),
+        ("adapt: {learning_rate: .inf}\n", "adapt.learning_rate: must be a finite number, not inf."),
+        ("method: {name: jactus, ridge: .inf}\n", "method.ridge: must be a finite number, not inf."),
+        ("baseline: {path: ''}\n", "baseline.path: '' is empty: name a file or folder."),
         ("gates: {size: {type: percent-min-improvement, value: 101}}\n", "101 percent less than dense, which nothing"),
         ("gates: {size: {type: threshold, value: -5}}\n", "is -5, and nothing that is measured is less than 0."),
         ("gates: {accuracy: {type: percent-max-degradation, value: 150}}\n", "lets 150 percent of a share be lost"),
@@ -179,10 +183,38 @@ def test_a_wrong_setting_is_named(tmp_path: Path, setting: str, said: str) -> No
 
 
 def test_an_override_of_an_anchored_section_changes_one_place_only(tmp_path: Path) -> None:
-    data = "  train: &all {path: c/d}\n  evaluation: {<<: *all, split: test}\n  validation: *all\n"
+    data = "  train: &all {path: c/d}\n  evaluation: {<<: *all, split: test}\n  validation: {<<: *all, split: dev}\n"
     text = f"model: {{path: a/b}}\ndata:\n{data}"
     read = recipe.read(write(tmp_path, text), ["data.train.text=words"])
     assert (read.data.train.text, read.data.validation and read.data.validation.text) == ("words", "text")
+
+
+def test_subsets_are_other_rows(tmp_path: Path) -> None:
+    text = "model: {path: a/b}\ndata:\n  train: {path: c/d, subset: en}\n"
+    read = recipe.read(write(tmp_path, text + "  evaluation: {path: c/d, subset: de}\n"))
+    assert (read.data.train.subset, read.data.evaluation.subset) == ("en", "de")
+    assert "the same rows as data.train" in faults(tmp_path, text + "  evaluation: {path: c/d, subset: en}\n")
+
+
+def test_validation_rows_are_no_training_rows(tmp_path: Path) -> None:
+    text = GOOD.replace("data:\n", "data:\n  validation: {path: some/data, split: train, text: words}\n")
+    assert "data.validation: chooses by the rows that are trained on, data.train." in faults(tmp_path, text)
+
+
+def test_keys_that_nothing_would_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\na,b\n")
+    (tmp_path / "weights").mkdir()
+    text = GOOD.replace("train: {path: some/data, split: train}", "train: {path: train.csv, subset: en}")
+    said = faults(tmp_path, text.replace("{path: some/model}", "{path: weights, revision: main}"))
+    assert f"data.train.subset: is one of a hub data set, but {tmp_path / 'train.csv'} is a file; take it out." in said
+    assert f"model.revision: is one of a hub id, but {tmp_path / 'weights'} is a folder; take it out." in said
+
+
+def test_a_variable_that_is_empty_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKFOLD_NOTHING", "")
+    (tmp_path / "train.csv").write_text("text,label\na,b\n")
+    said = faults(tmp_path, GOOD.replace("{path: some/data, split: train}", "{path: $RANKFOLD_NOTHING}"))
+    assert "data.train.path: '$RANKFOLD_NOTHING' is empty: name a file or folder." in said
 
 
 def test_dump_reads_back_to_the_same_recipe(tmp_path: Path) -> None:

@@ -212,6 +212,36 @@ def test_a_run_that_is_no_longer_in_use_lets_others_in(folder: Path) -> None:
     assert subprocess.run(command, check=False).returncode == 0
 
 
+def test_what_was_read_when_a_run_was_begun_has_to_be_the_same_when_it_goes_on(folder: Path) -> None:
+    said = "another {}: what is finished there was made of that one"
+    Run(folder, RECIPE, resume=True).require_same("sources", {"model.path": "a", "plan.path": "b"}, said)
+    Run(folder, RECIPE, resume=True).require_same("sources", {"plan.path": "b", "model.path": "a"}, said)
+    for changed in ({"model.path": "a", "plan.path": "c"}, {"model.path": "a"}):
+        with pytest.raises(ArtifactError, match=r"was begun with another plan\.path: what is finished.*--overwrite"):
+            Run(folder, RECIPE, resume=True).require_same("sources", changed, said)
+    Run(folder, RECIPE, overwrite=True).require_same("sources", {"model.path": "z"}, said)
+
+
+def test_nothing_is_overwritten_while_a_trial_is_in_use(folder: Path) -> None:
+    trial = folder / "trials" / "0.500"
+    Run(trial, RECIPE)
+    (trial / "weights").write_text("w")
+    code = (
+        "import sys, pathlib, compressor.run_folder as f\nwith f.alone(pathlib.Path(sys.argv[1])):\n"
+        "    print('in', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(trial)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(ArtifactError, match=r"Another process is at work in .*0\.500"):
+            make(Run(folder, RECIPE, overwrite=True), "probe", head="h")
+        assert (trial / "weights").read_text() == "w"
+        other.communicate()
+    make(Run(folder, RECIPE, overwrite=True), "probe", head="h")
+    assert not trial.exists()
+
+
 # ---- stages ----
 
 
