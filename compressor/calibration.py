@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -199,7 +199,7 @@ class _Gather:
         differentiated = Moment.GRADIENT in self.needs
         with torch.set_grad_enabled(differentiated):
             value = loss(model, batch)
-            if differentiated and sum(recorder.overwritten() for recorder in self.recorders.values()):
+            if sum(recorder.overwritten(outputs=differentiated) for recorder in self.recorders.values()):
                 for recorder in self.recorders.values():
                     recorder.clear()
                 value = loss(model, batch)
@@ -207,10 +207,22 @@ class _Gather:
 
     def _differentiate(self, total: Tensor, mask: Tensor | None) -> None:
         owners = [(name, output) for name, recorder in self.recorders.items() for output in recorder.outputs]
+        self._require_differentiable({name for name, output in owners if not output.requires_grad})
         gradients = torch.autograd.grad(total, [output for _, output in owners], allow_unused=True)
         for (name, output), gradient in zip(owners, gradients, strict=True):
             found = torch.zeros_like(output) if gradient is None else gradient
             accumulate(self.gradients, name, self.recorders[name].gradient_rows(found, mask))
+
+    def _require_differentiable(self, blind: Collection[str]) -> None:
+        from compressor.targets import globs_of
+
+        if blind:
+            raise ModelError(
+                f"The model runs {len(blind)} targets without gradients ({', '.join(sorted(blind)[:5])}"
+                f"{', ...' if len(blind) > 5 else ''}): under torch.no_grad, or by reentrant checkpointing. What the "
+                "loss asks of them cannot be known: let gradients through, or leave them out with model.exclude: "
+                f"{globs_of(sorted(blind), self.recorders)}."
+            )
 
     def _require_reached(self) -> None:
         from compressor.targets import globs_of
@@ -225,12 +237,12 @@ class _Gather:
 
     def _share(self) -> None:
         """Targets that take the same rows of the very same tensor share its moment; checked anew on every batch."""
-        leaders: dict[tuple[int, Form], str] = {}
+        leaders: dict[tuple[int, int, Form], str] = {}
         shares = {}
         reached = [pair for pair in self.recorders.items() if pair[1].inputs]  # no expert need be, in every batch
         for name, recorder in reached:
             alone = len(recorder.inputs) != 1
-            shares[name] = name if alone else leaders.setdefault((id(recorder.inputs[0]), recorder.form), name)
+            shares[name] = name if alone else leaders.setdefault((*recorder.read[0], recorder.form), name)
         if any(self.shares.get(name, leader) != leader for name, leader in shares.items()):
             raise ModelError(
                 "The model feeds layers that share an input differently from batch to batch, so what each of them "

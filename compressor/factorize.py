@@ -16,6 +16,8 @@ from compressor.models import Target, dense_layer, find_targets, head_parameters
 from compressor.planning import Plan, Spectrum, break_even
 from compressor.progress import track
 
+FROZEN = "_frozen_before"  # under which a model in training holds the names of what was frozen before
+
 
 def decompose(
     model: nn.Module,
@@ -114,6 +116,7 @@ def factorize_(
     if subspaces is None:
         subspaces = decompose(model, method, moments, targets=targets, layout=plan.layout)
     _require_directions(subspaces, plan)
+    model.__dict__[FROZEN] = frozenset(name for name, one in model.named_parameters() if not one.requires_grad)
     model.requires_grad_(False)
     dense_targets = {f"{layer.name}.{key}" for layer in plan.layers for key in ("weight", "bias")}
     for name, parameter in head_parameters(model).items():
@@ -121,7 +124,7 @@ def factorize_(
     for name, rank in plan.ranks.items():
         subspace, dense = subspaces[name].truncate(rank), dense_layer(model, name)
         core, form = method.core(subspace), form_of(dense)
-        layer = CoreLinear(subspace.left, core, subspace.right, dense.bias, method.updates, form)
+        layer = CoreLinear(subspace.left, core, subspace.right, dense.bias, method.updates, form, plan.layout)
         replace_module(model, name, _like(dense, layer))
     for name in plan.kept:
         dense = dense_layer(model, name)
@@ -166,8 +169,14 @@ def _require_directions(subspaces: Mapping[str, Subspace], plan: Plan) -> None:
         raise ModelError("The plan does not fit the method or its targets:\n" + "\n".join(f"  {row}" for row in short))
 
 
-def fold_(model: nn.Module, layout: planning.Layout = "two-factor") -> nn.Module:
+def fold_(model: nn.Module, layout: planning.Layout | None = None) -> nn.Module:
     """Replace every CoreLinear (and KeptLinear) by its deployed layer in place: the same function.
+
+    What was frozen before `factorize_` is frozen again, all else can be trained.
+
+    Args:
+        model: from `factorize_`.
+        layout: of the deployed layers; None: the plan's, whose ranks it was chosen for.
 
     Raises:
         ModelError: the model is compiled or parallel; it says what to give instead.
@@ -175,8 +184,11 @@ def fold_(model: nn.Module, layout: planning.Layout = "two-factor") -> nn.Module
     structure.require_unwrapped(model)
     trained = {name: module for name, module in model.named_modules() if isinstance(module, CoreLinear | KeptLinear)}
     for name, layer in trained.items():
-        replace_module(model, name, layer.folded(layout))
-    return model.requires_grad_(True)
+        replace_module(model, name, layer.folded(layout or layer.layout))
+    frozen = model.__dict__.pop(FROZEN, ())
+    for name, parameter in model.requires_grad_(True).named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return model
 
 
 def restructure_(model: nn.Module, plan: Plan) -> nn.Module:
@@ -187,7 +199,7 @@ def restructure_(model: nn.Module, plan: Plan) -> nn.Module:
         deployed: nn.Module = dense
         if layer.rank is not None:
             bias, form, kind = dense.bias is not None, form_of(dense), LAYOUTS[plan.layout]
-            deployed = kind(layer.in_features, layer.rank, layer.out_features, bias=bias, form=form)
+            deployed = _like(dense, kind(layer.in_features, layer.rank, layer.out_features, bias=bias, form=form))
         replace_module(model, layer.name, deployed)
     structure.leave_fast_paths_(model)
     return model

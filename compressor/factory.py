@@ -86,7 +86,7 @@ class Factory:
             raise ModelError(f"{self.name} returned {type(module).__name__}; a factory returns a torch.nn.Module.")
         self._require_values(module)
         structure.require_plain(module)
-        return answering_(module.to("cpu", torch.float32).eval(), task)
+        return answering_(module.to("cpu").float().eval(), task)  # complex buffers stay complex
 
     def record(self, module: nn.Module, labels: Sequence[str] | None) -> dict[str, Any]:
         """What is kept beside the weights; no path of this machine is in it."""

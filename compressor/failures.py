@@ -9,6 +9,12 @@ from compressor.errors import DependencyError, InputError, RankfoldError, Resour
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 UNEXPECTED = 4
+NO_MEMORY = (  # what torch says in errors that have no type of their own
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "ALLOC_FAILED",
+)
 KEPT = "What was finished is kept; run, compress and plan go on with --resume."
 
 
@@ -42,9 +48,10 @@ def explain(error: BaseException) -> tuple[str, int]:
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory was wanting; torch's own errors are known by name and text, so that torch need not be imported."""
     names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
-        "RuntimeError" in names and "can't allocate memory" in str(error)
-    )
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = "RuntimeError" in names and any(words in str(error) for words in NO_MEMORY)
+    return said or bool(names & {"MemoryError", "OutOfMemoryError"})
 
 
 def _disk_full(error: BaseException) -> bool:

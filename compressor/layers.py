@@ -53,11 +53,12 @@ class CoreLinear(Factors):
         bias: Tensor | None,
         updates: int = 0,
         form: Form = ROWS,
+        layout: str = "two-factor",
     ) -> None:
         out_features, rank = left.shape
         in_features = right.shape[1]
         super().__init__(form, in_features, out_features)
-        self.rank, self.updates = rank, updates
+        self.rank, self.updates, self.layout = rank, updates, layout
         self.register_buffer("left", left.float().contiguous())
         self.register_buffer("right", right.float().contiguous())
         self.core = core
@@ -134,6 +135,7 @@ class KeptLinear(Factors):
         super().__init__(form_of(dense), in_features, out_features)
         self.register_buffer("weight", weight.clone())
         self.bias = None if dense.bias is None else nn.Parameter(dense.bias.detach().clone(), requires_grad=False)
+        self.layout = "dense"  # whatever that of the others is
         self.a = nn.Parameter(torch.zeros(out_features, updates))
         self.b = nn.Parameter(_spread(updates, in_features))
 

@@ -30,10 +30,13 @@ def free(device: torch.device) -> float:
 
 def allowance() -> float:
     """Bytes that the container may still take, by cgroup v2 or v1; infinity where nothing limits it."""
-    found = cgroup.read(*LIMITS)
-    if found is None or found[0].strip() == "max":
+    return min((_allowed(*texts) for texts in cgroup.read(*LIMITS)), default=math.inf)
+
+
+def _allowed(limit: str, used: str, parts: str) -> float:
+    """Bytes that one group may still take."""
+    if limit.strip() == "max":
         return math.inf
-    limit, used, parts = found
     table = dict(line.split() for line in parts.splitlines())
     given_back = table.get("total_inactive_file", table.get("inactive_file", 0))  # of v1, which has both; of v2
     return max(0, int(limit) - (int(used) - int(given_back)))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compressor import progress, structure
+from compressor import heads, progress, structure
 from compressor.artifact import MANIFEST
 from compressor.errors import ModelError, RankfoldError, first_line
 from compressor.factory import Factory
@@ -95,6 +95,9 @@ def load_dense(
     _require_filled(model, path, loaded)
     _require_only_head(model, path, {name: tuple(stored) for name, stored, _ in loaded["mismatched_keys"]})
     require_finite(model, path)
+    if labels is not None:
+        made = {*loaded["missing_keys"], *(name for name, _, _ in loaded["mismatched_keys"])}
+        heads.reorder_(model, path, heads.names(config), labels, made)
     return at_size(model, image_size)
 
 

@@ -188,6 +188,7 @@ def export(
         raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or `validate` it as it is.")
     with alone(artifact.path):
         made = list[Path]()
+        _sweep(artifact.path)
         try:
             for kind in dict.fromkeys(["fp32", precision]):  # first, so that where the last one is, all of them are
                 dense = artifact.path / "baseline"
@@ -200,6 +201,14 @@ def export(
         finally:
             reseal(artifact.path, made)
     return target
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed exports left half-written."""
+    for parent in (folder / "exports", folder / "baseline"):
+        for scratch in parent.glob(".*"):
+            if scratch.is_dir() and not scratch.is_symlink():
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _is_whole(artifact: Artifact, folder: Path) -> bool:

@@ -35,27 +35,35 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 class Recorder:
     """Sees one target: its input when the forward pass reaches it, and its output to differentiate by.
 
-    A model that overwrites the output (by an in-place ReLU, say) is given a copy to do that to.
+    A model that overwrites the output (by an in-place ReLU, say) is given a copy to do that to; of an input that it
+    overwrites a copy is kept.
     """
 
     def __init__(self, layer: nn.Module) -> None:
         self.form: Form = form_of(layer)
+        self.given: list[Tensor] = []  # held, so that no other tensor gets their place
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
-        self.versions: list[int] = []
+        self.read: list[tuple[int, int]] = []  # which tensor the model gave, and how often changed since it was made
+        self.written: list[int] = []
         self.copies = False
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        self.inputs.append(arguments[0])
+        given = arguments[0]
+        self.given.append(given)
+        self.inputs.append(given.detach().clone() if self.copies else given)
         self.outputs.append(output)
-        self.versions.append(_version(output))
+        self.read.append((id(given), _version(given)))
+        self.written.append(_version(output))
         return output.clone() if self.copies else None
 
-    def overwritten(self) -> bool:
-        """Whether the model has changed outputs since; from then on it is given copies."""
-        found = [_version(output) for output in self.outputs] != self.versions
-        self.copies |= found
-        return found
+    def overwritten(self, *, outputs: bool) -> bool:
+        """Whether the model has changed inputs, or `outputs` where they are asked about; from then on with copies."""
+        if self.copies:
+            return False
+        changed = [_version(given) for given in self.given] != [version for _, version in self.read]
+        self.copies = changed or (outputs and [_version(output) for output in self.outputs] != self.written)
+        return self.copies
 
     def input_rows(self, mask: Tensor | None) -> Iterator[Tensor]:
         """What the weight matrix was applied to, (rows, in_features), call by call and without padding."""
@@ -67,13 +75,12 @@ class Recorder:
 
     def clear(self) -> None:
         """Forget the batch."""
-        self.inputs.clear()
-        self.outputs.clear()
-        self.versions.clear()
+        for kept in (self.given, self.inputs, self.outputs, self.read, self.written):
+            kept.clear()
 
 
-def _version(output: Tensor) -> int:
-    return 0 if output.is_inference() else output._version  # which counts in-place changes
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # which counts in-place changes
 
 
 def rows_of(x: Tensor, mask: Tensor | None) -> Tensor:

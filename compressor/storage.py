@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from compressor.files import file_digest, write_json
 from compressor.models import auto_class
 from compressor.tasks.base import Task
 
+GENERATION = "generation_config.json"
 PART = 64_000_000  # bytes of a file that are mapped into memory at once
 
 
@@ -54,6 +55,7 @@ def save_model(model: Any, processor: Any, folder: Path, record: Mapping[str, An
     if record is None:
         model.config.architectures = [type(model).__name__]  # not those of the checkpoint that it was made from
         _save_code(model, folder)
+        _save_generation(model, processor, folder)
         model.config.save_pretrained(folder)
     else:
         write_json(folder / RECORD, record)
@@ -68,6 +70,22 @@ def _save_code(model: Any, folder: Path) -> None:
         custom_object_save(model, folder, config=model.config)
 
 
+def _save_generation(model: Any, processor: Any, folder: Path) -> None:
+    """How a model generates, where it does; runtimes read one config, which then names every token that ends a text.
+
+    The generation's config may name more of them (the end of a turn), and trained on were texts that end as the
+    tokenizer says.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None or not model.can_generate():
+        return
+    if not getattr(model.config, "is_encoder_decoder", False):  # those start by such a token, and compare it
+        named = [getattr(one, "eos_token_id", None) for one in (model.config, config, processor)]
+        ends = [end for one in named if one is not None for end in (one if isinstance(one, list) else [one])]
+        model.config.eos_token_id = list(dict.fromkeys(ends)) if len(set(ends)) > 1 else model.config.eos_token_id
+    config.to_json_file(folder / GENERATION)  # as it is: what a checkpoint has may be no valid one to save
+
+
 def load_tensors_(model: nn.Module, path: Path, *, strict: bool = True) -> nn.Module:
     """Fill a model from a safetensors file.
 
@@ -76,23 +94,28 @@ def load_tensors_(model: nn.Module, path: Path, *, strict: bool = True) -> nn.Mo
     """
     from safetensors import SafetensorError
 
-    missing, unexpected = set(model.state_dict()), []
+    found, unexpected = set[str](), list[str]()
     try:
         for part in _parts(path):
             unexpected += model.load_state_dict(part, strict=False).unexpected_keys
-            missing -= part.keys()
+            found |= part.keys()
     except (OSError, SafetensorError, RuntimeError) as error:
         if exhausted(error):
             raise
         raise ArtifactError(
             f"{path} cannot be read: {first_line(error)}. It is missing, truncated or damaged."
         ) from error
-    lost = [name for name in model.state_dict() if strict and name in missing - _tied_names(model)]
+    lost = _lost(model, found) if strict else []
     if unexpected or lost:
-        raise ArtifactError(
-            f"{path} does not fit the model: it lacks {lost[:5]} and has {list(unexpected)[:5]} too many."
-        )
+        raise ArtifactError(f"{path} does not fit the model: it lacks {lost[:5]} and has {unexpected[:5]} too many.")
     return model
+
+
+def _lost(model: nn.Module, found: Collection[str]) -> list[str]:
+    """The tensors that a file has by none of their names; those that are tied have several."""
+    state = model.state_dict()
+    filled = {tensor.data_ptr() for name, tensor in state.items() if name in found and tensor.numel()}
+    return [name for name, tensor in state.items() if name not in found and tensor.data_ptr() not in filled]
 
 
 def _parts(path: Path) -> Iterator[dict[str, torch.Tensor]]:
@@ -108,11 +131,6 @@ def _parts(path: Path) -> Iterator[dict[str, torch.Tensor]]:
                 name = names.pop(0)
                 part[name] = file.get_tensor(name)
         yield part
-
-
-def _tied_names(model: nn.Module) -> set[str]:
-    """State names that share their tensor with an earlier name."""
-    return set(model.state_dict()) - set(state_of(model))
 
 
 def stored_parameters(path: Path) -> int:
@@ -167,7 +185,16 @@ def load(
         artifact = Artifact.open(folder)
         dense = _dense(folder, registry.task(artifact.manifest["task"]), given, trust_remote_code)
         model = restructure_(dense, artifact.plan)
-    return load_tensors_(model, folder / "model.safetensors").eval()
+    return _as_it_generates(load_tensors_(model, folder / "model.safetensors"), folder).eval()
+
+
+def _as_it_generates(model: Any, folder: Path) -> Any:
+    """The model with the config of its generation, where one was saved."""
+    from transformers import GenerationConfig
+
+    if (folder / GENERATION).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
 
 
 def _dense(folder: Path, task: Task, factory: Factory | None, trusted: bool) -> Any:

@@ -108,7 +108,9 @@ def consider(
     named = {} if targets == "auto" else _matching(every, targets, firsts)
     excluded = _matching(every, exclude, firsts)
     layers = {name: layer for name, layer in every.items() if firsts[name] in named or not is_convolution(layer)}
-    obstacles = structure.obstacles(model, layers)
+    obstacles: dict[str, str] = {}
+    for name, reason in structure.obstacles(model, layers).items():
+        obstacles.setdefault(firsts[name], reason)  # a layer is taken under all its names, or under none
 
     def verdict(name: str, layer: nn.Module) -> tuple[bool, str]:
         if name in excluded:

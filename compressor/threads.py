@@ -20,8 +20,8 @@ def affinity() -> int:
 
 def quota() -> float:
     """Cores granted by cgroup v2 (`cpu.max`: "quota period" in us) or v1; infinity where nothing limits them."""
-    found = cgroup.read(("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
-    if found is None:
-        return math.inf
-    granted, period = " ".join(found).split()
-    return math.inf if granted in ("max", "-1") else int(granted) / int(period)
+    groups = cgroup.read(("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+    limits = (" ".join(texts).split() for texts in groups)
+    return min(
+        (int(granted) / int(period) for granted, period in limits if granted not in ("max", "-1")), default=math.inf
+    )

@@ -181,6 +181,6 @@ def _matrices(model: nn.Module) -> Mapping[str, Tensor]:
 def _key(tensor: Tensor) -> tuple[tuple[int, ...], bytes]:
     """Shape and digest of a matrix, some rows at a time, since those of a turned one have to be copied."""
     digest = hashlib.sha256()
-    for rows in torch.split(tensor, max(1, PART // (tensor.shape[1] * tensor.element_size()))):
+    for rows in torch.split(tensor, max(1, PART // max(1, tensor.shape[1] * tensor.element_size()))):
         digest.update(_bytes(rows))
     return tuple(tensor.shape), digest.digest()

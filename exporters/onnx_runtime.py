@@ -132,10 +132,19 @@ def load(folder: Path, session: Session, settings: Mapping[str, str] = NOTHING) 
     if path is None:
         raise ArtifactError(f"{folder / GRAPH} does not exist, so {folder} is no ONNX export. Export the model again.")
     loaded = _opened_on_cuda(path, session, settings) if session.device == "cuda" else _open(path, session, settings)
+    unknown = sorted({node.type for node in loaded.get_inputs()} - DTYPES.keys())
+    if unknown:
+        raise RuntimeFailure(f"{path} takes inputs of {', '.join(unknown)}; fed can be {', '.join(DTYPES)}.")
     dtypes = {node.name: np.dtype(DTYPES[node.type]) for node in loaded.get_inputs()}
-    cache = {node.name: (node.shape[1], node.shape[3]) for node in loaded.get_inputs() if node.name.startswith(PAST)}
+    cache = {node.name: (node.shape[1], node.shape[3]) for node in loaded.get_inputs() if _is_cache(node)}
     outputs = tuple(node.name for node in loaded.get_outputs())
     return OnnxRunner(path, loaded, Feed(path, dtypes, cache), outputs, session)
+
+
+def _is_cache(node: Any) -> bool:
+    """Whether an input is past keys or values (B, heads, P, d), whose emptiness has a known shape."""
+    axes = [node.shape[1], node.shape[3]] if node.name.startswith(PAST) and len(node.shape) == 4 else []
+    return bool(axes) and all(isinstance(axis, int) for axis in axes)
 
 
 def require(session: Session) -> None:

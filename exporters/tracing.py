@@ -117,7 +117,7 @@ def _cached(model: nn.Module, example: Inputs) -> Tracing:
 def _cache_shapes(model: nn.Module, ids: Tensor) -> list[tuple[int, int]]:
     """Heads and size of each layer's keys and values."""
     with torch.no_grad():
-        cache = model(input_ids=ids, use_cache=True).past_key_values
+        cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
     try:
         return [(tensor.shape[1], tensor.shape[3]) for tensor in _flat(cache)]
     except (AttributeError, IndexError, TypeError) as error:

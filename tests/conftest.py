@@ -37,7 +37,7 @@ baseline: {epochs: 1}
 export: [{precision: fp32}]
 validate: {runs: 10, sequence_length: 4, threads: 1, repeats: 1}
 gates:
-  accuracy: {type: max-degradation, value: 1}
+  accuracy: {type: max-degradation, value: 0.99}
   size:     {type: percent-max-degradation, value: 10}
 """
 

@@ -20,7 +20,7 @@ class BaseModel:
 
     name: str  # a hub id, or the last part of a path
     hub: bool
-    license: str = UNKNOWN  # the hub's identifier, as the checkpoint's README states it
+    license: str = UNKNOWN  # the hub's identifiers, as the checkpoint's README states them, between commas
     license_file: Path | None = None
 
 
@@ -47,11 +47,14 @@ def _file(path: str, name: str, revision: str | None, local: bool, hub: bool) ->
 
 
 def _stated(readme: Path) -> str:
-    """The license in the front matter of a model card."""
-    front = re.match(r"---\s*\n(.*?)\n---\s*\n", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    """The licenses in the front matter of a model card; by its name one that the hub has no identifier for."""
+    front = re.match(r"---\s*\n(.*?)\n---\s*\n", readme.read_text(encoding="utf-8-sig", errors="replace"), re.DOTALL)
     try:
         data = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError:  # somebody else's file: what cannot be read is not known
         return UNKNOWN
-    found = data.get("license") if isinstance(data, dict) else None
-    return found if isinstance(found, str) and found else UNKNOWN
+    told = data if isinstance(data, dict) else {}
+    found = told.get("license")
+    named = told.get("license_name") if found == "other" else None
+    stated = [named or found] if isinstance(found, str) else found if isinstance(found, list) else []
+    return ", ".join(str(one) for one in stated if one) or UNKNOWN

@@ -5,6 +5,7 @@ cyclonedx-python-lib has no model cards yet, so the JSON is written here; the te
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import uuid
@@ -57,23 +58,31 @@ def write(summary: Summary, folder: Path) -> None:
 
 
 def _model(summary: Summary, listed: Mapping[str, File]) -> dict[str, Any]:
-    digest = listed[f"{MODEL}/{GRAPHS[summary.export.runtime]}"].sha256
+    """The version is of the graph and of weights that lie beside it; a hash is one file's."""
+    graph = f"{MODEL}/{GRAPHS[summary.export.runtime]}"
+    digests = [file.sha256 for name, file in sorted(listed.items()) if name.startswith(graph)]
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return {
         "type": "machine-learning-model",
         "bom-ref": "model",
         "name": summary.name,
-        "version": digest[:12],
+        "version": whole[:12],
         "description": f"{summary.base.name} for {summary.task}, {summary.made}, for ONNX Runtime",
-        "hashes": [_sha256(digest)],
+        **({"hashes": [_sha256(whole)]} if len(digests) == 1 else {"properties": [_property(whole)]}),
         **_licenses(summary),
         "pedigree": {"ancestors": [_base(summary)]},
         "modelCard": _card(summary),
     }
 
 
+def _property(digest: str) -> dict[str, str]:
+    """A digest over the digests of several files."""
+    return {"name": "rankfold:weights-digest", "value": digest}
+
+
 def _base(summary: Summary) -> dict[str, Any]:
     digest = summary.manifest["base_digest"]
-    known = {"properties": [{"name": "rankfold:weights-digest", "value": digest}]} if digest else {}  # of several files
+    known = {"properties": [_property(digest)]} if digest else {}
     return {"type": "machine-learning-model", "name": summary.base.name, **known, **_licenses(summary)}
 
 
@@ -81,8 +90,12 @@ def _licenses(summary: Summary) -> dict[str, Any]:
     stated = summary.base.license
     if stated == UNKNOWN:
         return {}
+    return {"licenses": [{"license": _license(one)} for one in stated.split(", ")]}
+
+
+def _license(stated: str) -> dict[str, str]:
     known = SPDX.get(stated.lower())
-    return {"licenses": [{"license": {"id": known} if known else {"name": stated}}]}
+    return {"id": known} if known else {"name": stated}
 
 
 def _card(summary: Summary) -> dict[str, Any]:

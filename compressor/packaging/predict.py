@@ -17,6 +17,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,14 @@ DTYPES = {
 }
 
 
-def cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+def cores(root: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use, by its affinity and its container; the runtime itself does not look."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    granted, _, period = limit.read_text().partition(" ") if limit.is_file() else ("max", "", "")
-    return found if granted == "max" else max(1, min(found, math.ceil(int(granted) / int(period))))
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # of cgroup v2 and v1
+        if all((root / name).is_file() for name in names):
+            granted, period = " ".join((root / name).read_text() for name in names).split()
+            return found if granted in ("max", "-1") else max(1, min(found, math.ceil(int(granted) / int(period))))
+    return found
 
 
 class Model:
@@ -75,8 +79,9 @@ class Model:
             raise SystemExit(f"The model needs the input {node.name}, which this program does not make.")
         return np.zeros((len(given["input_ids"]), node.shape[1], 0, node.shape[3]))
 
+    @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer, neither cutting nor filling."""
+        """The tokenizer, neither cutting nor filling; read once."""
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
@@ -108,7 +113,10 @@ def classify_text(model: Model, texts: Sequence[str]) -> dict[str, Any]:
 
 def encode(model: Model, texts: Sequence[str]) -> Any:
     """The tokens of a text or a pair, cut as they were for training."""
-    tokenizer = model.tokenizer()
+    wanted = 2 if model.facts.get("pair") else 1
+    if isinstance(texts, str) or len(texts) != wanted:
+        raise ValueError(f"The model reads {'a pair of texts' if wanted == 2 else 'one text'} at a time, in a list.")
+    tokenizer = model.tokenizer
     tokenizer.enable_truncation(model.facts["max_length"], direction=model.facts["truncation_side"])
     return tokenizer.encode(*texts)
 
@@ -124,6 +132,8 @@ def classify_image(model: Model, path: str) -> dict[str, Any]:
         image = ImageOps.exif_transpose(Image.open(path))
         if image.mode.startswith("I;16"):  # which Pillow would cut off
             image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+        if image.mode in ("I", "F"):
+            raise ValueError(f"its numbers have no known range (mode {image.mode}): convert it to 8 or 16 bits")
         image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SystemExit(f"{path} is no image that can be read: {error}") from error
@@ -203,7 +213,7 @@ def cropped(array: Any, height: int, width: int) -> Any:
 
 def generate(model: Model, prompt: str, new_tokens: int) -> Iterator[str]:
     """The pieces of text that continue a prompt, most likely token first."""
-    tokenizer = model.tokenizer()
+    tokenizer = model.tokenizer
     ids = list(tokenizer.encode(prompt).ids)
     shown = whole = tokenizer.decode(ids)  # a continuation read alone may lose the space that it begins with
     for token in continuation(model, list(ids), new_tokens):
@@ -259,7 +269,7 @@ def choose(model: Model, question: str, choices: Sequence[str]) -> dict[str, Any
 
 def completions(model: Model, question: str, choices: Sequence[str]) -> tuple[list[list[int]], list[int]]:
     """For each choice the tokens of question and choice, and the place where the choice begins."""
-    facts, tokenizer = model.facts, model.tokenizer()
+    facts, tokenizer = model.facts, model.tokenizer
     prompt = facts["prompt"].replace("{question}", question)
     length = len(facts["opening"]) + len(tokenizer.encode(prompt, add_special_tokens=False).ids)
     rows, starts = [], []

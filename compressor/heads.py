@@ -1,0 +1,54 @@
+"""The classification head that a checkpoint brings, whose rows are put into the order of the data's labels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor import progress
+from compressor.targets import head_parameters
+
+UNNAMED = "LABEL_"  # what transformers calls the classes of a head that nobody named
+
+
+def names(config: Any) -> list[str]:
+    """The classes that a checkpoint's config names, in the order of its logits."""
+    found = getattr(config, "id2label", None) or {}
+    return [str(found[number]) for number in sorted(found)]
+
+
+def reorder_(model: nn.Module, path: str, known: Sequence[str], labels: Sequence[str], made: Collection[str]) -> None:
+    """Put the rows of the last layer that gives one logit for each label where the labels are in the data's order.
+
+    A head of other names is left as it is, and told.
+
+    Args:
+        model: from a checkpoint.
+        path: of the checkpoint.
+        known: the classes in the order of its logits.
+        labels: the data's.
+        made: names of weights that the checkpoint had not, or not in this shape.
+    """
+    own = [name for name, one in head_parameters(model).items() if name not in made and len(one) == len(labels)]
+    if not own or list(known) == list(labels) or any(name.startswith(UNNAMED) for name in known):
+        return
+    if set(known) != set(labels):
+        _note_other_names(path, tuple(known), tuple(labels))
+        return
+    order = torch.tensor([list(known).index(label) for label in labels])
+    last = own[-1].rpartition(".")[0]
+    with torch.no_grad():
+        for parameter in (model.get_parameter(name) for name in own if name.rpartition(".")[0] == last):
+            parameter.copy_(parameter[order])
+
+
+@cache  # said once, however often a run reads the model
+def _note_other_names(path: str, known: tuple[str, ...], labels: tuple[str, ...]) -> None:
+    progress.note(
+        f"{path} has a head for {', '.join(known[:3])}{', ...' if len(known) > 3 else ''}; its rows are taken for "
+        f"{', '.join(labels[:3])}{', ...' if len(labels) > 3 else ''} in this order."
+    )
