@@ -102,7 +102,7 @@ def _same_prompts(folder: Path, processor: Any) -> bool:
 
     model = predict.Model(folder)
     opening = model.facts.get("opening")
-    tokenizer = model.tokenizer()
+    tokenizer = model.tokenizer
     expected = [processor(text)["input_ids"] for text in TEXTS]
     return [tokenizer.encode(text).ids for text in TEXTS] == expected and opening in (None, language.opening(processor))
 

@@ -346,6 +346,55 @@ def test_an_output_that_is_overwritten_has_the_gradient_of_what_it_was() -> None
     assert kept.matrix.any()
 
 
+class Residual(nn.Module):
+    """Two targets that read one tensor, which is added to in between, in place or not."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.inplace = inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, 4) -> (B, T, 4)."""
+        x = x * 1.0
+        for block in self.blocks:
+            if self.inplace:
+                x += block(x.clone() if torch.is_grad_enabled() else x)
+            else:
+                x = x + block(x)
+        return x
+
+
+def test_an_input_that_is_overwritten_is_what_it_was_when_it_was_read() -> None:
+    batches = [{"x": torch.randn(2, 6, 4), "labels": torch.randint(0, 3, (2, 6))} for _ in range(2)]
+    found = []
+    for inplace in (False, True):
+        torch.manual_seed(3)
+        model = Residual(inplace=inplace)
+        found.append(calibrate(model, batches, [Moment.INPUT], loss=mean_loss))
+    for name in ("blocks.0", "blocks.1"):
+        kept, overwritten = (one[name].input for one in found)
+        assert kept is not None
+        assert overwritten is not None
+        torch.testing.assert_close(overwritten.matrix, kept.matrix)
+
+
+def test_targets_that_run_without_gradients_are_named() -> None:
+    class Frozen(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            """(B, T, 4) -> (B, T, 4)."""
+            with torch.no_grad():
+                x = self.blocks[0](x)
+            return self.blocks[1](x)
+
+    batch = {"x": torch.randn(2, 6, 4), "labels": torch.randint(0, 3, (2, 6))}
+    with pytest.raises(
+        ModelError, match=r"runs 1 targets without gradients \(blocks\.0\).*model\.exclude: \['blocks\.0'\]"
+    ):
+        calibrate(Frozen(inplace=False), [batch], BOTH, loss=mean_loss)
+    assert calibrate(Frozen(inplace=False), [batch], [Moment.INPUT], loss=mean_loss).keys() == {"blocks.0", "blocks.1"}
+
+
 def test_the_gradient_of_an_output_that_the_loss_does_not_see_is_zero() -> None:
     batch = {"x": torch.randn(2, 6, 4), "labels": torch.randint(0, 3, (2, 6))}
     gradient = calibrate(Overwritten(inplace=False), [batch], BOTH, loss=mean_loss)["blocks.1"].gradient

@@ -227,6 +227,33 @@ def test_a_folded_model_comes_back_from_its_plan_and_state(
     assert type(again.get_submodule(FIRST)) is kinds[layout]
 
 
+@layouts
+def test_the_plans_layout_is_what_is_folded_to(
+    tiny_bert: Callable[[], Any], statistics: Statistics, batches: list[Batch], layout: Any
+) -> None:
+    model, chosen = tiny_bert(), plan(tiny_bert(), Jactus(), statistics, keep=0.6, multiple_of=1, layout=layout)
+    folded = fold_(factorize_(model, Jactus(), statistics, chosen))
+    kept = [folded.get_submodule(name) for name in chosen.ranks]
+    assert {type(one) for one in kept} == {LAYOUTS[layout]}
+    weights = sum(one.numel() for module in kept for name, one in module.named_parameters() if "bias" not in name)
+    assert weights == sum(layer.parameters for layer in chosen.layers if layer.rank is not None)
+    restructure_(tiny_bert(), chosen).load_state_dict(folded.state_dict())
+
+
+def test_what_was_frozen_before_is_frozen_again(tiny_bert: Callable[[], Any], statistics: Statistics) -> None:
+    model = tiny_bert()
+    model.bert.embeddings.position_embeddings.requires_grad_(False)
+    folded = fold_(factorize_(model, Jactus(), statistics, rows()))
+    frozen = [name for name, parameter in folded.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["bert.embeddings.position_embeddings.weight"]
+
+
+def test_empty_layers_are_of_the_models_type(tiny_bert: Callable[[], Any], batches: list[Batch]) -> None:
+    model = restructure_(tiny_bert().to(torch.bfloat16), rows())
+    assert {one.dtype for one in model.parameters()} == {torch.bfloat16}
+    assert logits(model, batches[0]).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("method", [Jactus(), Psoft()], ids=str)
 def test_a_model_in_bfloat16_stays_in_it_while_it_learns_and_folded(
     tiny_bert: Callable[[], Any], batches: list[Batch], method: Any

@@ -377,6 +377,18 @@ def test_weights_of_other_widths_become_float32() -> None:
     assert module.weight.dtype == torch.float32
 
 
+def test_complex_buffers_keep_both_their_parts() -> None:
+    def turning() -> nn.Module:
+        module = nn.Linear(2, 2).half()
+        module.register_buffer("turns", torch.polar(torch.ones(3), torch.arange(3.0)))
+        module.register_buffer("places", torch.arange(3))
+        return module
+
+    module = Factory.given(turning).build(TEXTS, None)
+    assert torch.equal(module.turns, torch.polar(torch.ones(3), torch.arange(3.0)))
+    assert (module.weight.dtype, module.places.dtype) == (torch.float32, torch.int64)
+
+
 def test_a_head_of_another_size_is_told_before_any_training() -> None:
     own = answering_(Own(lambda logits: torch.cat([logits, logits], 1)), TEXTS)
     with pytest.raises(ModelError, match=r"Own gives 6 logits, but the training data has 3 labels: a factory"):

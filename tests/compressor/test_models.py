@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -110,6 +110,24 @@ def test_a_layer_with_tied_weights_is_neither_target_nor_head() -> None:
     model = BertForMaskedLM(BertConfig(**SMALL, **BLOCKS))
     assert "cls.predictions.decoder" not in names(model, ["*"])
     assert head_parameters(model) == {}  # what leads to the words is pretrained as well
+
+
+def test_what_is_in_the_way_of_one_name_of_a_layer_is_in_the_way_of_all() -> None:
+    class Decoding(nn.Module):
+        """Reads the weight of a layer that another module calls."""
+
+        def __init__(self, lin: nn.Linear) -> None:
+            super().__init__()
+            self.lin = lin
+
+        def forward(self, x: Tensor) -> Tensor:
+            """(..., 6) -> (..., 8)."""
+            return x @ self.lin.weight
+
+    model = nn.Module()
+    model.enc = nn.ModuleList([nn.Linear(8, 6), nn.Linear(8, 6)])
+    model.dec = nn.ModuleList([nn.Identity(), Decoding(model.enc[0])])
+    assert names(model) == ["enc.1"]
 
 
 def test_layers_in_a_repeated_block_that_share_a_weight_are_left_out() -> None:
@@ -254,6 +272,36 @@ def test_a_head_for_another_number_of_labels_is_made_anew(saved_bert: Path) -> N
     assert all(torch.equal(tensor, stored[name]) for name, tensor in kept.items())
     same = load_dense(str(saved_bert), TASK, ["a", "b", "c"])
     assert torch.equal(same.classifier.weight, stored["classifier.weight"])
+
+
+def named_head(folder: Path, *names: str) -> Tensor:
+    """Name the classes of a saved head; its weight."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return load_file(folder / "model.safetensors")["classifier.weight"]
+
+
+def test_the_rows_of_a_named_head_go_to_the_labels_that_they_are_of(
+    saved_bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = named_head(saved_bert, "world", "sports", "business")
+    model = load_dense(str(saved_bert), TASK, ["business", "sports", "world"])
+    assert torch.equal(model.classifier.weight, rows[[2, 1, 0]])
+    assert torch.equal(model.classifier.bias, load_file(saved_bert / "model.safetensors")["classifier.bias"][[2, 1, 0]])
+    assert model.config.id2label == {0: "business", 1: "sports", 2: "world"}
+    assert torch.equal(load_dense(str(saved_bert), TASK, ["world", "sports", "business"]).classifier.weight, rows)
+
+
+def test_a_head_of_other_names_is_taken_as_it_is_and_told(saved_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = named_head(saved_bert, "world", "sports", "tech")
+    told: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("compressor.progress.note", told.append)
+        model = load_dense(str(saved_bert), TASK, ["business", "sports", "world"])
+    assert torch.equal(model.classifier.weight, rows)
+    said = "has a head for world, sports, tech; its rows are taken for business, sports, world in this order."
+    assert told == [f"{saved_bert} {said}"]
 
 
 def test_other_weights_of_another_shape_are_named(saved_bert: Path) -> None:

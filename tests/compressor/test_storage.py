@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
 
-from compressor import storage
+from compressor import failures, storage
 from compressor.errors import ArtifactError
 
 
@@ -55,3 +58,55 @@ def test_another_shape_and_a_truncated_file_are_told(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ArtifactError, match="missing, truncated or damaged"):
         storage.load_tensors_(model(4, 6, 2), file)
+
+
+class Tied(nn.Module):
+    """An embedding and a decoder of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.decoder = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+        self.decoder.weight = self.emb.weight
+
+
+def test_a_tied_weight_may_be_stored_by_any_of_its_names(tmp_path: Path) -> None:
+    weight = torch.randn(5, 3)
+    for name in ("emb.weight", "decoder.weight"):
+        storage.save_tensors({name: weight}, tmp_path / "model.safetensors")
+        assert torch.equal(storage.load_tensors_(Tied(), tmp_path / "model.safetensors").emb.weight, weight)
+    storage.save_tensors({"other": weight}, tmp_path / "model.safetensors")
+    with pytest.raises(ArtifactError, match=r"lacks \['emb.weight', 'decoder.weight'\] and has \['other'\]"):
+        storage.load_tensors_(Tied(), tmp_path / "model.safetensors")
+
+
+def test_every_token_that_ends_a_text_stands_in_the_config_that_runtimes_read(tmp_path: Path) -> None:
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=2, eos_token_id=2)
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=[2, 7], temperature=0.7, do_sample=False)
+    processor = SimpleNamespace(eos_token_id=9, save_pretrained=lambda folder: None)
+    storage.save_model(model, processor, tmp_path)
+    again = storage.load(tmp_path, "text-generation")
+    assert again.config.eos_token_id == [2, 7, 9]
+    assert again.generation_config.eos_token_id == [2, 7]
+    plain = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, eos_token_id=2))
+    storage.save_model(plain, SimpleNamespace(save_pretrained=lambda folder: None), tmp_path / "plain")
+    assert storage.load(tmp_path / "plain", "text-generation").config.eos_token_id == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("unable to mmap 99 bytes from file <x>: Cannot allocate memory (12)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_want_of_memory_is_not_taken_for_damage(file: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(storage, "_parts", Mock(side_effect=error))
+    with pytest.raises(type(error)) as caught:
+        storage.load_tensors_(model(4, 6, 2), file)
+    assert failures.explain(caught.value)[1] == 5

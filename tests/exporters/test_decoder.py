@@ -28,11 +28,11 @@ from transformers import (
 )
 
 from compressor import registry
-from compressor.errors import ArtifactError, InputError, RuntimeFailure
+from compressor.errors import ArtifactError, ExportError, InputError, RuntimeFailure
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
 from compressor.packaging import predict
-from exporters import generate
+from exporters import generate, tracing
 from exporters.generate import continuation, ends, load, places, text, turn
 from exporters.onnx import OnnxExporter
 from exporters.onnx_runtime import OnnxRunner
@@ -211,6 +211,14 @@ def test_the_space_between_prompt_and_continuation_is_kept(
     monkeypatch.setattr(generate, "load", lambda *_: None)
     monkeypatch.setattr(generate, "continuation", lambda *_, **__: iter(said))
     assert "".join(generate.text(tmp_path, "The capital is")) == " Paris Paris"
-    model = SimpleNamespace(tokenizer=lambda: tokenizer)
+    model = SimpleNamespace(tokenizer=tokenizer)
     monkeypatch.setattr(predict, "continuation", lambda *_: iter(said))
     assert "".join(predict.generate(model, "The capital is", 2)) == " Paris Paris"  # type: ignore[arg-type]
+
+
+def test_a_state_space_model_has_no_cache_of_keys_and_values() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    model = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
+    with pytest.raises(ExportError, match="MambaForCausalLM is a NoneType, not keys and values"):
+        tracing._cache_shapes(model, torch.tensor([[1, 2, 3]]))

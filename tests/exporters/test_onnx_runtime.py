@@ -132,6 +132,47 @@ def test_loading_and_running_imports_neither_torch_nor_onnx(folder: Path) -> Non
     assert done.stderr == ""
 
 
+def graph(path: Path, name: str, kind: int, *axes: int | str) -> Path:
+    """A graph that gives its one input back."""
+    value, given = onnx.helper.make_tensor_value_info, onnx.helper.make_node("Identity", [name], ["logits"])
+    made = onnx.helper.make_graph([given], "g", [value(name, kind, axes)], [value("logits", kind, axes)])
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(made, opset_imports=opsets, ir_version=8), path / "model.onnx")
+    return path
+
+
+@pytest.mark.parametrize("axes", [("b", 2, "p"), ("b", "heads", "p", "size")])
+def test_what_is_called_a_cache_and_has_no_known_shape_is_an_input(tmp_path: Path, axes: tuple[Any, ...]) -> None:
+    runner = OnnxExporter().load(graph(tmp_path, "past_key_values.0.key", TensorProto.FLOAT, *axes))
+    assert not runner.cached
+    with pytest.raises(RuntimeFailure, match=r"needs the inputs past_key_values\.0\.key too"):
+        runner({"input_ids": np.ones((1, 2))})
+
+
+def test_an_input_of_a_type_that_is_not_fed_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeFailure, match=r"takes inputs of tensor\(uint32\); fed can be tensor\(int64\)"):
+        OnnxExporter().load(graph(tmp_path, "x", TensorProto.UINT32, "b"))
+
+
+def test_a_limit_of_any_group_above_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path / "groups")
+    monkeypatch.setattr(cgroup, "OWN", tmp_path / "own")
+    (tmp_path / "groups" / "a" / "b").mkdir(parents=True)
+    for place, limit in {"a/b": "max 100000", "a": "300000 100000", ".": "500000 100000"}.items():
+        (tmp_path / "groups" / place / "cpu.max").write_text(f"{limit}\n")
+    (tmp_path / "own").write_text("0::/a/b\n")
+    assert threads.usable_threads() == 3
+    (tmp_path / "own").write_text("0::/gone/elsewhere\n")
+    assert threads.usable_threads() == 5
+    (tmp_path / "groups" / "cpu" / "job").mkdir(parents=True)
+    (tmp_path / "groups" / "cpu.max").unlink()
+    (tmp_path / "own").write_text("4:cpu,cpuacct:/job\n0::/\n")
+    (tmp_path / "groups" / "cpu" / "job" / "cpu.cfs_quota_us").write_text("200000\n")
+    (tmp_path / "groups" / "cpu" / "job" / "cpu.cfs_period_us").write_text("100000\n")
+    assert threads.usable_threads() == 2
+
+
 def test_threads_are_those_asked_for_or_those_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_runtime, "usable_threads", lambda: 3)
     assert onnx_runtime.options(Session(threads=5)).intra_op_num_threads == 5

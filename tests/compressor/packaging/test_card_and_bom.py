@@ -7,12 +7,15 @@ import re
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
 from compressor.packaging import base_model
+from compressor.packaging import bom as bom_module
 from compressor.packaging.archive import unpack
 from validators import render
 
@@ -83,7 +86,7 @@ def test_untrusted_names_are_shown_as_they_stand() -> None:
 
 def test_a_checkpoint_without_a_license_is_unknown(tmp_path: Path) -> None:
     assert base_model.find(str(tmp_path)) == base_model.BaseModel(tmp_path.name, hub=False)
-    for text in ("no front matter", "---\nlicense: [\n---\n", "---\nlicense:\n  - mit\n---\n", "---\n- a\n---\n"):
+    for text in ("no front matter", "---\nlicense: [\n---\n", "---\nlicense: []\n---\n", "---\n- a\n---\n"):
         (tmp_path / "README.md").write_text(text)
         assert base_model.find(str(tmp_path)).license == "unknown"
 
@@ -93,6 +96,20 @@ def test_a_stated_license_and_its_text_are_found(tmp_path: Path) -> None:
     (tmp_path / "LICENSE.txt").write_text("MIT")
     found = base_model.find(str(tmp_path))
     assert (found.license, found.license_file) == ("mit", tmp_path / "LICENSE.txt")
+
+
+@pytest.mark.parametrize(
+    ("front", "license"),
+    [
+        ("license: [apache-2.0, mit]", "apache-2.0, mit"),
+        ("license:\n- llama3", "llama3"),
+        ("license: other\nlicense_name: llama3-community", "llama3-community"),
+        ("license: other", "other"),
+    ],
+)
+def test_every_license_that_is_stated_is_told(tmp_path: Path, front: str, license: str) -> None:
+    (tmp_path / "README.md").write_text(f"\ufeff---\n{front}\n---\ntext", encoding="utf-8")
+    assert base_model.find(str(tmp_path)).license == license
 
 
 def test_a_hub_id_is_looked_up_in_the_cache_and_never_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +172,27 @@ def test_the_bill_of_materials_has_the_model_its_data_and_every_digest(bom: dict
         "pkg:pypi/onnxruntime@1.99.0",
         "pkg:pypi/tokenizers@0.99.0",
     }
+
+
+def test_two_licenses_are_two_in_the_bill_of_materials() -> None:
+    summary = SimpleNamespace(base=base_model.BaseModel("base", hub=False, license="apache-2.0, llama3"))
+    assert bom_module._licenses(summary) == {
+        "licenses": [{"license": {"id": "Apache-2.0"}}, {"license": {"name": "llama3"}}]
+    }
+
+
+def test_weights_beside_a_graph_are_in_the_models_version() -> None:
+    def model(weights: str) -> dict[str, Any]:
+        names = {"model/model.onnx": "a" * 64, "model/model.onnx.data": weights * 64, "model/config.json": "c" * 64}
+        summary = Mock(export=SimpleNamespace(runtime="onnx", findings=()), data=(), task="text-classification")
+        summary.base = base_model.BaseModel("base", hub=False)
+        summary.report.context, summary.manifest, summary.limits = {}, {"base_digest": None}, []
+        return bom_module._model(summary, {name: SimpleNamespace(sha256=digest) for name, digest in names.items()})
+
+    one, other = model("b"), model("d")
+    assert one["version"] != other["version"]
+    assert "hashes" not in one  # which would be of the graph alone
+    assert one["properties"][0]["value"] == sha256(("a" * 64 + "b" * 64).encode()).hexdigest()
 
 
 def test_the_serial_number_follows_from_the_content(bom: dict[str, Any]) -> None:

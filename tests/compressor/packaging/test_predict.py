@@ -45,8 +45,13 @@ def test_threads_are_what_affinity_and_container_allow(
 ) -> None:
     monkeypatch.setattr(predict.os, "sched_getaffinity", lambda _: set(range(6)))
     (tmp_path / "cpu.max").write_text(f"{limit}\n")
-    assert predict.cores(tmp_path / "cpu.max") == cores
+    assert predict.cores(tmp_path) == cores
     assert predict.cores(tmp_path / "absent") == 6
+    (tmp_path / "v1" / "cpu").mkdir(parents=True)
+    granted, period = limit.replace("max", "-1").split()
+    (tmp_path / "v1" / "cpu" / "cpu.cfs_quota_us").write_text(f"{granted}\n")
+    (tmp_path / "v1" / "cpu" / "cpu.cfs_period_us").write_text(f"{period}\n")
+    assert predict.cores(tmp_path / "v1") == cores
 
 
 @pytest.mark.parametrize(("trained", "length"), [(64, 64), (1024, 510)])
@@ -105,6 +110,28 @@ def test_a_text_has_the_label_and_probabilities_that_the_task_gives_it(unpacked:
         np.testing.assert_allclose(
             [found["probabilities"][label] for label in labels], softmax(outcome.values[0]), atol=1e-5
         )
+
+
+def test_a_service_that_gives_many_texts_at_once_is_told_so(unpacked: Callable[[str], Path]) -> None:
+    model = predict.Model(unpacked("text-classification"))
+    for texts in (["one", "two"], "one", []):
+        with pytest.raises(ValueError, match="reads one text at a time, in a list"):
+            predict.classify_text(model, texts)
+    first, second = (predict.classify_text(model, ["one two red"]) for _ in range(2))
+    assert first == second
+    assert model.tokenizer is model.tokenizer  # read once
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_an_image_whose_range_is_not_known_is_refused(
+    unpacked: Callable[[str], Path], tmp_path: Path, mode: str
+) -> None:
+    from PIL import Image
+
+    Image.new(mode, (8, 8), 1).save(tmp_path / "image.tiff")
+    done = run(unpacked("image-classification"), str(tmp_path / "image.tiff"))
+    assert done.returncode == 1
+    assert f"no known range (mode {mode})" in done.stderr.decode()
 
 
 def test_a_pair_of_texts_is_read_as_the_task_reads_it(unpacked: Callable[[str], Path]) -> None:
