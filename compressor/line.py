@@ -355,6 +355,10 @@ def _require_layout(plan: Plan, section: PlanSection) -> None:
 
 
 def _require_targets(plan: Plan, targets: Collection[str], section: PlanSection) -> None:
+    if not plan.layers:
+        raise InputError(
+            f"The plan {section.path} lists no layers: `python -m compressor plan RECIPE` writes a whole one."
+        )
     others = [name for name in plan.ranks if name not in targets]
     if others:
         raise InputError(
