@@ -68,6 +68,14 @@ def at_a_glance(rows: Sequence[Row], images: Path, link: str) -> Iterator[str]:
         yield "Accuracy in points above or below full fine-tuning of the same seed, both on a GPU or both on a CPU,"
         yield "averaged over the seeds of both."
         yield from ("", *overview.table(rows))
+        duel = list(overview.duel(rows, "jactus", "jactus-corrected"))
+        if duel:
+            yield from (
+                "",
+                "The default before and since layers are corrected in order, on the seeds that both have:",
+                "",
+                *duel,
+            )
         file = overview.draw(rows, images / "bench-overview.png")
         if file:
             yield from ("", f"![accuracy against the share of weights kept, the mean over suites]({link}/{file.name})")

@@ -167,6 +167,18 @@ def test_the_overview_takes_an_arms_rows_of_both_machines_together() -> None:
     assert [len(found.points[suite]) for suite in ("trec", "sst2")] == [3, 2]
 
 
+def test_two_arms_are_held_apart_on_the_seeds_that_both_have() -> None:
+    corrected = [one | {"arm": "jactus-corrected"} for one in TWO if one["arm"] == "jactus"]
+    missing = [one | {"accuracy": 0.9} for one in corrected if (one["suite"], one["seed"]) != ("trec", 1)]
+    first, _, *lines = map(cells, overview.duel([*TWO, *missing], "jactus", "jactus-corrected"))
+    assert first[2:] == ["trec", "sst2", "mean", "seeds of each set"]
+    assert lines == [
+        ["JACTUS (R4)", "50%", "+1.00", "-2.00", "**-0.50**", "1, 1"],
+        ["JACTUS (R4), corrected", "50%", "+0.00", "+20.00", "**+10.00**", "1, 1"],
+    ]
+    assert list(overview.duel(TWO, "jactus", "jactus-corrected")) == []
+
+
 def test_a_suites_machine_is_the_gpu_where_there_was_one() -> None:
     assert "\na card or one with 1 thread" in report.described([ROWS[0], ROWS[1] | {"gpu": "a card"}])
 
