@@ -1,9 +1,13 @@
-"""Does an export compute what the model computes? Both are run at three shapes that the export has not seen."""
+"""Does an export compute what the model computes? Both are run at three shapes that the export has not seen.
+
+One with a cache also has to continue from it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ExportError, RuntimeFailure
-from exporters.base import Runner
+from exporters.base import Arrays, Runner
+from exporters.feed import PAST, PRESENT
 
 Inputs = Mapping[str, Tensor]
+Run = Callable[[Arrays], Mapping[str, np.ndarray]]
 RELATIVE = 1e-4  # of the largest logit: what float32 may differ by where logits are large
 MASKED = -5e3  # what a model gives a logit beside others to say "never", or less: how much less says nothing
 
@@ -117,17 +123,20 @@ def compare(model: nn.Module, runner: Runner, inputs: Sequence[Inputs], limit: f
 def held(expected: Sequence[Reference], runner: Runner, limit: float) -> list[dict[str, Any]]:
     """Per input: its shape, the largest absolute difference of the logits, and the largest logit to set it against.
 
-    The limit rises to RELATIVE of the largest logit where that is more: language models' logits are tens, and float32
+    An export with a cache also reads the first input in two steps, the second behind what the first left there. The
+    limit rises to RELATIVE of the largest logit where that is more: language models' logits are tens, and float32
     itself is no closer to float64 after thirty layers. Logits that both sides mask, with MASKED or less, are equal.
 
     Raises:
         ExportError: the export fails at a shape, gives numbers that are not finite, or differs by more than `limit`.
     """
     figures = [_figures(one, runner, expected) for one in expected]
+    if getattr(runner, "cached", False):
+        figures.append(_figures(expected[0], partial(_in_two_steps, runner), expected) | {"cached": True})
     worst = max(figures, key=lambda figure: figure["max_difference"] / max(limit, RELATIVE * figure["largest_logit"]))
     limit = max(limit, RELATIVE * worst["largest_logit"])
     if worst["max_difference"] > limit:
-        listed = "; ".join(f"{figure['shape']}: {figure['max_difference']:.2e}" for figure in figures)
+        listed = "; ".join(f"{_named(figure)}: {figure['max_difference']:.2e}" for figure in figures)
         raise ExportError(
             f"The export differs from the model by {worst['max_difference']:.2e} (largest logit "
             f"{worst['largest_logit']:.2e}), more than the {limit:.0e} allowed; by shape: {listed}. Look for "
@@ -136,7 +145,21 @@ def held(expected: Sequence[Reference], runner: Runner, limit: float) -> list[di
     return figures
 
 
-def _figures(reference: Reference, runner: Runner, everything: Sequence[Reference]) -> dict[str, Any]:
+def _named(figure: Mapping[str, Any]) -> str:
+    return f"{figure['shape']}{' from its cache' if figure.get('cached') else ''}"
+
+
+def _in_two_steps(runner: Any, inputs: Arrays) -> dict[str, np.ndarray]:
+    """The logits (B, T, V) of half the tokens, then of the rest behind the cache that they left."""
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask", np.ones_like(inputs["input_ids"]))
+    half = ids.shape[1] // 2
+    first = runner.step({"input_ids": ids[:, :half], "attention_mask": mask[:, :half]})
+    cache = {PAST + name.removeprefix(PRESENT): value for name, value in first.items() if name != "logits"}
+    second = runner.step({"input_ids": ids[:, half:], "attention_mask": mask} | cache)
+    return {"logits": np.concatenate([first["logits"], second["logits"]], axis=1)}
+
+
+def _figures(reference: Reference, runner: Run, everything: Sequence[Reference]) -> dict[str, Any]:
     expected = reference.logits
     shape = list(next(iter(reference.inputs.values())).shape)
     try:
@@ -161,7 +184,7 @@ def _figures(reference: Reference, runner: Runner, everything: Sequence[Referenc
     return {"shape": shape, "max_difference": difference, "largest_logit": largest}
 
 
-def _runs(reference: Reference, runner: Runner) -> bool:
+def _runs(reference: Reference, runner: Run) -> bool:
     try:
         runner(reference.inputs)
     except RuntimeFailure:

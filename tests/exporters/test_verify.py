@@ -154,3 +154,38 @@ def test_logits_are_found_in_every_usual_output(output: object) -> None:
 def test_an_output_without_logits_is_named() -> None:
     with pytest.raises(ExportError, match="returned dict without logits"):
         verify.logits_of({"hidden": 1})
+
+
+class Sums(nn.Module):
+    """Of every token the sum of those so far: (B, T, 1)."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return (input_ids * attention_mask).cumsum(1)[..., None].float()
+
+
+class Cached:
+    """A runner with a cache of the last sum, which it forgets where it is told to."""
+
+    providers = ("TestProvider",)
+    cached = True
+
+    def __init__(self, *, forgets: bool) -> None:
+        self.forgets = forgets
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        return {"logits": self.step(inputs)["logits"]}
+
+    def step(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        before = 0 if self.forgets else inputs.get("past_key_values.0", np.zeros((len(ids), 1)))
+        sums = (ids * mask[:, -ids.shape[1] :]).cumsum(1) + before
+        return {"logits": sums[..., None].astype(np.float32), "present.0": sums[:, -1:]}
+
+
+def test_an_export_with_a_cache_is_held_to_what_it_continues(example: dict[str, Tensor]) -> None:
+    figures = verify.compare(Sums(), Cached(forgets=False), verify.trials(Sums(), example), limit=1e-3)
+    assert [figure.get("cached", False) for figure in figures] == [False, False, False, True]
+    assert figures[-1]["shape"] == figures[0]["shape"] == [1, 5]
+    assert max(figure["max_difference"] for figure in figures) == 0
+    with pytest.raises(ExportError, match=r"\[1, 5\] from its cache: 1\.[0-9]+e\+01"):
+        verify.compare(Sums(), Cached(forgets=True), verify.trials(Sums(), example), limit=1e-3)
