@@ -27,6 +27,7 @@ History = list[dict[str, float]]
 Lessons = Callable[[dict[str, Any]], Lesson]  # a batch, whose rows' numbers are taken out of it -> what is said of it
 LESSONS = "lessons.bin"
 UNTRAINED = "untrained.safetensors"
+TIE = 1e-7  # of a loss, in accuracy: less than one row of any validation data
 WHOLE = "whole.json"  # in every checkpoint that was written to its end: the size of each of its files
 
 
@@ -80,7 +81,7 @@ def adapt_(
     if not trainable(model):
         raise ModelError("Nothing in the model is trainable: the method's core is frozen and the model has no head.")
     arguments = _arguments(training, folder, seed, train, task.chooses_by if validation is not None else None)
-    section, kept = distillation or Distillation(), None
+    section, kept, train = distillation or Distillation(), None, _learnable(model, train, training.batch_size)
     lessons: Lessons | None = None
     if teacher is not None:
         lessons, train, kept = _lessons(teacher, train, task, processor, section, arguments)
@@ -91,7 +92,7 @@ def adapt_(
         train_dataset=train,
         eval_dataset=validation,
         data_collator=partial(_collate, task, processor),
-        compute_metrics=_accuracy if task.chooses_by == "accuracy" else None,
+        compute_metrics=_judged if task.chooses_by == "accuracy" else None,
         preprocess_logits_for_metrics=_logits,
         callbacks=[_progress_callback(title)],
     )
@@ -225,11 +226,18 @@ def _sizes(checkpoint: Path) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in sorted(checkpoint.iterdir())}
 
 
+def _learnable(model: nn.Module, train: Any, batch_size: int) -> Any:
+    """The rows without the last one where it would be a batch by itself, which a BatchNorm cannot learn from."""
+    alone = len(train) > batch_size > 1 and len(train) % batch_size == 1
+    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return train.select(range(len(train) - 1)) if alone and normed else train
+
+
 def _arguments(training: Training, folder: Path, seed: int, train: Any, chosen_by: str | None) -> Any:
     from transformers import TrainingArguments
 
     evaluated = chosen_by is not None
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=training.epochs,
         learning_rate=training.learning_rate,
@@ -244,7 +252,8 @@ def _arguments(training: Training, folder: Path, seed: int, train: Any, chosen_b
         save_strategy="epoch",
         save_total_limit=2,
         load_best_model_at_end=evaluated,
-        metric_for_best_model=chosen_by,
+        metric_for_best_model="worth" if chosen_by == "accuracy" else chosen_by,
+        include_for_metrics=["loss"],
         prediction_loss_only=chosen_by == "loss",
         label_names=["labels"],  # which is looked for in the signature otherwise, where a module of one's own has none
         logging_strategy="steps",
@@ -254,6 +263,8 @@ def _arguments(training: Training, folder: Path, seed: int, train: Any, chosen_b
         seed=seed,
         dataloader_pin_memory=False,
     )
+    found._n_gpu = min(1, found.n_gpu)  # on several, each step would take as many times the examples
+    return found
 
 
 def _logits(outputs: Any, _labels: Any) -> Any:
@@ -263,6 +274,12 @@ def _logits(outputs: Any, _labels: Any) -> Any:
 
 def _accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def _judged(prediction: Any) -> dict[str, float]:
+    """The accuracy, and what the best checkpoint is chosen by: of two that are equally often right the surer one."""
+    found = _accuracy(prediction)
+    return found | {"worth": found["accuracy"] - TIE * float(prediction.losses.mean())}
 
 
 def _history(log: list[dict[str, float]]) -> History:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor import progress
 from compressor.devices import beside
 from compressor.errors import DataError, did_you_mean, first_line
 from compressor.failures import exhausted
@@ -172,14 +173,39 @@ def _refused(path: str, error: BaseException) -> DataError:
 
 def digest(rows: Any) -> str:
     """sha256 over the rows' contents, independent of the file format; images count by their encoded bytes."""
+    return _read_through(rows)[0]
+
+
+def _read_through(rows: Any) -> tuple[str, list[int]]:
+    """The digest of all rows, and for each a number that tells it from others in this process."""
     import datasets
 
     images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    hasher = hashlib.sha256()
+    hasher, numbers = hashlib.sha256(), list[int]()
     for row in rows:
         row |= {name: hashlib.sha256(image.content(row[name])).hexdigest() for name in images}
-        hasher.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
-    return hasher.hexdigest()
+        line = json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+        hasher.update(line)
+        numbers.append(hash(line))
+    return hasher.hexdigest(), numbers
+
+
+def _facts(named: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Path, rows and digest of each split; of what proves or chooses also how many rows are trained on, too.
+
+    Raises:
+        DataError: all of them are.
+    """
+    seen = {name: _read_through(part) for name, part in rows.items()}
+    facts = {name: {"path": named[name].path, "rows": len(rows[name]), "digest": seen[name][0]} for name in rows}
+    _require_other_rows(facts)
+    learned = set(seen["train"][1])
+    for name in (name for name in ("evaluation", "validation") if name in rows):
+        count = sum(number in learned for number in seen[name][1])
+        facts[name]["rows_also_in_train"] = count
+        if count:
+            progress.note(f"{count:,} of the {len(rows[name]):,} rows of data.{name} stand in data.train, too.")
+    return facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,8 +280,7 @@ def prepare(section: Any, task: Task, processor: Any, max_length: int, seed: int
     labels = task.labels(rows["train"])
     if labels is not None and len(labels) < 2:
         raise DataError(f"data.train has one class only, {labels[0]!r}: to tell classes apart takes two.")
-    facts = {name: {"path": named[name].path, "rows": len(part), "digest": digest(part)} for name, part in rows.items()}
-    _require_other_rows(facts)
+    facts = _facts(named, rows)
     encoded = {name: task.encode(part, processor, labels, max_length, f"data.{name}") for name, part in rows.items()}
     if section.validation is None and section.holdout:
         encoded |= _hold_out(encoded["train"], section.holdout, seed)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from validators import frontier, wording
 from validators.advice import Option, Span, options
-from validators.facts import records
+from validators.facts import look, records
 from validators.svg import ACCENT, DASHES, INK, MUTED, PAPER, RULE, SERIES, Plot, plot
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def draw(report: Report) -> tuple[Plot, ...]:
         frontier.draw(context),
         _accuracy_size(report),
         _latency_memory(options(report.exports)),
-        _curves("Training loss", "loss", {"loss": "train", "eval_loss": "validation"}, histories),
+        _curves("Training loss", "loss", {"loss": "train", "eval_loss": "validation"}, histories, _taught(context)),
         _curves("Validation accuracy", "accuracy", {"eval_accuracy": ""}, histories),
         _spectra(context.get("spectra"), records(context, "layers")),
         _ranks([layer for layer in records(context, "layers") if _is_number(layer.get("break_even"))]),
@@ -99,7 +99,16 @@ def _latency_memory(found: Iterable[Option]) -> Plot | None:
     return plot("Latency against memory", f"Scatter plot. {said}.", caption, 3.6, paint)
 
 
-def _curves(title: str, ylabel: str, keys: Mapping[str, str], histories: Mapping[str, Sequence[Any]]) -> Plot | None:
+def _taught(context: Mapping[str, Any]) -> str:
+    """What is said of a loss that holds more than that of the labels."""
+    taught = look(context, "recipe", "adapt", "distill") and look(context, "history")
+    said = "The low-rank model's training loss has its teacher's terms in it; the others are the labels' alone."
+    return said if taught else ""
+
+
+def _curves(
+    title: str, ylabel: str, keys: Mapping[str, str], histories: Mapping[str, Sequence[Any]], caption: str = ""
+) -> Plot | None:
     """One line for each history and key; an empty name leaves the history's own."""
     lines = {
         f"{owner}, {name}".removesuffix(", "): (owner, key, points)
@@ -122,22 +131,22 @@ def _curves(title: str, ylabel: str, keys: Mapping[str, str], histories: Mapping
         axes.legend()
 
     ends = "; ".join(f"{name} ends at {wording.number(points[-1][1])}" for name, (_, _, points) in lines.items())
-    return plot(title, f"Line plot. {ends}.", "", 3, paint)
+    return plot(title, f"Line plot. {ends}.", caption, 3, paint)
 
 
 def _when(record: Mapping[str, Any]) -> Any:
     return record.get("epoch", record.get("step"))
 
 
-def _spectrum(value: Any) -> tuple[list[float], list[float]] | None:
-    """Ranks as percentages of the last one, and cumulative energy in percent."""
+def _spectrum(value: Any, full: float | None) -> tuple[list[float], list[float]] | None:
+    """Ranks as percentages of the `full` one, by default of the last, and cumulative energy in percent."""
     energy = value.get("energy") if isinstance(value, Mapping) else value
     if not _are_numbers(energy):
         return None
     ranks = value.get("rank") if isinstance(value, Mapping) else range(1, len(energy) + 1)
     if not _are_numbers(ranks) or len(ranks) != len(energy) or not ranks[-1]:
         return None
-    return [100 * rank / ranks[-1] for rank in ranks], [100 * share for share in energy]
+    return [100 * rank / (full or ranks[-1]) for rank in ranks], [100 * share for share in energy]
 
 
 def _are_numbers(values: Any) -> TypeGuard[Sequence[float]]:
@@ -152,7 +161,8 @@ def _kind(name: str) -> str:
 def _spectra(spectra: Any, layers: Sequence[Mapping[str, Any]]) -> Plot | None:
     """Cumulative energy by rank, one line per layer, one color and dash per kind of layer, a dot at the kept rank."""
     items = spectra.items() if isinstance(spectra, Mapping) else ()
-    curves = {name: curve for name, value in items if (curve := _spectrum(value))}
+    full = {layer.get("name"): _full(layer) for layer in layers}
+    curves = {name: curve for name, value in items if (curve := _spectrum(value, full.get(name)))}
     if not curves:
         return None
     kinds = list(dict.fromkeys(map(_kind, curves)))
@@ -177,10 +187,14 @@ def _spectra(spectra: Any, layers: Sequence[Mapping[str, Any]]) -> Plot | None:
 
 def _kept(layer: Mapping[str, Any]) -> float | None:
     """The kept rank in percent of the full rank, or None for a dense layer."""
-    needed = ("rank", "out_features", "in_features")
-    if not all(_is_number(layer.get(key)) for key in needed):
-        return None
-    return 100 * layer["rank"] / max(min(layer["out_features"], layer["in_features"]), 1)
+    full = _full(layer)
+    return 100 * layer["rank"] / full if full and _is_number(layer.get("rank")) else None
+
+
+def _full(layer: Mapping[str, Any]) -> float | None:
+    """The rank of the layer as it was; None where its shape is not known."""
+    sides = [layer.get(key) for key in ("out_features", "in_features")]
+    return max(min(sides), 1) if _are_numbers(sides) else None
 
 
 def _ranks(layers: Sequence[Mapping[str, Any]]) -> Plot | None:
@@ -191,8 +205,8 @@ def _ranks(layers: Sequence[Mapping[str, Any]]) -> Plot | None:
     dense = [(y, layer["break_even"]) for y, layer in enumerate(layers) if not _is_number(layer.get("rank"))]
 
     def paint(axes: Axes) -> None:
-        for bars, look in ((factored, {"color": ACCENT, "label": "rank"}), (dense, {"fill": False, "ec": MUTED})):
-            axes.barh([y for y, _ in bars], [width for _, width in bars], height=0.6, **look)
+        for bars, style in ((factored, {"color": ACCENT, "label": "rank"}), (dense, {"fill": False, "ec": MUTED})):
+            axes.barh([y for y, _ in bars], [width for _, width in bars], height=0.6, **style)
         for y, edge in dense:
             axes.annotate("dense", (edge, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=MUTED)
         marks = [layer["break_even"] for layer in layers]

@@ -9,9 +9,9 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from compressor import progress
+from compressor import adapt, progress
 from compressor.adapt import adapt_
 from compressor.errors import ModelError
 from compressor.recipe import Training
@@ -107,3 +107,49 @@ def test_training_that_diverges_is_an_error_all_the_same(tiny_bert: Callable[...
     with pytest.raises(ModelError, match="Adapting diverged: lower the learning rate"):
         trained(model, train, train, tmp_path / "run", learning_rate=1e30)
     assert not (tmp_path / "run").exists()
+
+
+def test_of_checkpoints_that_are_equally_often_right_the_surest_is_kept(
+    tiny_bert: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Accuracy on few rows is soon 1; the first epoch that reaches it is the least trained of those that do."""
+    model, easy = tiny_bert(), rows(tiny_bert(), wrong=False)
+    history = trained(model, easy, easy, tmp_path / "run", epochs=4, learning_rate=1e-3)
+    _, *found = [row for row in history if "eval_accuracy" in row]
+    alike = [row["eval_loss"] for row in found if row["eval_accuracy"] == 1]
+    with torch.no_grad():
+        inputs = {key: torch.tensor(easy[key]) for key in ("input_ids", "attention_mask", "labels")}
+        loss = float(model.eval()(**inputs).loss)
+    assert loss == pytest.approx(min(alike), rel=1e-3)
+    assert loss < alike[0]
+
+
+class Normed(nn.Module):
+    """A classifier that no batch of one row can train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm, self.head = nn.Embedding(50, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """(B, T) -> the loss and logits (B, 3)."""
+        logits = self.head(self.norm(self.words(input_ids).mean(1)))
+        return ({} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)}) | {"logits": logits}
+
+
+def test_a_last_row_that_a_batch_norm_cannot_learn_from_alone_is_left_out(
+    tiny_bert: Callable[..., Any], tmp_path: Path
+) -> None:
+    some = rows(tiny_bert(), wrong=False).select(range(17))
+    assert len(losses(trained(Normed(), some, some.select([0]), tmp_path / "run", batch_size=8))) == 2
+    assert len(adapt._learnable(Normed(), some, 8)) == 16
+    assert len(adapt._learnable(Normed(), some, 17)) == 17
+    assert len(adapt._learnable(tiny_bert(), some, 8)) == 17
+
+
+def test_training_takes_one_device_of_many(
+    tiny_bert: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    found = adapt._arguments(Training(batch_size=8), tmp_path, 0, rows(tiny_bert(), wrong=False), None)
+    assert (found.n_gpu, found.train_batch_size) == (1, 8)

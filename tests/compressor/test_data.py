@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from compressor import data, registry
+from compressor import data, progress, registry
 from compressor.errors import DataError, ModelError
 from compressor.failures import explain
 from compressor.sections.data import Calibration, DataSection, Source
@@ -370,6 +370,22 @@ def test_calibration_may_have_data_of_its_own_and_fewer_rows_than_asked(tmp_path
     own = write(tmp_path / "own.csv", {"text": ["blue 7"], "label": ["a"]})
     found = data.prepare(section(tmp_path, calibration=Calibration(samples=12, source=own)), TASK, numbered, 8, 0)
     assert [numbered.decode(ids) for ids in found.calibration["input_ids"]] == ["blue 7"]
+
+
+def test_rows_that_are_trained_on_and_proven_by_are_counted_and_told(
+    tmp_path: Path, numbered: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = section(tmp_path, holdout=0)
+    evaluation = {"text": ["text 3", "red", "text 4", "text 5"], "label": ["b", "b", "b", "b"]}  # "text 4" is an "a"
+    write(tmp_path / "test.csv", evaluation)
+    progress.set_level("normal")
+    try:
+        found = data.prepare(given, TASK, numbered, 8, 0)
+    finally:
+        progress.set_level("off")
+    assert found.facts["evaluation"]["rows_also_in_train"] == 2
+    assert "2 of the 4 rows of data.evaluation stand in data.train, too." in capsys.readouterr().err
+    assert "rows_also_in_train" not in found.facts["train"]
 
 
 def test_without_a_holdout_nothing_validates(tmp_path: Path, numbered: Any) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from compressor.errors import ArtifactError, GateError
 from compressor.recipe import Gate
+from validators import plots
 from validators.base import Finding
 from validators.report import ExportReport, Report
 
@@ -417,3 +418,20 @@ def test_the_printed_report_has_the_verdict_the_advice_and_aligned_tables() -> N
     starts = {row.index("100.0 MiB") for row in rows if "100.0 MiB" in row}
     assert starts == {header.index("Dense")}
     assert any(row.endswith("max 70.00 MiB  fail") for row in rows)
+
+
+def test_a_spectrum_ends_at_the_break_even_of_its_layer_and_the_dot_is_on_it() -> None:
+    layer = {"name": "a", "rank": 96, "out_features": 384, "in_features": 384}
+    ranks, energy = plots._spectrum({"rank": [1, 96, 191], "energy": [0.1, 0.5, 0.9]}, plots._full(layer)) or ([], [])
+    assert ranks == pytest.approx([100 / 384, 25, 100 * 191 / 384])
+    assert (plots._kept(layer), energy[1]) == (25, 50)
+    assert plots._full({"name": "b", "rank": 3}) is None
+    assert plots._spectrum([0.5, 1.0], None) == ([50, 100], [50, 100])
+
+
+def test_a_taught_loss_says_what_it_holds() -> None:
+    taught = CONTEXT | {"recipe": {"adapt": {"distill": {"predictions": 0.5}}}}
+    figures = {plot.title: plot.caption for plot in plots.draw(Report((export("fp32"),), taught))}
+    assert "its teacher's terms" in figures["Training loss"]
+    alone = {plot.title: plot.caption for plot in plots.draw(Report((export("fp32"),), CONTEXT))}
+    assert alone["Training loss"] == ""
