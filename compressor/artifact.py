@@ -123,10 +123,15 @@ def _write(folder: Path, facts: dict[str, Any], digests: dict[str, str]) -> None
 
 
 def require_whole(artifact: Artifact, part: str = "") -> None:
-    """Raises IntegrityError where a file right in the folder, or in its `part`, is not what the manifest says."""
+    """Raises ArtifactError where a file right in the folder, or in its `part`, is not what the manifest says."""
     digests = artifact.manifest["files"]
     own = {name: digest for name, digest in digests.items() if name.rpartition("/")[0] == part}
-    require_none(artifact.path / part, changed_files(artifact.path, own))
+    changed = changed_files(artifact.path, own)
+    if changed:
+        raise ArtifactError(
+            f"{artifact.path}: {'; '.join(changed)} since it was made, so that nothing is made of it. Restore it, or make "
+            "a new run."
+        )
 
 
 def verify(path: Path) -> None:

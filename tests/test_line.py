@@ -256,8 +256,11 @@ def test_truncated_weights_are_one_sentence(copied: Path) -> None:
     shutil.rmtree(copied / "exports" / "onnx-int8")
     done = command("export", copied, "--precision", "int8")
     assert done.returncode == 2
-    assert "truncated or damaged" in done.stderr
+    assert "model.safetensors has been changed since it was made" in done.stderr
     assert "Traceback" not in done.stderr
+    refused = command("validate", copied)
+    assert refused.returncode == 2
+    assert "truncated or damaged" in refused.stderr
 
 
 def test_other_evaluation_data_is_refused(copied: Path, recipe: Path, tmp_path: Path) -> None:
