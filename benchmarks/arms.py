@@ -27,6 +27,7 @@ class Arm:
     taught: bool = False  # starts from the dense model of its seed, and learns from it beside the labels
     adapter: str | None = None  # row of `adapters.ADAPTERS`
     rank: int | None = None  # of the adapter; None: as many trained numbers as MATCHED has at MATCHED_BUDGET
+    rate_of: str | None = None  # the arm whose chosen rate it takes
     corrected: bool = False  # layers are decomposed anew, in order, for what they read behind compressed ones
 
     @property
@@ -59,6 +60,9 @@ ADAPTED = (
     Arm("dense-dora", "DoRA 16", "adapter", adapter="dora", rank=LORA),
     Arm("dense-pissa", "PiSSA 16", "adapter", adapter="pissa", rank=LORA),
     Arm("dense-psoft", "PSOFT 32, residual kept", "rotation", adapter="psoft", rank=PSOFT),
+    # as long as the compressed ones, whose start is trained already, and taught as they are
+    Arm("dense-taught", "full fine-tuning again, taught by itself", "weights", taught=True, rate_of="dense"),
+    Arm("lora-taught", "LoRA 16 after it, taught", "adapter", None, "gain", True, "lora", LORA, "dense-lora"),
     Arm("dense-lora-matched", "LoRA, matched count", "adapter", adapter="lora"),
     Arm("dense-dora-matched", "DoRA, matched count", "adapter", adapter="dora"),
     Arm("dense-pissa-matched", "PiSSA, matched count", "adapter", adapter="pissa"),
@@ -69,6 +73,16 @@ TAUGHT = (
     Arm("asvd-lora", "ASVD, LoRA 16 on both factors", "factors", _whitened("input", LORA, asvd=True), "uniform", True),
     Arm("fwsvd-lora", "FWSVD, LoRA 16 on both factors", "factors", _whitened("output", LORA), "uniform", True),
     Arm("svdllm-lora", "SVD-LLM, LoRA 16 on both factors", "factors", _whitened("input", LORA), "uniform", True),
+    Arm(
+        "svdllm-lora-corrected",
+        "SVD-LLM, corrected, LoRA 16 on both factors",
+        "factors",
+        _whitened("input", LORA),
+        "uniform",
+        corrected=True,
+        taught=True,
+        rate_of="svdllm-lora",
+    ),
     Arm("gfwsvd-lora", "GFWSVD, LoRA 16 on both factors", "factors", _whitened("both", LORA), "uniform", True),
     Arm("svd-core", "SVD, trained core", "core", Spectral("plain"), "uniform", True),
     Arm("cersa", "CERSA", "core", Cersa(), "energy", True),

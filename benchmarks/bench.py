@@ -228,9 +228,15 @@ class Bench:
         return models.find_targets(self.probed)
 
     def memory(self, model: Any, teacher: Any | None) -> dict[str, int]:
-        """What one step of training holds, on the longest batch, as `adapt_` trains."""
-        batch = data.batches(self.data.train, self.task, self.processor, self.suite.batch_size)[-1]
-        return self.held(model, teacher, batch)
+        """What one step of training holds, on the fullest batch, as `adapt_` trains."""
+        rows = len(next(iter(self.fullest.values())))
+        return self.held(model, teacher, self.fullest) | {"rows": rows}
+
+    @cached_property
+    def fullest(self) -> dict[str, torch.Tensor]:
+        """The batch of train with most numbers: the longest, or the one before, where that has more rows."""
+        batches = data.batches(self.data.train, self.task, self.processor, self.suite.batch_size)
+        return max(batches[-2:], key=lambda batch: sum(one.numel() for one in batch.values()))
 
     def held(self, model: Any, teacher: Any | None, batch: dict[str, torch.Tensor]) -> dict[str, int]:
         """The same on a batch; of a teacher whose lessons are not written, the weights that the model has not got."""

@@ -36,7 +36,7 @@ KEPT = ("jactus",)
 def select(rows: Rows, suite: Suite, arms: Sequence[Arm], folder: Path) -> None:
     """One run per arm and learning rate on nine tenths of train; the dense arm first, which teaches the others."""
     bench: Bench | None = None
-    for arm in arms:
+    for arm in (one for one in arms if one.rate_of is None):
         rates = suite.rates_of(arm)
         for learning_rate in rates if len(rates) > 1 else ():
             key = {"phase": "select", "suite": suite.name, "arm": arm.name, "learning_rate": learning_rate}
@@ -50,6 +50,8 @@ def select(rows: Rows, suite: Suite, arms: Sequence[Arm], folder: Path) -> None:
 
 def best_rate(rows: Rows, suite: Suite, arm: Arm) -> float:
     """The rate with the best held-out accuracy or loss; of equals the lower one; the only one where there is one."""
+    if arm.rate_of is not None:
+        return best_rate(rows, suite, ARMS[arm.rate_of])
     if len(suite.rates_of(arm)) == 1:
         return suite.rates_of(arm)[0]
 

@@ -161,17 +161,17 @@ def training(bench: Bench, rows: Rows, device: Device) -> None:
 
 
 def stepped(bench: Bench, arm: Arm, budget: float, device: Device) -> Row:
-    """Three steps of AdamW on the longest batch: peak memory (bytes), counted and as torch allocated it, and ms."""
+    """Three steps of AdamW on the fullest batch: peak memory (bytes), counted and as torch allocated it, and ms."""
     import adapters
     from training import read
 
-    from compressor import adapt, data
+    from compressor import adapt
 
     model, _ = bench.start(arm, budget)
     if arm.adapter:
         adapters.lay_(model, arm.adapter, arm.rank or 1)
     teacher = bench.adapted.eval() if arm.taught else None
-    batch = data.batches(bench.data.train, bench.task, bench.processor, bench.suite.batch_size)[-1]
+    batch = bench.fullest
     counted = bench.memory(model, teacher)
     noted = bench.said(teacher, batch) if teacher is not None and bench.noted(teacher) else None
     peak = _peak_since(device)

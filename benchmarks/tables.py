@@ -52,8 +52,11 @@ class Summary:
 
     @property
     def memory(self) -> list[float]:
-        """What training holds (MB), the dense model that teaches included."""
-        counted = [row["training_bytes"] for row in self.rows if row.get("training_bytes")]
+        """What training holds (MB), the dense model that teaches included.
+
+        Rows that do not say how many examples they counted a step on took the last batch, which is not a full one.
+        """
+        counted = [row["training_bytes"] for row in self.rows if "rows" in (row.get("training_bytes") or ())]
         return [(one["peak"] + one.get("teacher", 0)) / 1e6 for one in counted]
 
     def values(self, *path: str) -> list[float]:

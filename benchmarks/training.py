@@ -33,7 +33,7 @@ from suites import SUITES
 from torch.profiler import ProfilerActivity, profile
 from training_memory import training_bytes
 
-from compressor import adapt, data, lean, models, progress
+from compressor import adapt, lean, models, progress
 from compressor.distillation import Lesson, distillation_loss, taught_loss
 from compressor.machine import machine, versions
 
@@ -97,12 +97,6 @@ def most_allocated(work: Callable[[], object]) -> int:
     return most
 
 
-def fullest(bench: Bench) -> dict[str, torch.Tensor]:
-    """The batch of train with most numbers: the longest, or the one before, where that has more rows."""
-    batches = data.batches(bench.data.train, bench.task, bench.processor, bench.suite.batch_size)
-    return max(batches[-2:], key=lambda batch: sum(one.numel() for one in batch.values()))
-
-
 def prepared(bench: Bench, way: str, batch: dict[str, torch.Tensor]) -> Step:
     """One way to train."""
     arm, before, terms = ARMS[way.removesuffix(BEFORE)], way.endswith(BEFORE), bench.task.terms
@@ -136,7 +130,7 @@ def _first(loss: Callable[..., tuple[torch.Tensor, Any]], *arguments: Any) -> to
 
 def measured(bench: Bench, rounds: int) -> Iterator[Row]:
     """A row for each way."""
-    batch = fullest(bench)
+    batch = bench.fullest
     shape = list(next(iter(batch.values())).shape)
     steps = {way: prepared(bench, way, batch) for way in WAYS}
     allocated = {way: step.allocated() for way, step in steps.items()}

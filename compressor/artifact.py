@@ -129,8 +129,8 @@ def require_whole(artifact: Artifact, part: str = "") -> None:
     changed = changed_files(artifact.path, own)
     if changed:
         raise ArtifactError(
-            f"{artifact.path}: {'; '.join(changed)} since it was made, so that nothing is made of it. Restore it, or make "
-            "a new run."
+            f"{artifact.path}: {'; '.join(changed)} since it was made, so that nothing is made of it. Restore it, or "
+            "make a new run."
         )
 
 

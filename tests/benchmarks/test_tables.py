@@ -23,7 +23,7 @@ MACHINE = {"machine": {"cpu": "one"}, "threads": 1, "model": "tiny", "rows": {"t
 def row(arm: str, budget: float, seed: int, accuracy: float, **fields: Any) -> dict[str, Any]:
     base = {"phase": "final", "suite": "trec", "arm": arm, "budget": budget, "seed": seed, "accuracy": accuracy}
     cost = {"trainable": 1000, "seconds": 60.0, "final_loss": 0.5, "epochs": 3, "kept": budget, "before_training": 0.4}
-    memory = {"training_bytes": {"peak": 2_000_000, "teacher": 1_000_000}}
+    memory = {"training_bytes": {"peak": 2_000_000, "teacher": 1_000_000, "rows": 32}}
     return base | cost | memory | MACHINE | fields
 
 
@@ -51,6 +51,11 @@ def test_a_cell_has_the_mean_the_deviation_and_the_number_of_seeds() -> None:
     mean, deviation = statistics.mean([0.95, 0.93]), statistics.stdev([0.95, 0.93])
     assert found[1:3] == ["50%", f"{mean:.4f} ± {deviation:.4f} (2)"]
     assert found[5:] == ["0.500", "3 MB", "1.0"]  # weights of the teacher included
+
+
+def test_memory_of_a_batch_that_was_not_full_is_left_out() -> None:
+    cut = row("cersa", 0.5, 0, 0.9, training_bytes={"peak": 1_000_000})
+    assert table([*ROWS, cut])["CERSA"][6] == "-"
 
 
 def test_a_rival_that_is_ahead_is_what_is_bold() -> None:
