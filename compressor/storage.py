@@ -37,12 +37,12 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return kept
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, notes: Mapping[str, str] | None = None) -> None:
-    """Write as safetensors, with `notes` in its header."""
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, note: tuple[str, str] = ("format", "pt")) -> None:
+    """Write as safetensors, with one note in its header: two would stand there in any order."""
     from safetensors.torch import save_file
 
     found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(found, path, metadata={"format": "pt", **(notes or {})})
+    save_file(found, path, metadata=dict([note]))
 
 
 def save_model(model: Any, processor: Any, folder: Path, record: Mapping[str, Any] | None = None) -> None:

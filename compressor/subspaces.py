@@ -22,7 +22,7 @@ def save(subspaces: Mapping[str, Subspace], plan: Plan, path: Path) -> None:
     kept = {name: subspaces[name].first(rank) for name, rank in plan.ranks.items() if name in subspaces}
     tensors = {f"{name}.{field}": getattr(found, field) for name, found in kept.items() for field in TENSORS}
     others = {name: {"total": found.total, "turned": found.turned} for name, found in kept.items()}
-    save_tensors(tensors, path, {"subspaces": json.dumps(others)})
+    save_tensors(tensors, path, ("subspaces", json.dumps(others)))
 
 
 def load(path: Path) -> dict[str, Subspace]:

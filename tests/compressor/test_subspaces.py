@@ -42,6 +42,9 @@ def product(one: Subspace) -> Tensor:
 def test_what_is_read_is_what_a_rank_takes_to_the_bit(method: Method, tmp_path: Path) -> None:
     whole = {"a": found(method), "b.c": found(method), "dense": found(method)}
     subspaces.save(whole, planned(**{"a": 3, "b.c": 5, "dense": None}), tmp_path / "found.safetensors")
+    for again in range(4):  # the same bytes each time
+        subspaces.save(whole, planned(**{"a": 3, "b.c": 5, "dense": None}), tmp_path / f"{again}.safetensors")
+        assert (tmp_path / f"{again}.safetensors").read_bytes() == (tmp_path / "found.safetensors").read_bytes()
     read = subspaces.load(tmp_path / "found.safetensors")
     assert read.keys() == {"a", "b.c"}
     for name, rank in (("a", 3), ("b.c", 5)):
