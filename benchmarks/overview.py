@@ -15,10 +15,9 @@ from pathlib import Path
 from arms import ARMS, DENSE
 from results import Row
 from suites import GROUPS
-from tables import Summary, head, label_of, line, suites_of, summaries
+from tables import Pairing, Summary, head, label_of, line, pairing, suites_of, summaries
 
 SUITES = (*GROUPS["text"], "cifar10-5000")  # the images with all that there are of them
-Pairing = tuple[int, str | None]  # seed and GPU
 FEWEST = 2  # suites that an arm has rows of, or the table of its suite says it all
 
 
@@ -63,11 +62,6 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
     order = list(ARMS)
     made = [Standing(*key, points) for key, points in found.items() if len(points) >= FEWEST]
     return sorted(made, key=lambda one: (-one.budget, order.index(one.arm) if one.arm in order else len(order)))
-
-
-def pairing(row: Row) -> Pairing:
-    """Seed and GPU: what a row has in common with the full fine-tuning that it is held against."""
-    return row["seed"], row.get("gpu")
 
 
 def trained(one: Summary) -> list[Row]:

@@ -79,7 +79,7 @@ def _arms(axes: Axes, found: Sequence[Summary], horizontal: Callable[[Summary], 
     drawn = [arm for arm in known if any(one.arm == arm and horizontal(one) for one in found)]
     colors = colors_of(drawn)
     for place, arm in enumerate(drawn):
-        points = [one for one in found if one.arm == arm and horizontal(one)]
+        points = _fullest([one for one in found if one.arm == arm and horizontal(one)])
         axes.errorbar(
             [statistics.mean(horizontal(one)) for one in points],
             [one.score for one in points],
@@ -91,6 +91,15 @@ def _arms(axes: Axes, found: Sequence[Summary], horizontal: Callable[[Summary], 
             linewidth=1.2,
             capsize=2,
         )
+
+
+def _fullest(found: Sequence[Summary]) -> list[Summary]:
+    """Of each budget the rows of the machine that most of them are from."""
+    best: dict[float, Summary] = {}
+    for one in found:
+        if one.budget not in best or len(one.rows) > len(best[one.budget].rows):
+            best[one.budget] = one
+    return list(best.values())
 
 
 def colors_of(arms: Sequence[str]) -> dict[str, Any]:

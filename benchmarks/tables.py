@@ -14,6 +14,8 @@ from arms import ARMS, DENSE
 from results import Row, read
 from suites import SUITES
 
+Pairing = tuple[int, str | None]  # seed and GPU
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -102,7 +104,10 @@ def suites_of(rows: Sequence[Row]) -> list[str]:
 
 
 def compared(found: Sequence[Summary]) -> Iterator[str]:
-    """Quality and cost of every arm; the best compressed one of each budget in bold."""
+    """Quality and cost of every arm; the best compressed one of each budget, of the same seeds, in bold.
+
+    A star is on what was trained at more than one rate: the grid was widened between seeds.
+    """
     name, best = found[0].quality, _best(found)
     trains = any(one.values("final_loss") for one in found)
     costs = ("as truncated", "trained", "last loss", "training memory", "minutes") if trains else ()
@@ -111,6 +116,7 @@ def compared(found: Sequence[Summary]) -> Iterator[str]:
     for one in found:
         score = f"{spread(one.values(name))} ({len(one.rows)})"
         label = f"{one.label}, on {_machine(one.rows[0])}" if times[one.arm, one.budget] > 1 else one.label
+        label += "*" if len(set(one.values("learning_rate"))) > 1 else ""
         cells = [label, one.kept, f"**{score}**" if one in best else score]
         yield line(cells + (_costs(one) if trains else []))
 
@@ -141,11 +147,20 @@ def has_sets(found: Sequence[Summary]) -> bool:
 
 
 def _best(found: Sequence[Summary]) -> list[Summary]:
-    """The best compressed arm of each budget."""
-    compressed = [one for one in found if one.compressed]
-    pick = max if found[0].quality == "accuracy" else min
-    budgets = dict.fromkeys(one.budget for one in compressed)
-    return [pick((one for one in compressed if one.budget == budget), key=lambda one: one.score) for budget in budgets]
+    """The best compressed arm of each budget, among those that have the same seeds on the same machine as most."""
+    pick, best = max if found[0].quality == "accuracy" else min, list[Summary]()
+    for budget in dict.fromkeys(one.budget for one in found if one.compressed):
+        alike: dict[frozenset[Pairing], list[Summary]] = {}
+        for one in (one for one in found if one.compressed and one.budget == budget):
+            alike.setdefault(frozenset(map(pairing, one.rows)), []).append(one)
+        _, group = max(alike.items(), key=lambda item: (len(item[1]) > 1, len(item[0]), len(item[1])))
+        best += [pick(group, key=lambda one: one.score)] if len(group) > 1 else []
+    return best
+
+
+def pairing(row: Row) -> Pairing:
+    """Seed and GPU: what rows have in common that can be held against each other."""
+    return row["seed"], row.get("gpu")
 
 
 def spread(values: Sequence[float]) -> str:

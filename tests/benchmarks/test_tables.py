@@ -58,9 +58,23 @@ def test_memory_of_a_batch_that_was_not_full_is_left_out() -> None:
     assert table([*ROWS, cut])["CERSA"][6] == "-"
 
 
+def test_only_arms_of_the_same_seeds_and_machine_are_held_against_each_other() -> None:
+    others = [row("jactus-corrected", 0.5, 5, 0.99), row("cersa", 0.5, 0, 0.98) | {"gpu": "a card"}]
+    found = table([*ROWS, row("svdllm-lora", 0.5, 1, 0.90), *others])
+    assert [name for name, cells in found.items() if "**" in cells[2]] == ["JACTUS (R4)"]
+    alone = table([ROWS[0], ROWS[3]])
+    assert not any("**" in cells[2] for cells in alone.values())
+
+
+def test_a_star_is_on_what_was_trained_at_two_rates() -> None:
+    found = table([ROWS[0] | {"learning_rate": 1e-3}, ROWS[1] | {"learning_rate": 2e-3}, *ROWS[2:]])
+    assert "JACTUS (R4)*" in found
+    assert "full fine-tuning" in found
+
+
 def test_a_rival_that_is_ahead_is_what_is_bold() -> None:
-    found = table(ROWS)
-    assert found["SVD-LLM, LoRA 16 on both factors"][2] == "**0.9700 (1)**"
+    found = table([*ROWS, row("svdllm-lora", 0.5, 1, 0.97)])
+    assert found["SVD-LLM, LoRA 16 on both factors"][2] == "**0.9700 ± 0.0000 (2)**"
     assert "**" not in found["JACTUS (R4)"][2] + found["full fine-tuning"][2]
 
 
