@@ -110,7 +110,8 @@ def compared(found: Sequence[Summary]) -> Iterator[str]:
     """
     name, best = found[0].quality, _best(found)
     trains = any(one.values("final_loss") for one in found)
-    costs = ("as truncated", "trained", "last loss", "training memory", "minutes") if trains else ()
+    held = ("training memory",) if any(one.memory for one in found) else ()
+    costs = ("as truncated", "trained", "last loss", *held, "minutes") if trains else ()
     yield from head(("arm", "kept", f"{name} (seeds)", *costs))
     times = Counter((one.arm, one.budget) for one in found)
     for one in found:
@@ -118,16 +119,16 @@ def compared(found: Sequence[Summary]) -> Iterator[str]:
         label = f"{one.label}, on {_machine(one.rows[0])}" if times[one.arm, one.budget] > 1 else one.label
         label += "*" if len(set(one.values("learning_rate"))) > 1 else ""
         cells = [label, one.kept, f"**{score}**" if one in best else score]
-        yield line(cells + (_costs(one) if trains else []))
+        yield line(cells + (_costs(one, memory=bool(held)) if trains else []))
 
 
-def _costs(one: Summary) -> list[str]:
+def _costs(one: Summary, *, memory: bool) -> list[str]:
     """What truncation left, and what training took."""
     return [
         spread(one.values("before_training")) if one.compressed else "-",
         _mean(one.values("trainable") if one.values("final_loss") else [], "{:,.0f}"),
         _mean(one.values("final_loss"), "{:.3f}"),
-        _mean(one.memory, "{:,.0f} MB"),
+        *([_mean(one.memory, "{:,.0f} MB")] if memory else []),
         _mean([value / 60 for value in one.values("seconds")], "{:.1f}"),
     ]
 
@@ -153,7 +154,7 @@ def _best(found: Sequence[Summary]) -> list[Summary]:
         alike: dict[frozenset[Pairing], list[Summary]] = {}
         for one in (one for one in found if one.compressed and one.budget == budget):
             alike.setdefault(frozenset(map(pairing, one.rows)), []).append(one)
-        _, group = max(alike.items(), key=lambda item: (len(item[1]) > 1, len(item[0]), len(item[1])))
+        _, group = max(alike.items(), key=lambda item: (len(item[0]), len(item[1])))
         best += [pick(group, key=lambda one: one.score)] if len(group) > 1 else []
     return best
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.devices import beside
-from compressor.errors import ArtifactError, DataError, ModelError
+from compressor.errors import ArtifactError, DataError, ModelError, some
 from compressor.forms import Form
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments
@@ -218,9 +218,9 @@ class _Gather:
 
         if blind:
             raise ModelError(
-                f"The model runs {len(blind)} targets without gradients ({', '.join(sorted(blind)[:5])}"
-                f"{', ...' if len(blind) > 5 else ''}): under torch.no_grad, or by reentrant checkpointing. What the "
-                "loss asks of them cannot be known: let gradients through, or leave them out with model.exclude: "
+                f"The model runs {len(blind)} targets without gradients ({some(sorted(blind))}): under torch.no_grad, "
+                "or by reentrant checkpointing. What the loss asks of them cannot be known: let gradients through, or "
+                "leave them out with model.exclude: "
                 f"{globs_of(sorted(blind), self.recorders)}."
             )
 
@@ -230,9 +230,8 @@ class _Gather:
         missed = [name for name, rows in self.rows.items() if not rows]
         if missed:
             raise ModelError(
-                f"{len(missed)} targets were never reached in calibration: {', '.join(missed[:5])}"
-                f"{', ...' if len(missed) > 5 else ''}. The model does not call them, or not on this data; leave them "
-                f"out with model.exclude: {globs_of(missed, self.recorders)}."
+                f"{len(missed)} targets were never reached in calibration: {some(missed)}. The model does not call "
+                f"them, or not on this data; leave them out with model.exclude: {globs_of(missed, self.recorders)}."
             )
 
     def _share(self) -> None:
@@ -261,9 +260,7 @@ class _Gather:
             name for table in (inputs, gradients) for name, matrix in table.items() if not matrix.isfinite().all()
         ]
         if broken:
-            raise ModelError(
-                f"Activations or gradients of {', '.join(broken[:5])} are not finite on the calibration data."
-            )
+            raise ModelError(f"Activations or gradients of {some(broken)} are not finite on the calibration data.")
         if gradients and not any(matrix.any() for matrix in gradients.values()):
             raise ModelError(
                 "The loss does not change with any target's output on the calibration data, so there is nothing to go "

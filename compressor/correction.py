@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from compressor import memory, progress
 from compressor.calibration import Batch
 from compressor.devices import beside
-from compressor.errors import DataError, ModelError
+from compressor.errors import DataError, ModelError, some
 from compressor.forms import Dense, matrix
 from compressor.layers import CoreLinear
 from compressor.linalg import SecondMoment
@@ -76,7 +76,7 @@ def correct_(
     odd = [name for name in plan.ranks if not isinstance(model.get_submodule(name), CoreLinear)]
     if odd:
         raise ModelError(
-            f"Not to be corrected: {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''} of the plan have no trained "
+            f"Not to be corrected: {some(odd)} of the plan have no trained "
             "core. Call correct_ between factorize_ and fold_."
         )
     layers = {layer.name: layer for layer in plan.layers}

@@ -19,7 +19,7 @@ A message is a sentence that says what was wrong, where, what is allowed and wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -97,6 +97,11 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def some(names: Sequence[object], most: int = 5) -> str:
+    """`a, b, c, ...`: the first few of many."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def first_line(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from compressor import structure
-from compressor.errors import ArtifactError, ModelError, first_line
+from compressor.errors import ArtifactError, ModelError, first_line, some
 from compressor.failures import out_of_memory
 from compressor.files import file_digest, read_json
 from compressor.paths import is_factory
@@ -176,8 +176,7 @@ class Factory:
         ]
         for names, what in ((empty, "has no values yet for"), (broken, "has NaN or infinite values in")):
             if names:
-                some = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-                raise ModelError(f"What {self.name} returned {what} {len(names)} weights ({some}).")
+                raise ModelError(f"What {self.name} returned {what} {len(names)} weights ({some(names)}).")
 
 
 def allowed(section: ModelSection) -> Allowed:

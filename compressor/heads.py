@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compressor import progress
+from compressor.errors import some
 from compressor.targets import head_parameters
 
 UNNAMED = "LABEL_"  # what transformers calls the classes of a head that nobody named
@@ -48,7 +49,4 @@ def reorder_(model: nn.Module, path: str, known: Sequence[str], labels: Sequence
 
 @cache  # said once, however often a run reads the model
 def _note_other_names(path: str, known: tuple[str, ...], labels: tuple[str, ...]) -> None:
-    progress.note(
-        f"{path} has a head for {', '.join(known[:3])}{', ...' if len(known) > 3 else ''}; its rows are taken for "
-        f"{', '.join(labels[:3])}{', ...' if len(labels) > 3 else ''} in this order."
-    )
+    progress.note(f"{path} has a head for {some(known, 3)}; its rows are taken for {some(labels, 3)} in this order.")

@@ -7,20 +7,20 @@ go on with the same numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from compressor import (
     adapt,
     data,
     devices,
     factorize,
+    feasible,
     measured,
     memory,
     models,
@@ -36,17 +36,15 @@ from compressor.artifact import MANIFEST, Artifact, seal
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
 from compressor.correction import correct_
 from compressor.dense import DenseModels
-from compressor.errors import InputError, ModelError
 from compressor.factory import RECORD, Factory
 from compressor.files import read_json, write_json
 from compressor.machine import versions
 from compressor.methods.base import Subspace
 from compressor.passes import in_passes
 from compressor.planning import Plan
-from compressor.recipe import Distillation, PlanSection, Recipe, dump
+from compressor.recipe import Distillation, Recipe, dump
 from compressor.run_folder import Run
 from compressor.tasks.base import Task
-from exporters.verify import is_sequence, positions
 
 CORRECTED = "corrected.safetensors"
 SUBSPACES = "subspaces.safetensors"
@@ -114,7 +112,7 @@ class Line:
         if self.run.finished("probe"):
             return
         model = self.dense()
-        self._require_possible(model)
+        feasible.require(self, model)
         with self.run.stage("probe", "Probing the head", ["head.safetensors"]) as scratch:
             head = models.head_parameters(model)
             if head:
@@ -266,42 +264,6 @@ class Line:
 
     # ---- helpers ----
 
-    def _require_possible(self, model: Any) -> None:
-        """What cannot work is said before the work: no targets, a plan, budget or model that does not fit."""
-        section, targets = self.recipe.plan, self.targets(model)
-        if section.path:
-            plan = Plan.load(Path(section.path))
-            _require_layout(plan, section)
-            factorize.planned(model, plan)
-            _require_targets(plan, {target.name for target in targets}, section)
-        elif section.quantity == "parameters":
-            self.allocate([planning.flat(target.name, target.out_features, target.in_features) for target in targets])
-        splits = (self.data.train, self.data.validation, self.data.calibration, self.data.evaluation)
-        longest = max((split for split in splits if split is not None), key=_longest)
-        batch = data.batches(longest, self.task, self.processor, 2)[-1]
-        models.require_learnable(model, batch, self.data.labels)
-        places, asked = positions(model), self.recipe.validation.sequence_length
-        if self.recipe.export and "input_ids" in batch and asked > places:
-            raise InputError(
-                f"validate.sequence_length is {asked}, but the model takes {places} tokens at most: measure with fewer."
-            )
-        if self.recipe.export and self.source.factory and "input_ids" in batch:
-            self._require_length(model, batch)
-
-    def _require_length(self, model: Any, batch: Mapping[str, Tensor]) -> None:
-        """A module of one's own says nowhere how many tokens it takes."""
-        section = self.recipe.validation
-        rows = torch.arange(section.batch_size) % len(batch["input_ids"])
-        columns = torch.arange(section.sequence_length) % batch["input_ids"].shape[1]
-        asked = {name: one[rows][:, columns] if is_sequence(one) else one[rows] for name, one in batch.items()}
-        try:
-            models.require_learnable(model, asked, self.data.labels)
-        except ModelError as error:
-            raise InputError(
-                f"validate.sequence_length is {section.sequence_length}, and what {self.recipe.model.path} made fails "
-                f"there: measure with fewer. {error}"
-            ) from error
-
     def _train(self, model: Any, training: Any, name: str, distillation: Distillation | None = None) -> History:
         return adapt.adapt_(
             model,
@@ -346,34 +308,8 @@ class Line:
         }
 
 
-def _require_layout(plan: Plan, section: PlanSection) -> None:
-    if plan.layout != section.layout:
-        raise InputError(
-            f"The plan {section.path} is of the layout {plan.layout}, but plan.layout is {section.layout}, the "
-            f"default where a recipe says nothing: set plan.layout: {plan.layout}."
-        )
-
-
-def _require_targets(plan: Plan, targets: Collection[str], section: PlanSection) -> None:
-    if not plan.layers:
-        raise InputError(
-            f"The plan {section.path} lists no layers: `python -m compressor plan RECIPE` writes a whole one."
-        )
-    others = [name for name in plan.ranks if name not in targets]
-    if others:
-        raise InputError(
-            f"The plan {section.path} gives a rank to {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}, "
-            "which model.targets and model.exclude leave out: take their ranks out (null), or make them targets."
-        )
-
-
 def _rank(layer: planning.PlanLayer) -> str:
     return "dense" if layer.rank is None else f"rank {layer.rank} (as dense at {layer.break_even})"
-
-
-def _longest(split: Any) -> int:
-    """Tokens of the longest row; 0 of rows without a length."""
-    return max(split["length"]) if "length" in split.column_names else 0
 
 
 def _curves(spectra: Sequence[planning.Spectrum], points: int = 64) -> dict[str, dict[str, list[float]]]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from compressor import data, factorize, progress, registry, timings
 from compressor.budgets import DenseCost, Fitting, Round
-from compressor.errors import ModelError
+from compressor.errors import ModelError, some
 from compressor.forms import Patches, as_dense, form_of
 from compressor.machine import machine
 from compressor.market import Market, Price, Spectrum, break_even
@@ -187,7 +187,7 @@ def sites(model: nn.Module, names: Sequence[str], inputs: Mapping[str, Any]) -> 
     missed = [name for name, found in calls.items() if not found]
     if missed:
         raise ModelError(
-            f"The model does not call {', '.join(missed[:5])}{', ...' if len(missed) > 5 else ''} on the inputs that "
+            f"The model does not call {some(missed)} on the inputs that "
             "it is measured on, so they cannot be timed. Leave them out with model.exclude."
         )
     return calls

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compressor import heads, progress, structure
 from compressor.artifact import MANIFEST
-from compressor.errors import ModelError, RankfoldError, first_line
+from compressor.errors import ModelError, RankfoldError, first_line, some
 from compressor.factory import Factory
 from compressor.failures import exhausted, out_of_memory
 from compressor.files import read_json
@@ -192,7 +192,7 @@ def _require_only_head(model: nn.Module, path: str, mismatched: Mapping[str, tup
     if others:
         raise ModelError(
             f"Weights of {path} do not have the shapes that its config says: "
-            f"{', '.join(f'{name} {shape}' for name, shape in sorted(others.items())[:3])}. Fetch both again."
+            f"{some([f'{name} {shape}' for name, shape in sorted(others.items())], 3)}. Fetch both again."
         )
     if mismatched:
         _note_new_head(path)
@@ -240,8 +240,8 @@ def require_finite(model: nn.Module, path: str) -> None:
     broken = [name for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]
     if broken:
         raise ModelError(
-            f"{len(broken)} weights of {path} hold NaN or infinite values ({', '.join(broken[:5])}"
-            f"{', ...' if len(broken) > 5 else ''}). The checkpoint is damaged: fetch or convert it again."
+            f"{len(broken)} weights of {path} hold NaN or infinite values ({some(broken)}). The checkpoint is damaged: "
+            "fetch or convert it again."
         )
 
 

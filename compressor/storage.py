@@ -14,7 +14,7 @@ from torch import nn
 from compressor import factory as factories
 from compressor import registry
 from compressor.artifact import MANIFEST, Artifact
-from compressor.errors import ArtifactError, first_line
+from compressor.errors import ArtifactError, first_line, some
 from compressor.factorize import restructure_
 from compressor.factory import RECORD, Factory, Function
 from compressor.failures import exhausted
@@ -107,7 +107,8 @@ def load_tensors_(model: nn.Module, path: Path, *, strict: bool = True) -> nn.Mo
         ) from error
     lost = _lost(model, found) if strict else []
     if unexpected or lost:
-        raise ArtifactError(f"{path} does not fit the model: it lacks {lost[:5]} and has {unexpected[:5]} too many.")
+        less, more = (some(names) or "nothing" for names in (lost, unexpected))
+        raise ArtifactError(f"{path} does not fit the model: it lacks {less} and has {more} too many.")
     return model
 
 

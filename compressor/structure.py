@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, some
 from compressor.forms import GEOMETRY, is_convolution, is_dense, objection
 from compressor.layers import Factors
 from compressor.transposed import is_transposed
@@ -211,7 +211,7 @@ def require_plain(model: nn.Module) -> None:
 
 
 def _some(names: list[str]) -> str:
-    return f"{len(names)} layers ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    return f"{len(names)} layers ({some(names, 3)})"
 
 
 def places(model: nn.Module, module: nn.Module) -> Iterator[tuple[nn.Module, str]]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import DataError
+from compressor.errors import DataError, some
 from compressor.tasks.base import Column, Outcomes
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def numbers(rows: Any, labels: Sequence[str], name: str) -> list[int]:
     unseen = sorted(set(found) - set(places))
     if unseen:
         raise DataError(
-            f"{name} has labels that training does not have: {', '.join(map(repr, unseen[:5]))}; "
-            f"the {len(labels)} known are {', '.join(map(repr, labels[:5]))}{', ...' if len(labels) > 5 else ''}."
+            f"{name} has labels that training does not have: {some([*map(repr, unseen)])}; "
+            f"the {len(labels)} known are {some([*map(repr, labels)])}."
         )
     return [places[label] for label in found]
 

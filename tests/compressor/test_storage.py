@@ -45,9 +45,9 @@ def test_each_part_holds_no_more_than_it_may(file: Path, monkeypatch: pytest.Mon
 
 
 def test_what_is_missing_and_what_is_too_much_are_told_over_all_parts(file: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"lacks \['2.weight', '2.bias'\] and has \[\] too many"):
+    with pytest.raises(ArtifactError, match=r"lacks 2.weight, 2.bias and has nothing too many"):
         storage.load_tensors_(model(4, 6, 2, 3), file)
-    with pytest.raises(ArtifactError, match=r"lacks \[\] and has \['1.bias', '1.weight'\] too many"):
+    with pytest.raises(ArtifactError, match=r"lacks nothing and has 1.bias, 1.weight too many"):
         storage.load_tensors_(model(4, 6), file)
     storage.load_tensors_(model(4, 6, 2, 3), file, strict=False)  # a part of a model is asked for
 
@@ -75,7 +75,7 @@ def test_a_tied_weight_may_be_stored_by_any_of_its_names(tmp_path: Path) -> None
         storage.save_tensors({name: weight}, tmp_path / "model.safetensors")
         assert torch.equal(storage.load_tensors_(Tied(), tmp_path / "model.safetensors").emb.weight, weight)
     storage.save_tensors({"other": weight}, tmp_path / "model.safetensors")
-    with pytest.raises(ArtifactError, match=r"lacks \['emb.weight', 'decoder.weight'\] and has \['other'\]"):
+    with pytest.raises(ArtifactError, match=r"lacks emb.weight, decoder.weight and has other too many"):
         storage.load_tensors_(Tied(), tmp_path / "model.safetensors")
 
 
