@@ -7,7 +7,9 @@ unexpected failure, 5 memory, disk or an interruption. Nothing heavy is imported
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -38,6 +40,7 @@ def main() -> None:
     # torch's threads spin while they wait for each other; with other work on the cores that made eigh and matrix
     # products 10 to 70 times slower. A short spin costs nothing on an idle machine. To be said before torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a CI job or a pod is an interruption, too
     app(prog_name="python -m compressor" if Path(sys.argv[0]).name == "__main__.py" else None)
 
 
@@ -253,8 +256,8 @@ def generate(
     if as_json:
         show({"prompt": prompt, "text": "".join(pieces)}, str, as_json)
         return
-    typer.echo(prompt, nl=False)
-    for piece in pieces:
+    first = next(pieces, "")  # what cannot be continued is told before anything is printed
+    for piece in chain([prompt, first], pieces):
         typer.echo(piece, nl=False)
     typer.echo()
 

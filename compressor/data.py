@@ -41,13 +41,9 @@ def read(source: Source, task: Task, seed: int = 0) -> Any:
     """
     rows, where = _load(source), f"{source.path}, split '{source.split}'"
     wanted = task.columns(source)
-    missing = [column.name for column in wanted.values() if column.name not in rows.column_names]
+    missing = {role: column.name for role, column in wanted.items() if column.name not in rows.column_names}
     if missing:
-        hints = " ".join(did_you_mean(column, rows.column_names).strip() for column in missing)
-        raise DataError(
-            f"{where} has no column {', '.join(map(repr, missing))}; "
-            f"it has {', '.join(rows.column_names)}. {hints}".rstrip()
-        )
+        raise _lacking(missing, rows.column_names, where)
     _require_apart(wanted, where)
     rows = rows.select_columns([column.name for column in wanted.values()])
     rows = rows.rename_columns({column.name: role for role, column in wanted.items() if column.name != role})
@@ -61,6 +57,19 @@ def read(source: Source, task: Task, seed: int = 0) -> Any:
     if source.limit and source.limit < len(rows):
         rows = rows.shuffle(seed=seed).select(range(source.limit))
     return rows
+
+
+def _lacking(missing: Mapping[str, str], there: Sequence[str], where: str) -> DataError:
+    """What is said of columns that a split has not, by the task's roles."""
+    if any(mark in name for name in there for mark in (";", "\t")):
+        said = f"its cells are not parted by commas ({there[0]!r}). Write it with commas, or as .jsonl."
+        return DataError(f"{where}: {said}")
+    near = {name: did_you_mean(name, there).strip() for name in missing.values()}
+    named = (f"'{name}'{f' ({hint})' if hint else ''}" for name, hint in near.items())
+    keys = " and ".join(f"`{role}`" for role in missing)
+    return DataError(
+        f"{where} has no column {', '.join(named)}; it has {', '.join(there)}. Name the right one under {keys}."
+    )
 
 
 def _require_apart(wanted: Mapping[str, Column], where: str) -> None:
@@ -103,6 +112,7 @@ def _load(source: Source) -> Any:
     from datasets.exceptions import DatasetGenerationError
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is raised, as a sentence
     file = source.file
     if file is not None and file.suffix not in READERS:
         raise DataError(f"{file} is none of the kinds of file that are read: {', '.join(READERS)}.")

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from compressor import models, storage
-from compressor.errors import ModelError
+from compressor import heads, models, storage
+from compressor.errors import ModelError, some
 from compressor.factory import RECORD, Factory
 from compressor.files import read_json
 from compressor.recipe import Recipe
@@ -87,7 +87,12 @@ class DenseModels:
         model = models.load_dense(path, self.task, image_size=section.image_size, trust_remote_code=trusted)
         if labels is not None:
             model.config.update(models.CLASSIFIES | models.pads(model.config, self._pad_token_id))
-            _require(path, [model.config.id2label[number] for number in range(model.config.num_labels)], labels)
+            known = heads.names(model.config)
+            if heads.order_of(known, labels) is None:
+                _require(path, known, labels)
+            heads.reorder_(model, path, known, labels, ())
+            model.config.id2label = dict(enumerate(labels))
+            model.config.label2id = {label: number for number, label in enumerate(labels)}
         return model
 
     def _given_weights(self, factory: Factory, folder: Path, labels: Labels) -> Any:
@@ -111,6 +116,6 @@ class DenseModels:
 def _require(path: str, labels: Sequence[str], wanted: Sequence[str]) -> None:
     if list(labels) != list(wanted):
         raise ModelError(
-            f"The baseline {path} has the labels {labels[:5]}, ..., the training data {wanted[:5]}, ...: "
-            "it must have been adapted on the same labels in the same order."
+            f"The baseline {path} has the labels {some(labels)}, but the training data {some(wanted)}: it must have "
+            "been adapted on the same ones. Name its classes as the data does, in id2label of its config.json."
         )

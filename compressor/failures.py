@@ -15,7 +15,7 @@ NO_MEMORY = (  # what torch says in errors that have no type of their own
     "CUDA error: out of memory",
     "ALLOC_FAILED",
 )
-KEPT = "What was finished is kept; run, compress and plan go on with --resume."
+KEPT = "What was finished is kept: run, compress and plan go on with --resume, other commands are repeated."
 
 
 def exhausted(error: BaseException) -> bool:

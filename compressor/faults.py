@@ -34,9 +34,7 @@ def translate(errors: Iterable[Any], data: Any, known: schema.Schema) -> list[Fa
         texts.setdefault(location, []).append(_sentence(error, location, data, known))
         if len(location) < len(error["loc"]):
             tagged.add(location)
-    inner = {
-        known_location[: len(location)] for known_location in texts for location in tagged if known_location != location
-    }
+    inner = {at for at in tagged for other in texts if other != at and other[: len(at)] == at}  # told further inside
     return [
         (location, "; or ".join(said).replace(".;", ";"))
         for location, said in texts.items()

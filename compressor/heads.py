@@ -25,7 +25,7 @@ def names(config: Any) -> list[str]:
 def reorder_(model: nn.Module, path: str, known: Sequence[str], labels: Sequence[str], made: Collection[str]) -> None:
     """Put the rows of the last layer that gives one logit for each label where the labels are in the data's order.
 
-    A head of other names is left as it is, and told.
+    A head of other names is left as it is, and told: a label's row is then the one of its place.
 
     Args:
         model: from a checkpoint.
@@ -35,16 +35,25 @@ def reorder_(model: nn.Module, path: str, known: Sequence[str], labels: Sequence
         made: names of weights that the checkpoint had not, or not in this shape.
     """
     own = [name for name, one in head_parameters(model).items() if name not in made and len(one) == len(labels)]
-    if not own or list(known) == list(labels) or any(name.startswith(UNNAMED) for name in known):
+    order = order_of(known, labels)
+    if not own or order == list(range(len(labels))):
         return
-    if set(known) != set(labels):
+    if order is None:
         _note_other_names(path, tuple(known), tuple(labels))
         return
-    order = torch.tensor([list(known).index(label) for label in labels])
     last = own[-1].rpartition(".")[0]
     with torch.no_grad():
         for parameter in (model.get_parameter(name) for name in own if name.rpartition(".")[0] == last):
-            parameter.copy_(parameter[order])
+            parameter.copy_(parameter[torch.tensor(order)])
+
+
+def order_of(known: Sequence[str], labels: Sequence[str]) -> list[int] | None:
+    """For each of the data's labels the place of a head's class of that name; None where the names are others.
+
+    A class that nobody named is the one of its number: `LABEL_2` is "2".
+    """
+    told = [name.removeprefix(UNNAMED) for name in known]
+    return [told.index(label) for label in labels] if sorted(told) == sorted(labels) else None
 
 
 @cache  # said once, however often a run reads the model

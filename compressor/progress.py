@@ -61,6 +61,9 @@ def stage(title: str) -> Iterator[None]:
     try:
         yield
         outcome = "done in"
+    except KeyboardInterrupt:
+        outcome = "interrupted after"
+        raise
     finally:
         note(f"{title}: {outcome} {seconds(time.monotonic() - start)}")
 

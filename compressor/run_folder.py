@@ -103,6 +103,8 @@ class Run:
         _require_permission(folder, asked=resume or overwrite)  # another process may just have begun and ended
         self.replaces = overwrite
         old = None if overwrite else recorded(folder)
+        if old and not resume and not old["stages"]:  # one that ended before it had anything
+            old = None
         self.state: dict[str, Any] = old or {"schema_version": SCHEMA_VERSION, "recipe": recipe, "stages": {}}
         if self.state["recipe"] != recipe:
             changed = ", ".join(_differences(self.state["recipe"], recipe))
@@ -231,7 +233,7 @@ def _require_permission(folder: Path, *, asked: bool) -> None:
     old = recorded(folder)
     if old is None:
         raise ArtifactError(f"{folder} holds files that no run made; they are left as they are. Use another --out.")
-    if not asked:
+    if not asked and old["stages"]:
         done = ", ".join(old["stages"]) or "nothing"
         raise ArtifactError(
             f"{folder} holds a run (finished: {done}). Add --resume to go on or --overwrite to start again."

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from compressor import pipeline
 from compressor.artifact import Artifact, verify
-from compressor.errors import ArtifactError, DataError, DependencyError, ExportError, InputError, IntegrityError
+from compressor.errors import (
+    ArtifactError,
+    DataError,
+    DependencyError,
+    ExportError,
+    InputError,
+    IntegrityError,
+    ModelError,
+)
 from compressor.recipe import Recipe, read
 from exporters.onnx_runtime import CUDA
 
@@ -122,6 +136,55 @@ def test_a_device_that_is_not_there_is_told_before_any_work(recipe: Path) -> Non
         with pytest.raises(DependencyError, match="device cuda was asked for"):
             pipeline.run(asked, recipe.parent / "run")
     assert not (recipe.parent / "run").exists()
+
+
+def test_a_finished_run_that_goes_on_keeps_its_proof(tiny_run: tuple[Path, Path], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run[1], tmp_path / "run"))
+    before = (run / "report.json").read_bytes()
+    pipeline.run(read(tiny_run[0]), run, resume=True)
+    assert (run / "report.json").read_bytes() == before
+    shutil.rmtree(run / "exports")
+    pipeline.run(read(tiny_run[0]), run, resume=True)  # made again, with the versions that made it in its record
+    (run / "report.json").write_text("{}")
+    report = pipeline.run(read(tiny_run[0]), run, resume=True)
+    assert json.loads((run / "report.json").read_text())["verdict"] == report.verdict
+
+
+@pytest.mark.parametrize(
+    ("order", "said"), [(["label2", "label0", "label1"], ""), (["x", "y", "z"], "has the labels x, y, z")]
+)
+def test_a_model_that_is_fine_tuned_already_is_the_baseline_by_the_names_of_its_classes(
+    recipe: Path, order: list[str], said: str
+) -> None:
+    config = json.loads((recipe.parent / "model" / "config.json").read_text())
+    config |= {"id2label": dict(enumerate(order)), "label2id": {name: number for number, name in enumerate(order)}}
+    (recipe.parent / "model" / "config.json").write_text(json.dumps(config))
+    asked = read(recipe, [f"baseline.path={recipe.parent / 'model'}"])
+    if said:
+        with pytest.raises(ModelError, match=said):
+            pipeline.compress(asked, recipe.parent / "run")
+        return
+    pipeline.compress(asked, recipe.parent / "run")
+    rows = load_file(recipe.parent / "model" / "model.safetensors")["classifier.weight"]
+    saved = load_file(recipe.parent / "run" / "baseline" / "model.safetensors")["classifier.weight"]
+    assert torch.equal(saved, rows[[1, 2, 0]])
+    told = json.loads((recipe.parent / "run" / "baseline" / "config.json").read_text())
+    assert list(told["id2label"].values()) == ["label0", "label1", "label2"]
+
+
+def test_a_terminated_run_is_an_interrupted_one(recipe: Path) -> None:
+    command = [sys.executable, "-m", "compressor", "run", str(recipe), "--out", str(recipe.parent / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("Training the dense baseline"):
+                time.sleep(0.5)
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 5
+    assert "interrupted after" in rest
+    assert "--resume" in rest
 
 
 def test_flags_of_a_run_folder_need_one(recipe: Path) -> None:

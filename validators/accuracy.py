@@ -95,7 +95,7 @@ def macro_f1(subject: Subject) -> float:
 
 
 def _details(dense: Subject, candidate: Subject) -> dict[str, float]:
-    paired = {} if _of_tokens(dense) else {"mcnemar_p": mcnemar(right(dense), right(candidate))}
+    paired = {} if _of_tokens(dense) else {"mcnemar_p": mcnemar(right(dense), right(candidate)), **_guessed(dense)}
     return {
         "n": len(dense.outcomes.labels),
         **paired,
@@ -104,6 +104,12 @@ def _details(dense: Subject, candidate: Subject) -> dict[str, float]:
         "dense_macro_f1": macro_f1(dense),
         "candidate_macro_f1": macro_f1(candidate),
     }
+
+
+def _guessed(subject: Subject) -> dict[str, float]:
+    """How often the commonest label of the rows is the right one."""
+    _, counts = np.unique(subject.outcomes.labels, return_counts=True)
+    return {"commonest_label": float(counts.max() / counts.sum())}
 
 
 def _torch_accuracy(subject: Subject) -> float:

@@ -183,7 +183,8 @@ def interval(before: Finding, after: Finding, *, same_dense: bool = True) -> tup
     old, new = before.candidate, after.candidate
     old_low, old_high = theirs or (old, old)
     new_low, new_high = ours or (new, new)
-    return new - math.hypot(new - new_low, old_high - old), new + math.hypot(new_high - new, old - old_low)
+    low, high = new - math.hypot(new - new_low, old_high - old), new + math.hypot(new_high - new, old - old_low)
+    return (max(0.0, low), min(1.0, high)) if after.quantity in SHARES else (low, high)
 
 
 def _export(pair: _Pair, gates: Mapping[str, Gate], percents: Mapping[str, float]) -> ExportChanges:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from compressor import adapt
@@ -41,7 +42,7 @@ def context(artifact: Artifact, recipe: Recipe, measured: Mapping[str, Any]) -> 
         "history": adapt.load_history(path / "history.json"),
         "baseline_history": adapt.load_history(path / "baseline" / "history.json"),
         "data": {**manifest["data"], "evaluation": measured},
-        "files": {name: file_digest(path / name) for name in files_of(path) if _exported(name)},
+        "files": exported(path),
         "machine": machine() | used(recipe.validation.device, recipe.validation.threads),
         "versions": versions(),
         "seed": recipe.seed,
@@ -50,6 +51,11 @@ def context(artifact: Artifact, recipe: Recipe, measured: Mapping[str, Any]) -> 
         "recipe": settings,
         **({"search": read_json(path / SEARCH)} if (path / SEARCH).is_file() else {}),
     }
+
+
+def exported(folder: Path) -> dict[str, str]:
+    """The digests of all files of all exports."""
+    return {name: file_digest(folder / name) for name in files_of(folder) if _exported(name)}
 
 
 def _budget(plan: Plan) -> dict[str, Any]:

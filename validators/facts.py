@@ -43,9 +43,23 @@ WORDS = {
 
 
 def title(context: Mapping[str, Any]) -> str:
-    """The model's path and the method, as far as they are known."""
-    parts = [look(context, "model", "path"), look(context, "method", "name")]
-    return " · ".join(str(part) for part in parts if part)
+    """The model's name, the method and the budget, as far as they are known."""
+    path, method, budget = (
+        look(context, "model", "path"),
+        look(context, "method", "name"),
+        look(context, "plan", "budget"),
+    )
+    name = str(path).rpartition("/")[2] if path and str(path).startswith("/") else path
+    kept = (
+        [f"{float(share):.0%} of the {what}" for what, share in budget.items() if _is_share(share)]
+        if isinstance(budget, Mapping)
+        else []
+    )
+    return " · ".join(str(part) for part in (name, method, *kept) if part)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value <= 1
 
 
 def brief(context: Mapping[str, Any]) -> Pairs:

@@ -29,6 +29,9 @@ NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]") 
 def markdown(report: Report) -> str:
     """A short summary, fit for a GitHub step summary."""
     parts = [f"## {escaped(report.headline)}", escaped(report.advice())]
+    parts += [f"**Note:** {escaped(remark)}" for remark in report.remarks]
+    if named := facts.title(report.context):
+        parts.insert(1, escaped(named))
     if tried := frontier.table(report.context):
         parts += [f"### Budgets tried\n\n{escaped(frontier.sentence(report.context))}", markdown_table(tried)]
     for export in report.exports:
@@ -131,6 +134,7 @@ def html(report: Report) -> str:
         tried=frontier.table(report.context),
         plots=plots.draw(report),
         model=facts.title(report.context),
+        remarks=report.remarks,
         groups=facts.groups(report.context),
         layers=facts.layers(report.context),
         linear_layers=facts.linear_layers(report.context),

@@ -17,7 +17,7 @@ from compressor.artifact import DENSE, MANIFEST, REPORT, going_on
 from compressor.errors import ArtifactError, GateError, field_faults
 from compressor.files import write_text
 from compressor.run_folder import STATE
-from validators import advice, frontier, wording
+from validators import advice, frontier, remarks, wording
 from validators.base import Finding
 
 SCHEMA_VERSION = 1
@@ -130,6 +130,11 @@ class Report:
         """Which of dense and low-rank, fp32 and int8, is best here; says plainly when low-rank is not the answer."""
         return self.recommendation.text
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader has to know before the figures."""
+        return tuple(remarks.remarks(self.exports, self.context))
+
     def raise_for_gates(self) -> None:
         """Do nothing when every gate holds.
 
@@ -152,6 +157,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """JSON data; numbers that are not finite become None."""
         head: dict[str, Any] = {"schema_version": self.schema_version, "verdict": self.verdict, "advice": self.advice()}
+        head["remarks"] = list(self.remarks)
         head |= {"winner": self.winner.name if self.winner else None, "front": list(advice.front(self.exports))}
         exports = [export_to_dict(export) for export in self.exports]
         return head | {"exports": exports, "context": _jsonable(self.context)}
@@ -221,7 +227,8 @@ class Report:
         tables = [f"{export.name} ({export.role})\n{_table(export)}" for export in self.exports]
         tried = frontier.table(self.context)
         searched = [f"{frontier.sentence(self.context)}\n{_aligned(tried)}"] if tried else []
-        return "\n\n".join([f"{self.headline}\n{self.advice()}", *searched, *tables])
+        head = [self.headline, self.advice(), *(f"Note: {remark}" for remark in self.remarks)]
+        return "\n\n".join(["\n".join(head), *searched, *tables])
 
 
 def _gates(count: int) -> str:

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compressor import progress
 from compressor.artifact import DENSE, REPORT, Artifact
 from compressor.errors import ArtifactError, GateError
 from compressor.files import file_digest
@@ -57,7 +58,9 @@ def choose(report: Report, run: Path, name: str | None = None, *, allow_failed: 
         _require_winner(report, allow_failed)
         judged = [found for found in measured.values() if found.role == "candidate"]
         sound = [found for found in judged if found.verdict == "pass"]
-        return _allowed(_smallest(sound or judged, run), allow_failed)
+        chosen = _allowed(_smallest(sound or judged, run), allow_failed)
+        _note_better(report, chosen)
+        return chosen
     wanted = name.replace("baseline/", DENSE, 1).removeprefix("exports/").rstrip("/")
     if wanted in measured:
         return _allowed(_judged(measured[wanted], report), allow_failed)
@@ -67,6 +70,15 @@ def choose(report: Report, run: Path, name: str | None = None, *, allow_failed: 
         f"{run} has no export {name} for ONNX Runtime, which packages run; it has "
         f"{', '.join(measured) or 'none that is measured'}."
     )
+
+
+def _note_better(report: Report, chosen: ExportReport) -> None:
+    """Say where the report advises another export than the one that is packaged unasked."""
+    best = report.recommendation.best
+    if best is not None and best.name not in (chosen.name, "dense"):
+        progress.note(f"{chosen.name} is packaged; the report advises {best.name}: --export {place(best.name)}")
+    elif best is not None and best.name == "dense":
+        progress.note(f"{chosen.name} is packaged; the report advises the dense model in fp32 instead.")
 
 
 def _require_winner(report: Report, allow_failed: bool) -> None:

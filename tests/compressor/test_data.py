@@ -388,6 +388,16 @@ def test_rows_that_are_trained_on_and_proven_by_are_counted_and_told(
     assert "rows_also_in_train" not in found.facts["train"]
 
 
+def test_wrong_columns_and_separators_are_told(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", {"sentence": ["red"], "labels": ["a"]})
+    said = r"no column 'text', 'label' \(Did you mean 'labels'\?\); it has sentence, labels\. Name the right one under"
+    with pytest.raises(DataError, match=said):
+        data.read(source, TASK)
+    (tmp_path / "b.csv").write_text("text;label\nred, blue;a\n")
+    with pytest.raises(DataError, match=r"its cells are not parted by commas \('text;label'\)"):
+        data.read(Source(path=str(tmp_path / "b.csv")), TASK)
+
+
 def test_without_a_holdout_nothing_validates(tmp_path: Path, numbered: Any) -> None:
     found = data.prepare(section(tmp_path, holdout=0), TASK, numbered, 8, 0)
     assert found.validation is None

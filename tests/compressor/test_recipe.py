@@ -116,6 +116,20 @@ def test_a_fault_says_where_and_what_is_allowed(tmp_path: Path, extra: str, said
     assert said in faults(tmp_path, GOOD + extra)
 
 
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("plan: {budget: 0.5}\ngates: {latency: {type: threshold, value: 1}}\n", ["plan.budget", "gates.latency"]),
+        ("export: onnx\nplan: {budget: 0.5}\n", ["export", "plan.budget"]),
+        ("export: [{precision: int9}]\nplan: {budget: 0.5}\n", ["export.0.precision", "plan.budget"]),
+    ],
+)
+def test_two_faults_are_two_faults(tmp_path: Path, extra: str, said: list[str]) -> None:
+    message = faults(tmp_path, GOOD + extra)
+    assert message.startswith("recipe.yaml has 2 faults:")
+    assert all(f"{name}: " in message for name in said)
+
+
 def test_targets_that_are_neither_auto_nor_globs_make_one_fault(tmp_path: Path) -> None:
     message = faults(tmp_path, GOOD, "model.targets=5")
     assert message.count("model.targets:") == 1

@@ -222,6 +222,15 @@ def test_what_was_read_when_a_run_was_begun_has_to_be_the_same_when_it_goes_on(f
     Run(folder, RECIPE, overwrite=True).require_same("sources", {"model.path": "z"}, said)
 
 
+def test_a_start_that_failed_before_it_had_anything_does_not_occupy_its_folder(tmp_path: Path) -> None:
+    Run(tmp_path / "new", {"seed": 1})
+    again = Run(tmp_path / "new", {"seed": 2})
+    assert again.state["recipe"] == {"seed": 2}
+    make(again, "probe", head="h")
+    with pytest.raises(ArtifactError, match="holds a run"):
+        Run(tmp_path / "new", {"seed": 2})
+
+
 def test_nothing_is_overwritten_while_a_trial_is_in_use(folder: Path) -> None:
     trial = folder / "trials" / "0.500"
     Run(trial, RECIPE)

@@ -17,7 +17,7 @@ import pytest
 
 from compressor.errors import ArtifactError, GateError
 from compressor.recipe import Gate
-from validators import plots
+from validators import facts, plots, render
 from validators.base import Finding
 from validators.report import ExportReport, Report
 
@@ -435,3 +435,27 @@ def test_a_taught_loss_says_what_it_holds() -> None:
     assert "its teacher's terms" in figures["Training loss"]
     alone = {plot.title: plot.caption for plot in plots.draw(Report((export("fp32"),), CONTEXT))}
     assert alone["Training loss"] == ""
+
+
+def test_what_makes_a_report_prove_less_stands_beneath_its_advice(tmp_path: Path) -> None:
+    guessing = replace(export("fp32").findings[0], dense=0.3, details={"n": 100, "commonest_label": 0.33})
+    said = Report(
+        (replace(export("fp32"), findings=(guessing, *export("fp32").findings[1:])),),
+        CONTEXT | {"data": {"evaluation": {"rows": 40, "rows_also_in_train": 3}}},
+    )
+    first, second = said.remarks
+    assert first.startswith("3 of the 40 rows that quality is measured on stand in the training data, too")
+    assert "right on 30.0% of the rows; to say the commonest label each time is right on 33.0%" in second
+    words = " ".join(page(tmp_path, said).texts)
+    for text in (str(said), render.markdown(said), words):
+        assert "3 of the 40 rows" in text
+        assert "has not learned this task" in text
+    assert said.to_dict()["remarks"] == [first, second]
+    assert Report((export("fp32"),), CONTEXT).remarks == ()
+
+
+def test_a_summary_names_its_model_without_a_path_of_the_machine() -> None:
+    named = CONTEXT | {"model": {"path": "/home/somebody/models/mine"}, "plan": {"budget": {"parameters": 0.5}}}
+    assert facts.title(named) == "mine · jactus · 50% of the parameters"
+    assert facts.title({"model": {"path": "owner/name"}}) == "owner/name"
+    assert "mine · jactus · 50% of the parameters" in render.markdown(Report((export("fp32"),), named))
