@@ -177,7 +177,7 @@ def test_a_limit_draws_rows_by_the_seed(tmp_path: Path) -> None:
 
 def test_a_missing_column_is_named_with_those_there_are_and_the_nearest(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.csv").model_copy(update={"label": "lable"})
-    with pytest.raises(DataError, match=r"no column 'lable'; it has text, label\. Did you mean 'label'\?"):
+    with pytest.raises(DataError, match=r"no column 'lable' \(Did you mean 'label'\?\); it has text, label\."):
         data.read(source, TASK)
 
 
