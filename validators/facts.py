@@ -44,17 +44,11 @@ WORDS = {
 
 def title(context: Mapping[str, Any]) -> str:
     """The model's name, the method and the budget, as far as they are known."""
-    path, method, budget = (
-        look(context, "model", "path"),
-        look(context, "method", "name"),
-        look(context, "plan", "budget"),
-    )
-    name = str(path).rpartition("/")[2] if path and str(path).startswith("/") else path
-    kept = (
-        [f"{float(share):.0%} of the {what}" for what, share in budget.items() if _is_share(share)]
-        if isinstance(budget, Mapping)
-        else []
-    )
+    path, method = look(context, "model", "path"), look(context, "method", "name")
+    budget = look(context, "plan", "budget")
+    shares = budget if isinstance(budget, Mapping) else {"parameters": budget}
+    name = str(path).rpartition("/")[2] if str(path).startswith("/") else path
+    kept = [f"{share:.0%} of the {what}" for what, share in shares.items() if _is_share(share)]
     return " · ".join(str(part) for part in (name, method, *kept) if part)
 
 

@@ -457,5 +457,6 @@ def test_what_makes_a_report_prove_less_stands_beneath_its_advice(tmp_path: Path
 def test_a_summary_names_its_model_without_a_path_of_the_machine() -> None:
     named = CONTEXT | {"model": {"path": "/home/somebody/models/mine"}, "plan": {"budget": {"parameters": 0.5}}}
     assert facts.title(named) == "mine · jactus · 50% of the parameters"
+    assert facts.title(named | {"plan": {"budget": 0.3}}) == "mine · jactus · 30% of the parameters"
     assert facts.title({"model": {"path": "owner/name"}}) == "owner/name"
     assert "mine · jactus · 50% of the parameters" in render.markdown(Report((export("fp32"),), named))
