@@ -120,7 +120,7 @@ def test_python_dash_m_names_itself_in_its_usage() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (KeyboardInterrupt(), 5, "error: interrupted. What was finished is kept; run, compress and plan go on"),
+        (KeyboardInterrupt(), 5, "error: interrupted. What was finished is kept: run, compress and plan go on"),
         (
             OSError(errno.ENOSPC, "No space left on device", "model.safetensors"),
             5,

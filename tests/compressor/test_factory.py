@@ -26,7 +26,7 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast,
 from typer.testing import CliRunner
 
 import compressor
-from compressor import pipeline, recipe, registry, storage
+from compressor import feasible, pipeline, recipe, registry, storage
 from compressor.cli import app
 from compressor.distillation import distillation_loss
 from compressor.errors import ArtifactError, InputError, ModelError, RecipeError
@@ -729,12 +729,12 @@ def test_a_length_that_a_module_does_not_take_is_told_before_any_work(tmp_path: 
     asked = recipe.read(path)
     line = Line(asked, Run(tmp_path / "run", recipe.dump(asked)))
     if length == 12:
-        line._require_possible(line.dense())
+        feasible.require(line, line.dense())
         return
     with pytest.raises(
         InputError, match=r"validate\.sequence_length is 13, and what few_places:build made fails there"
     ):
-        line._require_possible(line.dense())
+        feasible.require(line, line.dense())
 
 
 def test_a_factory_that_can_do_without_labels_keeps_its_default(

@@ -420,7 +420,7 @@ def test_gray_transparent_and_turned_images_become_upright_rgb(tmp_path: Path) -
 
 def test_a_missing_image_column_is_named(tmp_path: Path) -> None:
     source = written(tmp_path / "rows.parquet", drawn(2)).model_copy(update={"image": "imgae"})
-    with pytest.raises(DataError, match=r"no column 'imgae'; it has image, label\. Did you mean 'image'\?"):
+    with pytest.raises(DataError, match=r"no column 'imgae' \(Did you mean 'image'\?\); it has image, label\."):
         data.read(source, TASK)
 
 

@@ -104,8 +104,8 @@ def test_the_example_needs_no_padding_token(tokenizer: Any) -> None:
 
 def test_a_single_block_cannot_be_held_out_of(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    for split in ("train", "test"):
-        (tmp_path / f"{split}.txt").write_text("one two three four")
+    for split, text in (("train", "one two three four"), ("test", "two one four three")):
+        (tmp_path / f"{split}.txt").write_text(text)
     given = DataSection(train=Source(path=str(tmp_path)), evaluation=Source(path=str(tmp_path), split="test"))
     with pytest.raises(DataError, match=r"single example.*data\.holdout: 0"):
         data.prepare(given, TASK, tokenizer, 8, 0)
