@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from validators.report import ExportReport, Report
 
 Record = dict[str, Any]
-COSTS = ("size", "peak_memory", "latency")  # what the quantities' names begin with that a smaller budget betters
+COST_PREFIXES = (
+    "size",
+    "peak_memory",
+    "latency",
+)  # what the quantities' names begin with that a smaller budget betters
 EVERY = "every export"  # the alternative of a recipe whose exports must all hold
 NOT_THE_ANSWER = "low-rank is not the answer here"
 
@@ -66,7 +70,7 @@ def _failed(export: ExportReport) -> list[Finding]:
 
 
 def _want(finding: Finding) -> Want:
-    return "less" if finding.quantity.startswith(COSTS) else "more"
+    return "less" if finding.quantity.startswith(COST_PREFIXES) else "more"
 
 
 def tried(search: Mapping[str, Any]) -> list[Trial]:
@@ -121,7 +125,7 @@ def _reasons(search: Mapping[str, Any]) -> list[str]:
     torn = [one for one in search["trials"] if any(set(wants) == {"more", "less"} for wants in one["wants"].values())]
     if torn:
         quantities = {fault["quantity"] for fault in torn[0]["failed"]}
-        less = sorted(quantity for quantity in quantities if quantity.startswith(COSTS))
+        less = sorted(quantity for quantity in quantities if quantity.startswith(COST_PREFIXES))
         more = sorted(quantities - set(less))
         said = f"At {name(torn[0]['budget'])} {' and '.join(more)} would need a larger budget, {' and '.join(less)}"
         found.append(f"{said} a smaller one.")

@@ -64,6 +64,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert not anchor or anchor in anchors(target), link
 
 
+def test_the_pages_have_links_and_commands_that_are_looked_at() -> None:
+    texts = [BLOCK.sub("", page.read_text(encoding="utf-8")) for page in PAGES]
+    assert sum(len(LINK.findall(text)) for text in texts) > 100
+    assert sum(len(list(commands(page, "python -m compressor"))) for page in PAGES) > 50
+    assert sum(len(list(commands(page, "make"))) for page in PAGES) > 5
+
+
 @every_page
 def test_every_command_and_option_exists(page: Path) -> None:
     group: Any = typer.main.get_command(app)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from compressor.tasks.base import QUALITIES
+from compressor.trials import NOT_THE_ANSWER
 from validators.base import Finding
 from validators.wording import listed
 
@@ -35,7 +36,6 @@ NOUNS = {
     "latency_p50": "latency",
     "peak_memory": "memory",
 }
-NOT_THE_ANSWER = "low-rank is not the answer here"
 
 
 class Span(NamedTuple):
@@ -78,7 +78,7 @@ def recommend(exports: Sequence[ExportReport]) -> Recommendation:
     if any(export.finding("accuracy") is None for export in candidates):
         return Recommendation(None, "Accuracy was not measured, so nothing can be recommended.")
     found = options(exports)
-    shared = _shared(found)
+    shared = _measured(found, COSTS)
     if not shared:
         return Recommendation(None, "Neither size, latency nor memory was measured, so nothing can be recommended.")
     best = _best(found, shared)
@@ -88,7 +88,7 @@ def recommend(exports: Sequence[ExportReport]) -> Recommendation:
 def winner(exports: Sequence[ExportReport]) -> ExportReport | None:
     """The best of all exports that hold every gate, dense ones too; None where there is none."""
     found = [option for option in options(_holding(exports))[1:] if option.sound]
-    shared = _shared(found)
+    shared = _measured(found, COSTS)
     if not found or not shared:
         return None
     best = _best(found, shared).name
@@ -120,7 +120,7 @@ def defend(exports: Sequence[ExportReport]) -> Recommendation:
             text += " A gate on accuracy or parity says how much of either may be lost."
         return Recommendation(None, text)
     found = options(_holding(exports))
-    shared = _shared(found)
+    shared = _measured(found, COSTS)
     chosen = next(option for option in found if option.name == best.name)
     rivals = [option for option in found[1:] if option.sound and option.low_rank != chosen.low_rank]
     text = f"{_capital(chosen.label)} wins: {_compared(chosen, found[0], shared)}."
@@ -135,16 +135,16 @@ def defend(exports: Sequence[ExportReport]) -> Recommendation:
 def front(exports: Sequence[ExportReport]) -> tuple[str, ...]:
     """Names of the sound exports that no other one dominates in accuracy, size, latency and memory."""
     sound = [option for option in options(exports)[1:] if option.sound]
-    return tuple(option.name for option in _front(sound, _shared(sound)))
+    return tuple(option.name for option in _front(sound, _measured(sound, COSTS)))
 
 
 def _holding(exports: Sequence[ExportReport]) -> list[ExportReport]:
     return [export for export in exports if not export.unmet]
 
 
-def _shared(found: Sequence[Option]) -> list[str]:
-    """The costs that were measured for all of them."""
-    return [cost for cost in COSTS if all(cost in option.costs for option in found)]
+def _measured(found: Sequence[Option], quantities: Sequence[str]) -> list[str]:
+    """Of the quantities those that were measured for all options."""
+    return [quantity for quantity in quantities if all(quantity in option.costs for option in found)]
 
 
 def options(exports: Sequence[ExportReport]) -> tuple[Option, ...]:
@@ -251,13 +251,8 @@ def _best(found: Sequence[Option], shared: Sequence[str]) -> Option:
 
 def _front(sound: Sequence[Option], shared: Sequence[str]) -> list[Option]:
     """Those that none dominates."""
-    quantities = (*_qualities(sound), *shared)
+    quantities = (*_measured(sound, QUALITIES), *shared)
     return [one for one in sound if not any(dominates(other, one, quantities) for other in sound)]
-
-
-def _qualities(found: Sequence[Option]) -> list[str]:
-    """The qualities that were measured for all of them."""
-    return [quality for quality in QUALITIES if all(quality in option.costs for option in found)]
 
 
 def _mean_cost(option: Option, shared: Sequence[str]) -> float:
@@ -292,7 +287,7 @@ def _beside(best: Option, reference: Option, shared: Sequence[str]) -> str:
 
 
 def _against_low_rank(best: Option, rival: Option, shared: Sequence[str]) -> str:
-    quantities = (*_qualities([best, rival]), *shared)
+    quantities = (*_measured([best, rival], QUALITIES), *shared)
     said = f"{_capital(best.label)} is {_compared(best, rival, shared)}"
     ahead = [NOUNS[quantity] for quantity in quantities if beats(rival, best, quantity)]
     if not ahead:
@@ -323,7 +318,7 @@ def _accuracy(one: Option, other: Option) -> str:
 
 def _perplexity(one: Option, other: Option) -> str:
     """` and 1.64x the perplexity`, where both have one."""
-    if "perplexity" not in _qualities([one, other]):
+    if "perplexity" not in _measured([one, other], QUALITIES):
         return ""
     times = one.costs["perplexity"].value / other.costs["perplexity"].value
     return f" and {times:.2f}x the perplexity{_noise(one, other, 'perplexity')}" if f"{times:.2f}" != "1.00" else ""

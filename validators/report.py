@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from compressor.artifact import DENSE, MANIFEST, REPORT, going_on
+from compressor.display import columns
 from compressor.errors import ArtifactError, GateError, field_faults
 from compressor.files import write_text
 from compressor.run_folder import STATE
@@ -287,9 +289,7 @@ def _table(export: ExportReport) -> str:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(f"  {line}".rstrip() for line in lines)
+    return textwrap.indent(columns(rows[0], rows[1:]), "  ")
 
 
 def _missing(path: Path) -> str:
