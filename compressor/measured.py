@@ -26,7 +26,7 @@ from compressor.planning import Plan, of_market
 from compressor.running import settled
 from compressor.structure import shape
 from compressor.timings import Curve, Site
-from exporters.base import Arrays, write
+from exporters.base import Arrays, Session, write
 
 if TYPE_CHECKING:
     from compressor.line import Line
@@ -74,7 +74,7 @@ class Measuring:
 
     def _table(self, spectra: Sequence[Spectrum]) -> Table:
         validation = self.line.recipe.validation
-        session = importlib.import_module("exporters.base").Session(validation.device, validation.threads)
+        session = Session(validation.device, validation.threads)
         timer = registry.exporter(self.runtime, self.precision).timer(session)
         found = sites(self.line.start(), [spectrum.name for spectrum in spectra], self.whole.inputs())
         distinct = dict.fromkeys(site for calls in found.values() for site in calls)
