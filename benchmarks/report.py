@@ -34,6 +34,11 @@ EXTRAS: tuple[tuple[str, str, Callable[[Sequence[Row]], Iterator[str]]], ...] = 
     ("rivals", "Against Olive and optimum", rival_table.table),
 )
 
+DUELS = (
+    ("jactus", "jactus-corrected", "The default before and since layers are corrected in order"),
+    ("svdllm-lora", "svdllm-lora-corrected", "SVD-LLM without that correction and with it"),
+)
+
 
 def page(text: str, generated: str) -> str:
     """A page with its part between the markers replaced.
@@ -68,14 +73,10 @@ def at_a_glance(rows: Sequence[Row], images: Path, link: str) -> Iterator[str]:
         yield "Accuracy in points above or below full fine-tuning of the same seed, both on a GPU or both on a CPU,"
         yield "averaged over the seeds of both."
         yield from ("", *overview.table(rows))
-        duel = list(overview.duel(rows, "jactus", "jactus-corrected"))
-        if duel:
-            yield from (
-                "",
-                "The default before and since layers are corrected in order, on the seeds that both have:",
-                "",
-                *duel,
-            )
+        for first, second, said in DUELS:
+            duel = list(overview.duel(rows, first, second))
+            if duel:
+                yield from ("", f"{said}, on the seeds that both have:", "", *duel)
         file = overview.draw(rows, images / "bench-overview.png")
         if file:
             yield from ("", f"![accuracy against the share of weights kept, the mean over suites]({link}/{file.name})")

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from compressor import document, faults, registry, schema
 from compressor.conflicts import conflicts, misfits
-from compressor.errors import InputError, RecipeError
+from compressor.errors import InputError, RecipeError, did_you_mean
 from compressor.paths import DATA, MODELS, is_factory, resolve
 from compressor.sections.base import Section as Section
 from compressor.sections.data import Calibration as Calibration
@@ -123,8 +123,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        hint = f"`python -m compressor init {path}` writes one to start from."
-        raise RecipeError(f"{path}: there is no such file. {hint}") from error
+        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, beside) or f" `python -m compressor init {path}` writes one to start from."
+        raise RecipeError(f"{path}: there is no such file.{hint}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: is no UTF-8 text, so it cannot be a recipe.") from error
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from compressor.market import Layout, Resource, Strategy
 from compressor.sections.base import Section, fault
@@ -68,6 +68,14 @@ class PlanSection(Section):
     path: str | None = Field(default=None, description="a plan.json, edited or not, replayed instead of choosing ranks")
     multiple_of: int = Field(default=8, ge=1, description="ranks are multiples of this")
     layout: Layout = Field(default="two-factor", description="pivoted stores r*r fewer parameters")
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, int | float):
+            said = ", ".join(f"{{{key}: {value}}}" for key in get_args(Resource))
+            raise fault(f"is {value} of what? Write one of {said}.")
+        return value
 
     @model_validator(mode="before")
     @classmethod

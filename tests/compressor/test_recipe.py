@@ -71,6 +71,10 @@ def test_all_faults_are_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
         ("method: {name: jactus, union: 7}\n", "recipe.yaml:5: method.union: must be less than 1, not 7."),
         ("export:\n  - {runtime: onxx}\n", "recipe.yaml:6: export.0.runtime: 'onxx' is not one of the runtimes"),
         ("plan:\n", "recipe.yaml:5: plan: must be a section with keys of its own, not nothing."),
+        (
+            "plan: {budget: 0.5}\n",
+            "plan.budget: is 0.5 of what? Write one of {parameters: 0.5}, {latency: 0.5}, {memory: 0.5}.",
+        ),
         ("seed: 4294967296\n", "recipe.yaml:5: seed: must be less than 4294967296, not 4294967296."),
         ("null: x\n", "recipe.yaml:5: null: is no text to YAML: put the key in quotes."),
         ("true: x\n", "recipe.yaml:5: true: is no text to YAML: put the key in quotes."),
@@ -114,6 +118,14 @@ def test_all_faults_are_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
 )
 def test_a_fault_says_where_and_what_is_allowed(tmp_path: Path, extra: str, said: str) -> None:
     assert said in faults(tmp_path, GOOD + extra)
+
+
+def test_a_recipe_that_is_nowhere_gets_the_nearest_name(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    with pytest.raises(RecipeError, match=r"recipe\.yml: there is no such file\. Did you mean 'recipe\.yaml'\?"):
+        recipe.read(tmp_path / "recipe.yml")
+    with pytest.raises(RecipeError, match=r"init .*other` writes one to start from"):
+        recipe.read(tmp_path / "other")
 
 
 @pytest.mark.parametrize(
