@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
-from scipy.stats import binomtest
 
 from compressor import registry
 from compressor.errors import RuntimeFailure
@@ -168,6 +167,8 @@ def block_means(differences: np.ndarray, chunk: int, resamples: int, seed: int) 
 
 def wilson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
     """Wilson's score interval of a share (Wilson 1927); honest near 1, where the normal one has no width."""
+    from scipy.stats import binomtest  # which whoever only reads a report does not wait for
+
     interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
