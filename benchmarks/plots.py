@@ -60,11 +60,6 @@ def draw(found: Sequence[Summary], path: Path, *, memory: bool) -> Path:
     return path
 
 
-def has_memory(found: Sequence[Summary]) -> bool:
-    """Whether any row says what training held."""
-    return any(one.memory for one in found)
-
-
 def _kept(one: Summary) -> Sequence[float]:
     return one.values("kept")
 

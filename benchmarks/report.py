@@ -88,7 +88,7 @@ def section(suite: str, found: Sequence[tables.Summary], images: Path, link: str
     yield from tables.compared(found)
     if tables.has_sets(found):
         yield from ("", *tables.by_set(found))
-    figures: Mapping[str, bool] = {"kept": False} | ({"memory": True} if plots.has_memory(found) else {})
+    figures: Mapping[str, bool] = {"kept": False} | ({"memory": True} if tables.has_memory(found) else {})
     for name, memory in figures.items():
         file = plots.draw(found, images / f"bench-{suite}-{name}.png", memory=memory)
         words = "what training holds" if memory else "the share of weights kept"

@@ -110,7 +110,7 @@ def compared(found: Sequence[Summary]) -> Iterator[str]:
     """
     name, best = found[0].quality, _best(found)
     trains = any(one.values("final_loss") for one in found)
-    held = ("training memory",) if any(one.memory for one in found) else ()
+    held = ("training memory",) if has_memory(found) else ()
     costs = ("as truncated", "trained", "last loss", *held, "minutes") if trains else ()
     yield from head(("arm", "kept", f"{name} (seeds)", *costs))
     times = Counter((one.arm, one.budget) for one in found)
@@ -120,6 +120,11 @@ def compared(found: Sequence[Summary]) -> Iterator[str]:
         label += "*" if len(set(one.values("learning_rate"))) > 1 else ""
         cells = [label, one.kept, f"**{score}**" if one in best else score]
         yield line(cells + (_costs(one, memory=bool(held)) if trains else []))
+
+
+def has_memory(found: Sequence[Summary]) -> bool:
+    """Whether rows say what training holds, full fine-tuning's among them, which others are held against."""
+    return any(one.memory for one in found if one.arm == DENSE.name)
 
 
 def _costs(one: Summary, *, memory: bool) -> list[str]:
