@@ -112,8 +112,11 @@ def reseal(folder: Path, made: Collection[Path] = ()) -> None:
     manifest = Artifact.open(folder).manifest
     facts = {key: value for key, value in manifest.items() if key not in ("schema_version", "files")}
     again = tuple(f"{path.relative_to(folder).as_posix()}/" for path in made)
-    stays = {name for name in manifest["files"] if not name.startswith(again) and (folder / name).parent.is_dir()}
-    known = {name: digest for name, digest in manifest["files"].items() if name in stays}
+    known = {
+        name: digest
+        for name, digest in manifest["files"].items()
+        if not name.startswith(again) and (folder / name).parent.is_dir()
+    }
     _write(folder, facts, known | {name: file_digest(folder / name) for name in files_of(folder) if name not in known})
 
 

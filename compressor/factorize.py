@@ -184,7 +184,7 @@ def fold_(model: nn.Module, layout: planning.Layout | None = None) -> nn.Module:
     structure.require_unwrapped(model)
     trained = {name: module for name, module in model.named_modules() if isinstance(module, CoreLinear | KeptLinear)}
     for name, layer in trained.items():
-        replace_module(model, name, layer.folded(layout or layer.layout))
+        replace_module(model, name, layer.folded(layout))
     frozen = model.__dict__.pop(FROZEN, ())
     for name, parameter in model.requires_grad_(True).named_parameters():
         parameter.requires_grad_(name not in frozen)

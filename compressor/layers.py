@@ -100,10 +100,10 @@ class CoreLinear(Factors):
         """Its type and device."""
         return Asked(self.left.dtype, self.left.device)
 
-    def folded(self, layout: str) -> nn.Module:
-        """The deployed layer of a layout: the same function, in float64 until the last rounding."""
+    def folded(self, layout: str | None = None) -> nn.Module:
+        """The deployed layer of a layout, by default its own: the same function, in float64 until the last rounding."""
         sizes = self.in_features, self.rank, self.out_features
-        layer = LAYOUTS[layout](*sizes, bias=self.bias is not None, form=self.form)
+        layer = LAYOUTS[layout or self.layout](*sizes, bias=self.bias is not None, form=self.form)
         return layer.fill_(*self.factors(), self.bias).to(self.left.device, self.left.dtype)
 
     @torch.no_grad()
@@ -135,7 +135,6 @@ class KeptLinear(Factors):
         super().__init__(form_of(dense), in_features, out_features)
         self.register_buffer("weight", weight.clone())
         self.bias = None if dense.bias is None else nn.Parameter(dense.bias.detach().clone(), requires_grad=False)
-        self.layout = "dense"  # whatever that of the others is
         self.a = nn.Parameter(torch.zeros(out_features, updates))
         self.b = nn.Parameter(_spread(updates, in_features))
 
@@ -147,7 +146,7 @@ class KeptLinear(Factors):
         return self.form.apply(x, self.weight, self.bias) + update
 
     @torch.no_grad()
-    def folded(self, layout: str) -> nn.Module:
+    def folded(self, layout: str | None = None) -> nn.Module:
         """A plain dense layer, whatever the layout of the others."""
         layer = self.form.layer(self.in_features, self.out_features, bias=self.bias is not None)
         _fill_(layer, self.weight.double() + self.a.double() @ self.b.double(), self.bias)

@@ -256,7 +256,7 @@ class Line:
             model = self.factorized()
             storage.load_tensors_(model, self.folder / "cores.safetensors")
             with self.run.stage("fold", "Folding", ["model.safetensors", *self._sidecars()]) as scratch:
-                factorize.fold_(model, self.plan().layout)
+                factorize.fold_(model)
                 self.source.save(model, self.processor, self.data.labels, scratch)
         if not (self.folder / MANIFEST).is_file():
             seal(self.folder, self.facts())

@@ -113,7 +113,7 @@ class Measuring:
             return self.whole.cost(quantity, export).ratio
 
     def _folded(self, plan: Plan) -> nn.Module:
-        return factorize.fold_(self.line.factorized(plan), plan.layout)
+        return factorize.fold_(self.line.factorized(plan))
 
     @cached_property
     def whole(self) -> Any:

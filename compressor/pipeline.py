@@ -253,7 +253,6 @@ def _export(
     processor = task.processor(str(source), trust_remote_code=code["trust_remote_code"])
     title = f"Exporting {target.relative_to(artifact.path)}"
     scratch = target.with_name(f".{target.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
     with progress.stage(title):
         target.parent.mkdir(exist_ok=True)
         load = partial(storage.load, source, artifact.manifest["task"], **code)

@@ -28,10 +28,9 @@ NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]") 
 
 def markdown(report: Report) -> str:
     """A short summary, fit for a GitHub step summary."""
-    parts = [f"## {escaped(report.headline)}", escaped(report.advice())]
+    named = facts.title(report.context)
+    parts = [f"## {escaped(report.headline)}", *([escaped(named)] if named else []), escaped(report.advice())]
     parts += [f"**Note:** {escaped(remark)}" for remark in report.remarks]
-    if named := facts.title(report.context):
-        parts.insert(1, escaped(named))
     if tried := frontier.table(report.context):
         parts += [f"### Budgets tried\n\n{escaped(frontier.sentence(report.context))}", markdown_table(tried)]
     for export in report.exports:

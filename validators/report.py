@@ -150,9 +150,8 @@ class Report:
             lines.append(self.advice())
         if any(finding.verdict == "unsure" for _, finding in self.failures):
             lines.append("Where a gate is unsure, measure more (validate.runs, more rows) or set its `unsure: pass`.")
-        if said := frontier.hint(self.context, [finding.quantity for _, finding in self.failures]) or frontier.sentence(
-            self.context
-        ):
+        failed = [finding.quantity for _, finding in self.failures]
+        if said := frontier.hint(self.context, failed) or frontier.sentence(self.context):
             lines.append(said)
         raise GateError("\n".join([f"{self.headline}.", *lines]))
 
