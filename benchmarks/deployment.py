@@ -19,7 +19,7 @@ from results import Rows
 from suites import Suite, located, named
 from transformers import AutoConfig
 
-from compressor import data, models, progress, registry, storage
+from compressor import data, models, progress, registry, tensors
 from compressor.factorize import restructure_
 from compressor.machine import machine, versions
 from compressor.planning import Plan
@@ -37,7 +37,7 @@ def load(folder: Path, suite: Suite) -> Any:
     model = models.auto_class(suite.task).from_config(AutoConfig.from_pretrained(folder))
     if (folder / "plan.json").is_file():
         restructure_(model, Plan.load(folder / "plan.json"))
-    return storage.load_tensors_(model, folder / "model.safetensors").eval()
+    return tensors.load_tensors_(model, folder / "model.safetensors").eval()
 
 
 def calibration_rows(suite: Suite, processor: Any, labels: Sequence[str]) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from compressor import adapt, data, models, storage
+from compressor import adapt, data, models, tensors
 from compressor.files import read_json
 from compressor.layers import CoreLinear, FreeCore
 from compressor.line import Line
@@ -85,7 +85,7 @@ def main() -> None:
     first = line_of(Path(search) / "trials" / start)
     model = first.factorized()
     before = weights(model)
-    storage.load_tensors_(model, first.folder / "cores.safetensors")
+    tensors.load_tensors_(model, first.folder / "cores.safetensors")
     changes = {name: weight - before[name] for name, weight in weights(model).items()}
     head = {name: parameter.detach().clone() for name, parameter in models.head_parameters(model).items()}
     for budget in others:

@@ -20,8 +20,8 @@ from compressor.errors import ModelError
 from compressor.files import read_json, write_json
 from compressor.lessons import ROW, Notes, take
 from compressor.recipe import Distillation, Training
-from compressor.storage import load_tensors_, save_tensors, state_of
 from compressor.tasks.base import Task
+from compressor.tensors import load_tensors_, save_tensors, state_of
 
 History = list[dict[str, float]]
 Lessons = Callable[[dict[str, Any]], Lesson]  # a batch, whose rows' numbers are taken out of it -> what is said of it

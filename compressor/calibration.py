@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from compressor.devices import beside
-from compressor.errors import ArtifactError, DataError, ModelError, some
+from compressor.errors import DataError, ModelError, some
 from compressor.forms import Form
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments
 from compressor.recording import Recorder, accumulate, evaluating, mirrored
 from compressor.tasks.base import inputs_of, labeled
+from compressor.tensors import read_noted, save_tensors
 
 Batch = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Terms = Callable[[Batch], Tensor]
+KIND = "statistics"  # of the note in their files
 
 
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -70,11 +72,9 @@ class Statistics(Mapping[str, Moments]):
 
     def save(self, path: Path) -> None:
         """Write as safetensors; each shared input moment once."""
-        from safetensors.torch import save_file
-
         tensors = {f"{name}.{Moment.INPUT}": matrix for name, matrix in self._inputs.items()}
         tensors |= {f"{name}.{Moment.GRADIENT}": matrix for name, matrix in self._gradients.items()}
-        save_file(tensors, path, metadata={"shares": json.dumps(self._shares), "samples": str(self.samples)})
+        save_tensors(tensors, path, (KIND, json.dumps({"shares": self._shares, "samples": self.samples})))
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
@@ -87,9 +87,10 @@ class Statistics(Mapping[str, Moments]):
         shares: dict[str, str] = {}
         samples = 0
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            found, more, samples = _read(file)
+            found, note = read_noted(file, KIND, "Calibrate again.")
             tensors |= found
-            shares |= more
+            shares |= note["shares"]
+            samples = note["samples"]
 
         def of(moment: Moment) -> dict[str, Tensor]:
             return {
@@ -97,19 +98,6 @@ class Statistics(Mapping[str, Moments]):
             }
 
         return cls(of(Moment.INPUT), shares, of(Moment.GRADIENT), samples)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], int]:
-    """The tensors of one file, which targets share an input, and the examples seen."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            return tensors, json.loads(metadata["shares"]), int(metadata["samples"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:  # metadata is None in other files
-        raise ArtifactError(f"{path} cannot be read as statistics: {error}. Calibrate again.") from error
 
 
 def calibrate(
@@ -192,7 +180,7 @@ class _Gather:
             self._differentiate(value * terms, mask)
         self.samples += len(next(iter(batch.values())))
         for recorder in self.recorders.values():
-            recorder.clear()
+            recorder.calls.clear()
 
     def _run(self, model: nn.Module, batch: Batch, loss: Loss) -> Tensor:
         """The loss; the model runs again, on copies, where it has overwritten what is differentiated by."""
@@ -201,12 +189,12 @@ class _Gather:
             value = loss(model, batch)
             if sum(recorder.overwritten(outputs=differentiated) for recorder in self.recorders.values()):
                 for recorder in self.recorders.values():
-                    recorder.clear()
+                    recorder.calls.clear()
                 value = loss(model, batch)
         return value
 
     def _differentiate(self, total: Tensor, mask: Tensor | None) -> None:
-        owners = [(name, output) for name, recorder in self.recorders.items() for output in recorder.outputs]
+        owners = [(name, call.output) for name, recorder in self.recorders.items() for call in recorder.calls]
         self._require_differentiable({name for name, output in owners if not output.requires_grad})
         gradients = torch.autograd.grad(total, [output for _, output in owners], allow_unused=True)
         for (name, output), gradient in zip(owners, gradients, strict=True):
@@ -238,10 +226,10 @@ class _Gather:
         """Targets that take the same rows of the very same tensor share its moment; checked anew on every batch."""
         leaders: dict[tuple[int, int, Form], str] = {}
         shares = {}
-        reached = [pair for pair in self.recorders.items() if pair[1].inputs]  # no expert need be, in every batch
+        reached = [pair for pair in self.recorders.items() if pair[1].calls]  # no expert need be, in every batch
         for name, recorder in reached:
-            alone = len(recorder.inputs) != 1
-            shares[name] = name if alone else leaders.setdefault((*recorder.read[0], recorder.form), name)
+            alone = len(recorder.calls) != 1
+            shares[name] = name if alone else leaders.setdefault((*recorder.calls[0].source, recorder.form), name)
         if any(self.shares.get(name, leader) != leader for name, leader in shares.items()):
             raise ModelError(
                 "The model feeds layers that share an input differently from batch to batch, so what each of them "

@@ -143,11 +143,11 @@ def export(
 
     registry.exporter(to, precision)  # a wrong name is told before anything slow begins
     with working():
-        from compressor import pipeline
+        from compressor import exporting, proving
 
         code: Allowed = {"factory": factory, "trust_remote_code": trust_remote_code}
-        pipeline.export(path, to, precision=precision, overwrite=overwrite, **code)
-        report = pipeline.validate(path, **code)
+        exporting.export(path, to, precision=precision, overwrite=overwrite, **code)
+        report = proving.validate(path, **code)
     _judge(report, as_json)
 
 
@@ -160,9 +160,9 @@ def validate(
 ) -> None:
     """Measure every export of a run again. Exit code 1 when a gate fails."""
     with working():
-        from compressor import pipeline
+        from compressor import proving
 
-        report = pipeline.validate(path, factory=factory, trust_remote_code=trust_remote_code)
+        report = proving.validate(path, factory=factory, trust_remote_code=trust_remote_code)
     _judge(report, as_json)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compressor import heads, models, storage
+from compressor import heads, models, storage, tensors
 from compressor.errors import ModelError, some
 from compressor.factory import RECORD, Factory
 from compressor.files import read_json
@@ -99,7 +99,7 @@ class DenseModels:
         """What the factory makes, with the weights of a folder; their labels are compared where it says them."""
         if (folder / RECORD).is_file() and labels is not None:
             _require(str(folder), read_json(folder / RECORD)["labels"] or [], labels)
-        return storage.load_tensors_(factory.build(self.task, labels), folder / "model.safetensors")
+        return tensors.load_tensors_(factory.build(self.task, labels), folder / "model.safetensors")
 
     def save(self, model: Any, processor: Any, labels: Labels, folder: Path) -> None:
         """Weights, what makes their structure again, and the processor's files."""

@@ -28,8 +28,8 @@ from compressor import (
     probing,
     progress,
     registry,
-    storage,
     subspaces,
+    tensors,
 )
 from compressor.adapt import History
 from compressor.artifact import MANIFEST, Artifact, seal
@@ -88,7 +88,7 @@ class Line:
         """A new copy of the pretrained model, with the probed head where that stage is finished."""
         model = self.source.pretrained(self.data.labels)
         if self.run.finished("probe"):
-            storage.load_tensors_(model, self.folder / "head.safetensors", strict=False)
+            tensors.load_tensors_(model, self.folder / "head.safetensors", strict=False)
         return model
 
     def start(self) -> Any:
@@ -119,7 +119,7 @@ class Line:
                 rows = self.data.train.shuffle(seed=self.recipe.seed).select(range(min(PROBED, len(self.data.train))))
                 with devices.lent(model):
                     probing.probe_head_(model, data.batches(rows, self.task, self.processor, 32))
-            storage.save_tensors(head, scratch / "head.safetensors")
+            tensors.save_tensors(head, scratch / "head.safetensors")
 
     def baseline(self) -> None:
         """The dense model on the same task."""
@@ -221,8 +221,8 @@ class Line:
                 devices.lent(model),
             ):
                 correct_(model, dense, self.recipe.method, self.calibrate(), self.plan(), self._calibration())
-                storage.save_tensors(storage.state_of(model), scratch / CORRECTED)
-        storage.load_tensors_(model, self.folder / CORRECTED)
+                tensors.save_tensors(tensors.state_of(model), scratch / CORRECTED)
+        tensors.load_tensors_(model, self.folder / CORRECTED)
         return model
 
     def adapt(self) -> None:
@@ -234,7 +234,7 @@ class Line:
             history: History = []
             if adapt.trainable(model):  # not an untrained core in a model without a head, which is folded as it is
                 history = self._train(model, self.recipe.adapt, "adapt", self.recipe.distillation)
-            storage.save_tensors(storage.state_of(model), scratch / "cores.safetensors")
+            tensors.save_tensors(tensors.state_of(model), scratch / "cores.safetensors")
             adapt.save_history(scratch / "history.json", history)
 
     def factorized(self, plan: Plan | None = None) -> Any:
@@ -254,7 +254,7 @@ class Line:
         """The artifact: the folded model, its manifest, no scratch."""
         if not self.run.finished("fold"):
             model = self.factorized()
-            storage.load_tensors_(model, self.folder / "cores.safetensors")
+            tensors.load_tensors_(model, self.folder / "cores.safetensors")
             with self.run.stage("fold", "Folding", ["model.safetensors", *self._sidecars()]) as scratch:
                 factorize.fold_(model)
                 self.source.save(model, self.processor, self.data.labels, scratch)
@@ -300,8 +300,8 @@ class Line:
             "parameters": {
                 "targets": plan.dense_parameters,
                 "targets_deployed": plan.parameters,
-                "model": storage.stored_parameters(self.folder / "baseline" / "model.safetensors"),
-                "model_deployed": storage.stored_parameters(self.folder / "model.safetensors"),
+                "model": tensors.stored_parameters(self.folder / "baseline" / "model.safetensors"),
+                "model_deployed": tensors.stored_parameters(self.folder / "model.safetensors"),
             },
             "versions": versions(),
             "seconds": self.run.seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a target."""
+
+    given: Tensor  # held, so that no other tensor gets its place
+    read: Tensor  # the same, or a copy of it as it was
+    output: Tensor
+    versions: tuple[int, int]  # how often `given` and `output` had been changed by then
+
+    @property
+    def source(self) -> tuple[int, int]:
+        """What tells the tensor that was read from all others, and from itself before and after a change."""
+        return id(self.given), self.versions[0]
+
+    def overwritten(self, *, outputs: bool) -> bool:
+        """Whether the model has changed what was read since, or what was given back where that is asked about."""
+        given, output = self.versions
+        return _version(self.given) != given or (outputs and _version(self.output) != output)
+
+
 class Recorder:
     """Sees one target: its input when the forward pass reaches it, and its output to differentiate by.
 
@@ -41,42 +62,29 @@ class Recorder:
 
     def __init__(self, layer: nn.Module) -> None:
         self.form: Form = form_of(layer)
-        self.given: list[Tensor] = []  # held, so that no other tensor gets their place
-        self.inputs: list[Tensor] = []
-        self.outputs: list[Tensor] = []
-        self.read: list[tuple[int, int]] = []  # which tensor the model gave, and how often changed since it was made
-        self.written: list[int] = []
+        self.calls: list[Call] = []  # of the batch
         self.copies = False
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:
         given = arguments[0]
-        self.given.append(given)
-        self.inputs.append(given.detach().clone() if self.copies else given)
-        self.outputs.append(output)
-        self.read.append((id(given), _version(given)))
-        self.written.append(_version(output))
+        read = given.detach().clone() if self.copies else given
+        self.calls.append(Call(given, read, output, (_version(given), _version(output))))
         return output.clone() if self.copies else None
 
     def overwritten(self, *, outputs: bool) -> bool:
         """Whether the model has changed inputs, or `outputs` where they are asked about; from then on with copies."""
         if self.copies:
             return False
-        changed = [_version(given) for given in self.given] != [version for _, version in self.read]
-        self.copies = changed or (outputs and [_version(output) for output in self.outputs] != self.written)
+        self.copies = any(call.overwritten(outputs=outputs) for call in self.calls)
         return self.copies
 
     def input_rows(self, mask: Tensor | None) -> Iterator[Tensor]:
         """What the weight matrix was applied to, (rows, in_features), call by call and without padding."""
-        return (rows_of(self.form.inputs(x.detach()), mask) for x in self.inputs)
+        return (rows_of(self.form.inputs(call.read.detach()), mask) for call in self.calls)
 
     def gradient_rows(self, gradient: Tensor, mask: Tensor | None) -> Tensor:
         """The gradient of an output as (rows, out_features), without padding."""
         return rows_of(self.form.outputs(gradient), mask)
-
-    def clear(self) -> None:
-        """Forget the batch."""
-        for kept in (self.given, self.inputs, self.outputs, self.read, self.written):
-            kept.clear()
 
 
 def _version(tensor: Tensor) -> int:

@@ -17,13 +17,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor import bisection, data, factorize, pipeline, progress, trials
+from compressor import bisection, data, factorize, progress, trials
 from compressor.artifact import SEARCH, TRIALS, Artifact
 from compressor.errors import BudgetError
+from compressor.exporting import export_all
 from compressor.factory import allowed
 from compressor.files import read_json, write_json
 from compressor.line import Line
 from compressor.methods.base import Subspace
+from compressor.opening import open_run
+from compressor.proving import validate
 from compressor.recipe import Budget, Recipe, dump
 from compressor.run_folder import Run
 from compressor.sharing import share_folder
@@ -70,7 +73,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = Fa
         BudgetError: no budget leaves a target at low rank.
         RankfoldError: see compressor.errors; finished trials and stages stay, and `resume=True` goes on.
     """
-    line = Line(recipe, pipeline.open_run(recipe, out, resume=resume, overwrite=overwrite))
+    line = Line(recipe, open_run(recipe, out, resume=resume, overwrite=overwrite))
     line.probe()
     line.baseline()
     line.calibrate()
@@ -130,9 +133,9 @@ def _try(line: Line, budget: float) -> Record:
     trial.adapt()
     artifact = trial.fold()
     _share_exports(line.folder / "baseline", trial.folder / "baseline")
-    pipeline.export_all(artifact, recipe)
+    export_all(artifact, recipe)
     _share_exports(trial.folder / "baseline", line.folder / "baseline")
-    report = pipeline.validate(artifact, **allowed(recipe.model))
+    report = validate(artifact, **allowed(recipe.model))
     return trials.record(report, artifact.plan, budget, sum(trial.run.seconds.get(stage, 0) for stage in CHOSEN))
 
 
@@ -150,7 +153,7 @@ def _proven(line: Line, found: dict[str, Any]) -> Report:
         report = replace(report, context={**report.context, "search": found})
         report.save(line.folder)
         return report
-    return pipeline.validate(_standing(line, found["stands"]), **allowed(line.recipe.model))
+    return validate(_standing(line, found["stands"]), **allowed(line.recipe.model))
 
 
 def _standing(line: Line, budget: float) -> Artifact:

@@ -9,10 +9,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from compressor.errors import ArtifactError
 from compressor.methods.base import Subspace
 from compressor.planning import Plan
-from compressor.storage import save_tensors
+from compressor.tensors import read_noted, save_tensors
 
 TENSORS = ("left", "core", "right", "gains")
 
@@ -31,14 +30,7 @@ def load(path: Path) -> dict[str, Subspace]:
     Raises:
         ArtifactError: the file is missing or damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            others = json.loads(file.metadata()["subspaces"])
-            return {
-                name: Subspace(*(file.get_tensor(f"{name}.{field}") for field in TENSORS), **other)
-                for name, other in others.items()
-            }
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:  # metadata is None in other files
-        raise ArtifactError(f"{path} cannot be read as subspaces: {error}. Plan again.") from error
+    tensors, others = read_noted(path, "subspaces", "Plan again.")
+    return {
+        name: Subspace(*(tensors[f"{name}.{field}"] for field in TENSORS), **other) for name, other in others.items()
+    }

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from compressor import artifact, pipeline
+from compressor import artifact, exporting, proving
 from compressor.files import file_digest
 from compressor.packaging import assemble
 from compressor.packaging.archive import unpack
@@ -29,14 +29,14 @@ def copied(tiny_run: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
     run = Path(shutil.copytree(tiny_run[1], tmp_path_factory.mktemp("edge") / "run"))
     shutil.rmtree(run / "exports" / "onnx-fp32")
     artifact.reseal(run)
-    pipeline.export(run, precision="fp32-fused")
-    pipeline.export(run, "ort", precision="int8")
+    exporting.export(run, precision="fp32-fused")
+    exporting.export(run, "ort", precision="int8")
     return run
 
 
 @pytest.fixture(scope="module")
 def report(copied: Path) -> Report:
-    return pipeline.validate(copied)
+    return proving.validate(copied)
 
 
 def test_the_portable_graph_is_written_beside_the_fused_one(copied: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_run_leaves_what_the_documents_say(run: Path) -> None:
 
 
 def test_the_budget_holds_in_the_saved_tensors(run: Path) -> None:
-    from compressor.storage import stored_parameters
+    from compressor.tensors import stored_parameters
 
     plan = json.loads((run / "plan.json").read_text())
     dense = sum(layer["out_features"] * layer["in_features"] for layer in plan["layers"])

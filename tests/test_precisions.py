@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from compressor import pipeline, progress
+from compressor import exporting, progress, proving
 from compressor.artifact import Artifact
 from compressor.errors import DataError, ExportError, InputError
 from compressor.factory import Allowed
@@ -34,11 +34,11 @@ def scales(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_static_int8_is_calibrated_on_the_recipes_data_and_proven_beside_the_dense_one(copied: Path) -> None:
-    made = pipeline.export(copied, precision="int8-static")
+    made = exporting.export(copied, precision="int8-static")
     assert made == copied / "exports" / "onnx-int8-static"
     assert scales(made)
     assert scales(copied / "baseline" / "onnx-int8-static")
-    report: Report = pipeline.validate(copied)
+    report: Report = proving.validate(copied)
     found = {export.name: export for export in report.exports}
     assert found["onnx-int8-static"].role == "candidate"
     assert found["dense-onnx-int8-static"].role == "reference"
@@ -56,7 +56,7 @@ def test_calibration_on_other_data_is_refused_and_leaves_nothing(copied: Path, t
     manifest["data"]["train"]["digest"] = "0" * 64
     state.write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="is not the training data that the artifact was made with"):
-        pipeline.export(copied, precision="int8-static")
+        exporting.export(copied, precision="int8-static")
     assert not (copied / "exports" / "onnx-int8-static").exists()
 
 
@@ -65,7 +65,7 @@ def test_a_precision_that_no_exporter_writes_is_refused_before_the_run_is_read(t
         InputError,
         match="int8-static, int8-weights, int4, fp32-fused and int8-fused, not 'int3'",
     ):
-        pipeline.export(tmp_path / "nothing", precision="int3")
+        exporting.export(tmp_path / "nothing", precision="int3")
 
 
 def test_the_best_of_all_exports_is_found_on_real_measurements(copied: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_best_of_all_exports_is_found_on_real_measurements(copied: Path) -> 
     manifest = json.loads(state.read_text())
     manifest["recipe"] |= {"export": "auto", "gates": {"size": {"type": "percent-min-improvement", "value": 1}}}
     state.write_text(json.dumps(manifest))
-    report: Report = pipeline.validate(copied)
+    report: Report = proving.validate(copied)
     assert report.winner is not None
     assert [export.name for export in report.exports if export.role == "candidate"] == [report.winner.name]
     assert all(export.finding("size").limit is not None for export in report.exports)  # type: ignore[union-attr]
@@ -88,11 +88,11 @@ def test_a_precision_that_a_model_cannot_have_is_left_out_of_a_contest_and_said(
         raise ExportError("The quantizer fails on this graph.")
 
     said: list[str] = []
-    monkeypatch.setattr(pipeline, "export", fails)
+    monkeypatch.setattr(exporting, "export", fails)
     monkeypatch.setattr(progress, "note", said.append)
     section, artifact = ExportSection(precision="int4"), cast("Artifact", None)
     nothing: Allowed = {"factory": None, "trust_remote_code": False}
-    pipeline._try(artifact, section, required=False, **nothing)
+    exporting._try(artifact, section, required=False, **nothing)
     assert said == ["onnx-int4 is left out: The quantizer fails on this graph."]
     with pytest.raises(ExportError):
-        pipeline._try(artifact, section, required=True, **nothing)
+        exporting._try(artifact, section, required=True, **nothing)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compressor import pipeline
+from compressor import exporting, opening, pipeline
 from compressor.artifact import Artifact, verify
 from compressor.errors import (
     ArtifactError,
@@ -48,7 +48,7 @@ def test_where_an_export_is_the_dense_ones_are_too(copied: Path, monkeypatch: py
     """A failure in between would else be one for good: what is there is not made again."""
     for folder in ("exports", "baseline/onnx-fp32"):
         shutil.rmtree(copied / folder)
-    artifact, write = Artifact.open(copied), pipeline.write
+    artifact, write = Artifact.open(copied), exporting.write
     recipe = Recipe.model_validate(artifact.manifest["recipe"])
 
     def fail(exporter: Any, model: Any, example: Any, path: Path, *more: Any) -> Any:
@@ -56,12 +56,12 @@ def test_where_an_export_is_the_dense_ones_are_too(copied: Path, monkeypatch: py
             raise ExportError("no memory for the larger one")
         return write(exporter, model, example, path, *more)
 
-    monkeypatch.setattr(pipeline, "write", fail)
+    monkeypatch.setattr(exporting, "write", fail)
     with pytest.raises(ExportError, match="no memory"):
-        pipeline.export_all(artifact, recipe)
+        exporting.export_all(artifact, recipe)
     assert not list(copied.glob("exports/*"))
     monkeypatch.undo()
-    pipeline.export_all(Artifact.open(copied), recipe)
+    exporting.export_all(Artifact.open(copied), recipe)
     assert (copied / "baseline" / "onnx-fp32" / "model.onnx").is_file()
     assert [folder.name for folder in (copied / "exports").iterdir()] == ["onnx-fp32"]
     verify(copied)
@@ -73,7 +73,7 @@ def test_damaged_weights_are_neither_exported_nor_sealed(copied: Path, damaged: 
     weights[-1] ^= 1
     (copied / damaged).write_bytes(bytes(weights))
     with pytest.raises(ArtifactError, match=r"model\.safetensors has been changed since it was made") as caught:
-        pipeline.export(copied, precision="int8-weights")
+        exporting.export(copied, precision="int8-weights")
     assert caught.value.exit_code == 2
     assert not (copied / "exports" / "onnx-int8-weights").exists()
     with pytest.raises(IntegrityError, match=damaged.replace(".", r"\.")):
@@ -85,7 +85,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one(copied: Path) -> N
         (copied / left).mkdir()
         (copied / left / "model.onnx").write_text("half")
     verify(copied)
-    pipeline.export(copied, precision="int8-weights")
+    exporting.export(copied, precision="int8-weights")
     assert not [*copied.glob("exports/.*"), *copied.glob("baseline/.*")]
     verify(copied)
 
@@ -94,20 +94,20 @@ def test_a_run_does_not_go_on_with_other_weights_or_another_plan(recipe: Path, t
     plan, out = recipe.parent / "plan.json", recipe.parent / "run"
     shutil.copy(tiny_run[1] / "plan.json", plan)
     asked = read(recipe, [f"plan.path={plan}"])
-    pipeline.open_run(asked, out, resume=False, overwrite=False)
-    pipeline.open_run(asked, out, resume=True, overwrite=False)
+    opening.open_run(asked, out, resume=False, overwrite=False)
+    opening.open_run(asked, out, resume=True, overwrite=False)
     whole = plan.read_text()
     plan.write_text(whole.replace('"rank": ', '"rank":  ', 1))
     with pytest.raises(
         ArtifactError, match=r"was begun with another plan\.path: what is finished there was made of that"
     ):
-        pipeline.open_run(asked, out, resume=True, overwrite=False)
+        opening.open_run(asked, out, resume=True, overwrite=False)
     plan.write_text(whole)
     weights = recipe.parent / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes() + b" ")
     with pytest.raises(ArtifactError, match=r"was begun with another model\.path"):
-        pipeline.open_run(asked, out, resume=True, overwrite=False)
-    pipeline.open_run(asked, out, resume=False, overwrite=True)
+        opening.open_run(asked, out, resume=True, overwrite=False)
+    opening.open_run(asked, out, resume=False, overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_flags_of_a_run_folder_need_one(recipe: Path) -> None:
 def test_another_tools_run_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"job": 7}')
     with pytest.raises(ArtifactError):
-        pipeline.export(tmp_path)
+        exporting.export(tmp_path)
 
 
 def test_training_rows_by_another_name_prove_nothing(recipe: Path) -> None:

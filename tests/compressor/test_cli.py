@@ -42,11 +42,12 @@ def invoke(*words: str) -> Result:
     return CliRunner().invoke(app, list(words))
 
 
-def fake_pipeline(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
-    """Put functions in the place of the pipeline, so that only the command line is under test."""
+def fake_verbs(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
+    """Put functions in the place of the verbs, so that only the command line is under test."""
     module = SimpleNamespace(**functions)
-    monkeypatch.setitem(sys.modules, "compressor.pipeline", module)
-    monkeypatch.setattr(compressor, "pipeline", module, raising=False)
+    for name in ("pipeline", "exporting", "proving"):
+        monkeypatch.setitem(sys.modules, f"compressor.{name}", module)
+        monkeypatch.setattr(compressor, name, module, raising=False)
 
 
 def report(error: Exception | None = None) -> Any:
@@ -141,7 +142,7 @@ def test_every_failure_is_a_sentence_and_an_exit_code(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    fake_pipeline(monkeypatch, run=fail)
+    fake_verbs(monkeypatch, run=fail)
     result = invoke("run", "recipe.yaml", "--out", "x")
     assert result.exit_code == code
     assert result.stderr.startswith(said)
@@ -153,7 +154,7 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(monkeypatch: pytest.M
     def fail(*_: Any, **__: Any) -> None:
         raise ExportError("no such operator")
 
-    fake_pipeline(monkeypatch, run=fail)
+    fake_verbs(monkeypatch, run=fail)
     result = invoke("run", "recipe.yaml", "--out", "x", "--debug")
     assert result.exit_code == 4
     assert "Traceback" in result.stderr
@@ -161,7 +162,7 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(monkeypatch: pytest.M
 
 
 def test_a_failed_gate_prints_the_report_and_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_pipeline(monkeypatch, run=lambda *_, **__: report(GateError("accuracy is 0.5, at least 0.9 is wanted")))
+    fake_verbs(monkeypatch, run=lambda *_, **__: report(GateError("accuracy is 0.5, at least 0.9 is wanted")))
     result = invoke("run", "recipe.yaml", "--out", "x")
     assert (result.exit_code, result.stdout) == (1, "the report\n")
     assert result.stderr == "error: accuracy is 0.5, at least 0.9 is wanted\n"
@@ -173,7 +174,7 @@ def test_stdout_holds_one_json_object_whatever_libraries_print(monkeypatch: pyte
         progress.note("progress")
         return report()
 
-    fake_pipeline(monkeypatch, run=run)
+    fake_verbs(monkeypatch, run=run)
     result = invoke("run", "recipe.yaml", "--out", "x", "--json")
     assert json.loads(result.stdout) == {"verdict": "pass"}
     assert result.stderr == "noise\nprogress\n"
@@ -181,7 +182,7 @@ def test_stdout_holds_one_json_object_whatever_libraries_print(monkeypatch: pyte
 
 def test_the_switches_may_stand_after_the_verb(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = []
-    fake_pipeline(monkeypatch, run=lambda *_, **__: levels.append(progress.level()) or report())
+    fake_verbs(monkeypatch, run=lambda *_, **__: levels.append(progress.level()) or report())
     for words in (["-q", "run"], ["run", "--quiet"], ["run", "-v"], ["run"]):
         assert invoke(*words, "recipe.yaml", "--out", "x").exit_code == 0
     assert levels == ["off", "off", "verbose", "normal"]
@@ -189,7 +190,7 @@ def test_the_switches_may_stand_after_the_verb(monkeypatch: pytest.MonkeyPatch) 
 
 def test_run_hands_the_recipe_and_its_switches_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    fake_pipeline(monkeypatch, run=lambda *given, **named: seen.append((given, named)) or report())
+    fake_verbs(monkeypatch, run=lambda *given, **named: seen.append((given, named)) or report())
     words = ["--set", "plan.budget.parameters=0.3", "--set", "seed=7", "--resume"]
     assert invoke("run", "recipe.yaml", "--out", "there", *words).exit_code == 0
     ((recipe, out), named) = seen[0]
@@ -199,7 +200,7 @@ def test_run_hands_the_recipe_and_its_switches_on(monkeypatch: pytest.MonkeyPatc
 
 def test_export_measures_all_that_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
-    fake_pipeline(
+    fake_verbs(
         monkeypatch,
         export=lambda path, runtime, **_: path / "exports" / runtime,
         validate=lambda path, **code: seen.append((path, code)) or report(),
@@ -281,7 +282,7 @@ def test_plan_prints_the_ranks_and_what_they_come_to(monkeypatch: pytest.MonkeyP
         PlanLayer("encoder.key", 100, 50, None, 34, 5000, 1.0),
     )
     chosen = Plan("gain", 0.65, "two-factor", 8, layers)
-    fake_pipeline(monkeypatch, plan=lambda *_, **__: chosen)
+    fake_verbs(monkeypatch, plan=lambda *_, **__: chosen)
     lines = invoke("plan", "recipe.yaml").stdout.splitlines()
     assert lines[1].split() == ["encoder.query", "100", "50", "8", "34", "1,200", "0.9000"]
     assert lines[2].split()[3] == "dense"

@@ -26,7 +26,7 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast,
 from typer.testing import CliRunner
 
 import compressor
-from compressor import feasible, pipeline, recipe, registry, storage
+from compressor import exporting, feasible, pipeline, recipe, registry, storage
 from compressor.cli import app
 from compressor.distillation import distillation_loss
 from compressor.errors import ArtifactError, InputError, ModelError, RecipeError
@@ -666,7 +666,7 @@ def test_a_single_export_of_an_unfolded_run_folds_through_the_factory(run: Path,
     (out / "run.json").write_text(json.dumps(state))
     with pytest.raises(ArtifactError, match="runs that code"):
         compressor.export(out)
-    assert pipeline._folded(out, Factory.given(known)).path == out
+    assert exporting._folded(out, Factory.given(known)).path == out
     assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from compressor import adapt, bisection, factorize, line, pipeline, probing, progress, recipe
+from compressor import adapt, bisection, factorize, line, pipeline, probing, progress, proving, recipe
+from compressor import search as searching
 from compressor.artifact import SEARCH, TRIALS, Artifact, reseal, verify
 from compressor.cli import app
 from compressor.errors import ArtifactError, BudgetError, DataError, GateError, RecipeError
@@ -111,7 +112,7 @@ def test_the_report_shows_what_was_tried(found: Path) -> None:
 
 def test_a_validation_of_the_winner_later_says_the_same_and_breaks_no_seal(found: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(found, tmp_path / "copy"))
-    again = pipeline.validate(copy)
+    again = proving.validate(copy)
     assert again.context["search"] == written(found)
     verify(copy)
 
@@ -167,7 +168,7 @@ def search(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searc
         steps: dict[str, Callable[..., Any]] = {"export_all": stand_in, "validate": judge(gates)}
         monkeypatch.setattr(bisection, "TRIALS", trials)
         for name, step in steps.items():
-            monkeypatch.setattr(pipeline, name, stopping(step, (stops or {}).get(name)))
+            monkeypatch.setattr(searching, name, stopping(step, (stops or {}).get(name)))
         return pipeline.run(asked(task, *settings), tmp_path / "run", **more)
 
     return run
@@ -228,10 +229,10 @@ def test_a_trial_is_the_run_that_its_budget_makes_by_itself(search: Search, task
         (TrialLine, "adapt", 2, 1),
         (TrialLine, "fold", 2, 0),
         (line, "seal", 2, 0),
-        (pipeline, "export_all", 2, 0),
-        (pipeline, "validate", 2, 0),
+        (searching, "export_all", 2, 0),
+        (searching, "validate", 2, 0),
         (line, "seal", 3, 0),
-        (pipeline, "validate", 3, 0),
+        (searching, "validate", 3, 0),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)).rpartition(".")[2],
 )
@@ -240,7 +241,7 @@ def test_a_search_that_was_killed_goes_on_at_the_trial_and_stage_where_it_was(
 ) -> None:
     """Two trials and the winner: a third call of a step is the winner's."""
     with monkeypatch.context() as patch:
-        if owner is not pipeline:
+        if owner is not searching:
             patch.setattr(owner, step, stopping(getattr(owner, step), last))
         with pytest.raises(KeyboardInterrupt):
             search(least(0.0), trials=2, stops={step: last})

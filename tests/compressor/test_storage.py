@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor import failures, storage
+from compressor import failures, storage, tensors
 from compressor.errors import ArtifactError
 
 
@@ -24,40 +24,40 @@ def model(*widths: int) -> nn.Sequential:
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The weights of `model(4, 6, 2)`, every tensor a part of its own."""
-    monkeypatch.setattr(storage, "PART", 1)
-    storage.save_tensors(storage.state_of(model(4, 6, 2)), tmp_path / "model.safetensors")
+    monkeypatch.setattr(tensors, "PART", 1)
+    tensors.save_tensors(tensors.state_of(model(4, 6, 2)), tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
 
 
 def test_a_file_of_many_parts_fills_the_whole_model(file: Path) -> None:
     from safetensors.torch import load_file
 
-    found = storage.load_tensors_(model(4, 6, 2), file).state_dict()
+    found = tensors.load_tensors_(model(4, 6, 2), file).state_dict()
     expected = load_file(file)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_each_part_holds_no_more_than_it_may(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [len(part) for part in storage._parts(file)] == [1, 1, 1, 1]
-    monkeypatch.setattr(storage, "PART", 10**6)
-    assert [len(part) for part in storage._parts(file)] == [4]
+    assert [len(part) for part in tensors._parts(file)] == [1, 1, 1, 1]
+    monkeypatch.setattr(tensors, "PART", 10**6)
+    assert [len(part) for part in tensors._parts(file)] == [4]
 
 
 def test_what_is_missing_and_what_is_too_much_are_told_over_all_parts(file: Path) -> None:
     with pytest.raises(ArtifactError, match=r"lacks 2.weight, 2.bias and has nothing too many"):
-        storage.load_tensors_(model(4, 6, 2, 3), file)
+        tensors.load_tensors_(model(4, 6, 2, 3), file)
     with pytest.raises(ArtifactError, match=r"lacks nothing and has 1.bias, 1.weight too many"):
-        storage.load_tensors_(model(4, 6), file)
-    storage.load_tensors_(model(4, 6, 2, 3), file, strict=False)  # a part of a model is asked for
+        tensors.load_tensors_(model(4, 6), file)
+    tensors.load_tensors_(model(4, 6, 2, 3), file, strict=False)  # a part of a model is asked for
 
 
 def test_another_shape_and_a_truncated_file_are_told(file: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot be read"):
-        storage.load_tensors_(model(4, 7, 2), file)
+        tensors.load_tensors_(model(4, 7, 2), file)
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ArtifactError, match="missing, truncated or damaged"):
-        storage.load_tensors_(model(4, 6, 2), file)
+        tensors.load_tensors_(model(4, 6, 2), file)
 
 
 class Tied(nn.Module):
@@ -72,11 +72,11 @@ class Tied(nn.Module):
 def test_a_tied_weight_may_be_stored_by_any_of_its_names(tmp_path: Path) -> None:
     weight = torch.randn(5, 3)
     for name in ("emb.weight", "decoder.weight"):
-        storage.save_tensors({name: weight}, tmp_path / "model.safetensors")
-        assert torch.equal(storage.load_tensors_(Tied(), tmp_path / "model.safetensors").emb.weight, weight)
-    storage.save_tensors({"other": weight}, tmp_path / "model.safetensors")
+        tensors.save_tensors({name: weight}, tmp_path / "model.safetensors")
+        assert torch.equal(tensors.load_tensors_(Tied(), tmp_path / "model.safetensors").emb.weight, weight)
+    tensors.save_tensors({"other": weight}, tmp_path / "model.safetensors")
     with pytest.raises(ArtifactError, match=r"lacks emb.weight, decoder.weight and has other too many"):
-        storage.load_tensors_(Tied(), tmp_path / "model.safetensors")
+        tensors.load_tensors_(Tied(), tmp_path / "model.safetensors")
 
 
 def test_every_token_that_ends_a_text_stands_in_the_config_that_runtimes_read(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_every_token_that_ends_a_text_stands_in_the_config_that_runtimes_read(tm
     ],
 )
 def test_want_of_memory_is_not_taken_for_damage(file: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(storage, "_parts", Mock(side_effect=error))
+    monkeypatch.setattr(tensors, "_parts", Mock(side_effect=error))
     with pytest.raises(type(error)) as caught:
-        storage.load_tensors_(model(4, 6, 2), file)
+        tensors.load_tensors_(model(4, 6, 2), file)
     assert failures.explain(caught.value)[1] == 5

@@ -34,9 +34,9 @@ from compressor.methods.base import Moment
 from compressor.methods.jactus import Jactus
 from compressor.methods.spectral import Spectral
 from compressor.models import describe, load_dense
-from compressor.storage import load_tensors_, save_tensors, state_of
 from compressor.targets import consider, find_targets, globs_of
 from compressor.tasks.text_classification import TextClassification
+from compressor.tensors import load_tensors_, save_tensors, state_of
 
 TASK = TextClassification()
 Batch = dict[str, Tensor]

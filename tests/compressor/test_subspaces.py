@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor import storage, subspaces
+from compressor import subspaces, tensors
 from compressor.errors import ArtifactError
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Method, Moments, Subspace
@@ -73,6 +73,6 @@ def test_a_missing_a_cut_and_another_file_are_told(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ArtifactError, match="cannot be read as subspaces"):
         subspaces.load(path)
-    storage.save_tensors({"a": torch.ones(2)}, path)
+    tensors.save_tensors({"a": torch.ones(2)}, path)
     with pytest.raises(ArtifactError, match="cannot be read as subspaces"):
         subspaces.load(path)

@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.utils import is_timm_available
 
-from compressor import data, storage
+from compressor import data, storage, tensors
 from compressor.adapt import adapt_
 from compressor.calibration import calibrate
 from compressor.distillation import distillation_loss
@@ -268,7 +268,7 @@ def test_a_family_goes_down_the_whole_line(name: str, tmp_path: Path) -> None:
     storage.save_model(model, processor, tmp_path / "saved")
     config = type(model.config).from_pretrained(tmp_path / "saved")
     again = restructure_(type(model)(config), ranks)
-    storage.load_tensors_(again, tmp_path / "saved" / "model.safetensors")
+    tensors.load_tensors_(again, tmp_path / "saved" / "model.safetensors")
     np.testing.assert_array_equal(data.outcomes(again, TASK, evaluation).values, folded.values)
 
 

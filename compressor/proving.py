@@ -1,0 +1,55 @@
+"""Exports -> report."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor import progress
+from compressor.artifact import REPORT, Artifact
+from compressor.errors import ArtifactError
+from compressor.factory import Factory, Function
+from compressor.run_folder import alone
+
+if TYPE_CHECKING:
+    from validators.report import Report
+
+
+def validate(
+    path: Artifact | Path | str,
+    exports: list[str] | None = None,
+    *,
+    factory: Factory | str | Function | None = None,
+    trust_remote_code: bool = False,
+) -> Report:
+    """Measure the exports (all, or those named) against the dense baseline and write the report beside them.
+
+    `factory` names the code that made the dense model, where code did, and `trust_remote_code` allows what a checkpoint
+    ships: see `compressor.load`.
+
+    Raises:
+        ArtifactError: there is no export to validate.
+        DataError: the evaluation data is not the one that the artifact was made with.
+        DependencyError: the asked device is not there.
+    """
+    artifact = path if isinstance(path, Artifact) else Artifact.open(Path(path))
+    with alone(artifact.path):
+        prove = importlib.import_module("validators.prove").prove
+        report: Report = prove(artifact, exports, factory=factory, trust_remote_code=trust_remote_code)
+        report.save(artifact.path)
+    progress.note(f"Report: {artifact.path / 'report.html'}")
+    return report
+
+
+def measured(folder: Path) -> Report | None:
+    """The report that is there already, where it is of the very exports; `validate` measures them again."""
+    context = importlib.import_module("validators.context")
+    report = importlib.import_module("validators.report").Report
+    if not (folder / REPORT).is_file():
+        return None
+    try:
+        found: Report = report.read(folder)
+    except ArtifactError:  # of another version, or cut off: it is written again
+        return None
+    return found if found.context.get("files") == context.exported(folder) else None
