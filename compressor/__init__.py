@@ -27,6 +27,7 @@ _PUBLIC = {
     "consider": "compressor.targets:consider",
     "calibrate": "compressor.calibration:calibrate",
     "Statistics": "compressor.calibration:Statistics",
+    "decompose": "compressor.factorize:decompose",
     "plan": "compressor.factorize:plan",
     "Plan": "compressor.planning:Plan",
     "factorize_": "compressor.factorize:factorize_",

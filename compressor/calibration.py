@@ -6,18 +6,18 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from compressor import structure
 from compressor.devices import beside
 from compressor.errors import DataError, ModelError, some
 from compressor.forms import Form
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments
 from compressor.recording import Recorder, accumulate, evaluating, mirrored
-from compressor.tasks.base import inputs_of, labeled
+from compressor.tasks.base import examples, inputs_of, labeled
 from compressor.tensors import read_noted, save_tensors
 
 Batch = Mapping[str, Tensor]
@@ -70,14 +70,14 @@ class Statistics(Mapping[str, Moments]):
     def __len__(self) -> int:
         return len(self._moments)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write as safetensors; each shared input moment once."""
         tensors = {f"{name}.{Moment.INPUT}": matrix for name, matrix in self._inputs.items()}
         tensors |= {f"{name}.{Moment.GRADIENT}": matrix for name, matrix in self._gradients.items()}
-        save_tensors(tensors, path, (KIND, json.dumps({"shares": self._shares, "samples": self.samples})))
+        save_tensors(tensors, Path(path), (KIND, json.dumps({"shares": self._shares, "samples": self.samples})))
 
     @classmethod
-    def load(cls, path: Path) -> Statistics:
+    def load(cls, path: Path | str) -> Statistics:
         """Read what `save` wrote, or a folder of such files, each of other targets; pages come when they are used.
 
         Raises:
@@ -86,7 +86,8 @@ class Statistics(Mapping[str, Moments]):
         tensors: dict[str, Tensor] = {}
         shares: dict[str, str] = {}
         samples = 0
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        place = Path(path)
+        for file in sorted(place.iterdir()) if place.is_dir() else [place]:
             found, note = read_noted(file, KIND, "Calibrate again.")
             tensors |= found
             shares |= note["shares"]
@@ -105,7 +106,8 @@ def calibrate(
     batches: Iterable[Batch],
     needs: Iterable[Moment],
     *,
-    targets: Literal["auto"] | Sequence[str] = "auto",
+    targets: str | Sequence[str] = "auto",
+    exclude: str | Sequence[str] = (),
     loss: Loss = model_loss,
     terms: Terms = labeled,
 ) -> Statistics:
@@ -124,6 +126,7 @@ def calibrate(
         batches: dictionaries of tensors.
         needs: which moments, from `method.needs()`.
         targets: as for `find_targets`: "auto", or names of layers or globs over them.
+        exclude: the same of layers that stay dense.
         loss: (model, batch) -> the mean loss, ().
         terms: batch -> bool, true for every term that the mean is over; default: every label that is not ignored. A
             causal language model shifts its labels, so that the first of each row is no term: `task.terms` knows.
@@ -138,11 +141,12 @@ def calibrate(
     wanted = frozenset(needs)
     if not wanted:
         return Statistics({}, {}, {}, 0)
-    names = [target.name for target in find_targets(model, targets)]
+    names = [target.name for target in find_targets(model, targets, exclude)]
+    structure.require_loaded(model, names)
     gather = _Gather({name: model.get_submodule(name) for name in names}, wanted, terms)
     with ExitStack() as hooks, evaluating(model):
         for name in names:
-            handle = model.get_submodule(name).register_forward_hook(gather.recorders[name])
+            handle = model.get_submodule(name).register_forward_hook(gather.recorders[name], with_kwargs=True)
             hooks.callback(handle.remove)
             weight = model.get_parameter(f"{name}.weight")
             hooks.callback(weight.requires_grad_, weight.requires_grad)
@@ -178,7 +182,7 @@ class _Gather:
             terms = int(self.terms(batch).sum())
             self.loss_terms += terms
             self._differentiate(value * terms, mask)
-        self.samples += len(next(iter(batch.values())))
+        self.samples += examples(batch)
         for recorder in self.recorders.values():
             recorder.calls.clear()
 
@@ -209,7 +213,7 @@ class _Gather:
                 f"The model runs {len(blind)} targets without gradients ({some(sorted(blind))}): under torch.no_grad, "
                 "or by reentrant checkpointing. What the loss asks of them cannot be known: let gradients through, or "
                 "leave them out with model.exclude: "
-                f"{globs_of(sorted(blind), self.recorders)}."
+                f"{globs_of(sorted(blind), self.recorders)} (in Python: exclude=)."
             )
 
     def _require_reached(self) -> None:
@@ -219,7 +223,8 @@ class _Gather:
         if missed:
             raise ModelError(
                 f"{len(missed)} targets were never reached in calibration: {some(missed)}. The model does not call "
-                f"them, or not on this data; leave them out with model.exclude: {globs_of(missed, self.recorders)}."
+                "them, or not on this data; leave them out with model.exclude: "
+                f"{globs_of(missed, self.recorders)} (in Python: exclude=)."
             )
 
     def _share(self) -> None:
@@ -233,7 +238,7 @@ class _Gather:
         if any(self.shares.get(name, leader) != leader for name, leader in shares.items()):
             raise ModelError(
                 "The model feeds layers that share an input differently from batch to batch, so what each of them "
-                "reads cannot be told. Leave them out with model.exclude."
+                "reads cannot be told. Leave them out with model.exclude (in Python: exclude=)."
             )
         self.shares |= shares
 

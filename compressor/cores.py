@@ -20,8 +20,8 @@ class FreeCore(nn.Module):
     def __init__(self, initial: Tensor, free: int) -> None:
         super().__init__()
         self.free = free
-        self.register_buffer("frozen", initial.float().clone())
-        self.block = nn.Parameter(initial[:free, :free].float().clone()) if free else None
+        self.register_buffer("frozen", initial.clone())
+        self.block = nn.Parameter(initial[:free, :free].clone()) if free else None
 
     @torch.no_grad()
     def restart_(self, initial: Tensor) -> None:
@@ -54,11 +54,11 @@ class OrthogonalCore(nn.Module):
     def __init__(self, initial: Tensor, *, strict: bool) -> None:
         super().__init__()
         rank = len(initial)
-        self.register_buffer("initial", initial.float().clone())
+        self.register_buffer("initial", initial.clone())
         self.register_buffer("lower", torch.tril_indices(rank, rank, -1), persistent=False)
-        self.skew = nn.Parameter(torch.zeros(rank * (rank - 1) // 2))
-        self.alpha = None if strict else nn.Parameter(torch.ones(rank))
-        self.beta = None if strict else nn.Parameter(torch.ones(rank))
+        self.skew = nn.Parameter(initial.new_zeros(rank * (rank - 1) // 2))
+        self.alpha = None if strict else nn.Parameter(initial.new_ones(rank))
+        self.beta = None if strict else nn.Parameter(initial.new_ones(rank))
 
     @torch.no_grad()
     def restart_(self, initial: Tensor) -> None:

@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 
 def fastest() -> torch.device:
-    """The GPU where torch sees one; Trainer trains there too."""
+    """The GPU where torch sees one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def described() -> str:
+    """What `fastest` is, for people."""
+    return torch.cuda.get_device_name() if fastest().type == "cuda" else "the CPU"
 
 
 @contextmanager
 def lent(model: nn.Module) -> Iterator[None]:
-    """The model there, and on the CPU again afterwards."""
+    """The model there, and on the CPU again afterwards; what else of the GPU's memory is free then, others may have."""
     model.to(fastest())
     try:
         yield
     finally:
         model.to("cpu")
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            gc.collect()  # trainers, whose optimizers have been there, lie in cycles
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Convolutions of float32 in all of its bits on a GPU too, as products of matrices are: not in TF32."""
+    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolution.fp32_precision
+    convolution.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolution.fp32_precision = before
+
+
+def fork_rng(model: nn.Module) -> AbstractContextManager[None]:
+    """Random numbers that are drawn within, on the CPU and where the model is, change none that are drawn later."""
+    devices = {parameter.device for parameter in model.parameters()}
+    return torch.random.fork_rng([device for device in devices if device.type == "cuda"])
 
 
 def beside(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The batch where the model is; as it is beside one without parameters."""
     parameter = next(model.parameters(), None)
     return {key: value if parameter is None else value.to(parameter.device) for key, value in batch.items()}
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float64; on the CPU where its device has none, as Apple's has not."""
+    return tensor.double() if tensor.device.type in ("cpu", "cuda") else tensor.cpu().double()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from compressor import planning, structure
@@ -16,7 +17,7 @@ from compressor.models import Target, dense_layer, find_targets, head_parameters
 from compressor.planning import Plan, Spectrum, break_even
 from compressor.progress import track
 
-FROZEN = "_frozen_before"  # under which a model in training holds the names of what was frozen before
+FROZEN = "_frozen_before"  # under which a module in training holds which of its own parameters were frozen before
 
 
 def decompose(
@@ -24,15 +25,46 @@ def decompose(
     method: Method,
     moments: Mapping[str, Moments],
     *,
-    targets: tuple[Target, ...] | None = None,
+    targets: str | Sequence[str] | None = None,
     layout: planning.Layout = "two-factor",
 ) -> dict[str, Subspace]:
-    """The subspace of every target, up to its break-even rank; the expensive part, done once."""
-    found = find_targets(model) if targets is None else targets
+    """The subspace of every target, up to its break-even rank; the expensive part, to be done once.
+
+    Args:
+        model: the dense model.
+        method: what the subspaces are made by.
+        moments: statistics from `calibrate`, by target.
+        targets: as for `find_targets`; by default those that the moments are of, or "auto" where there are none.
+        layout: of the deployed layers, which says where break-even is.
+
+    Returns:
+        By name, for `plan` and `factorize_`.
+
+    Raises:
+        InputError: a moment that the method weighs by was not gathered.
+        ModelError: see `find_targets`; or weights are not in memory.
+    """
+    return _decompose(model, method, moments, _targets(model, moments, targets), layout)
+
+
+def _targets(
+    model: nn.Module, moments: Mapping[str, Moments], targets: str | Sequence[str] | None
+) -> tuple[Target, ...]:
+    return find_targets(model, (list(moments) or "auto") if targets is None else targets)
+
+
+def _decompose(
+    model: nn.Module,
+    method: Method,
+    moments: Mapping[str, Moments],
+    targets: tuple[Target, ...],
+    layout: planning.Layout,
+) -> dict[str, Subspace]:
+    structure.require_loaded(model, [target.name for target in targets])
     subspaces = dict[str, Subspace]()
-    known = [moments.get(target.name, Moments()) for target in found]
+    known = [moments.get(target.name, Moments()) for target in targets]
     last = {id(moment): place for place, pair in enumerate(known) for moment in (pair.input, pair.gradient)}
-    for place, target in enumerate(track(found, "decomposing")):
+    for place, target in enumerate(track(targets, "decomposing")):
         limit = break_even(target.out_features, target.in_features, layout) - 1
         weight, pair = matrix(dense_layer(model, target.name)).detach(), known[place]
         subspaces[target.name] = method.subspace(_beside(pair, weight), pair, limit)
@@ -65,7 +97,8 @@ def plan(
     strategy: Literal["gain", "energy", "uniform"] = "gain",
     multiple_of: int = 8,
     layout: planning.Layout = "two-factor",
-    targets: Literal["auto"] | Sequence[str] | None = None,
+    targets: str | Sequence[str] | None = None,
+    subspaces: Mapping[str, Subspace] | None = None,
 ) -> Plan:
     """Choose ranks so that the targets keep the share `keep` of their weights.
 
@@ -78,13 +111,16 @@ def plan(
         multiple_of: ranks are multiples of this.
         layout: of the deployed layers.
         targets: as for `find_targets`; by default those that the moments are of, or "auto" where there are none.
+        subspaces: from `decompose`, whose targets these are then; to be handed to `factorize_` too.
 
     Raises:
         BudgetError: not even the smallest ranks fit.
+        InputError: `keep`, `strategy`, `multiple_of` or `layout` cannot be; or see `decompose`.
         ModelError: see `find_targets`.
     """
-    found = find_targets(model, (list(moments) or "auto") if targets is None else targets)
-    subspaces = decompose(model, method, moments, targets=found, layout=layout)
+    planning.require_sensible(keep, strategy, multiple_of, layout)
+    if subspaces is None:
+        subspaces = decompose(model, method, moments, targets=targets, layout=layout)
     return planning.allocate(
         spectra(model, subspaces), budget=keep, strategy=strategy, multiple_of=multiple_of, layout=layout
     )
@@ -97,6 +133,7 @@ def factorize_(
     plan: Plan,
     *,
     subspaces: Mapping[str, Subspace] | None = None,
+    lean: bool = True,
 ) -> nn.Module:
     """Replace the planned targets by CoreLinear in place; only cores, thin updates and the head require gradients.
 
@@ -106,34 +143,52 @@ def factorize_(
         moments: statistics from `calibrate`, by target.
         plan: the ranks; targets without one stay dense, frozen but for the method's thin updates.
         subspaces: decompositions that are already there.
+        lean: hold little for the backward pass. False where a loss holds gradients, and so differentiates twice.
 
     Raises:
-        ModelError: the plan names a layer that the model lacks, or one of another shape, or a rank that the method has
-            no directions for.
+        ModelError: the plan names a layer that the model lacks, or one of another shape, or a rank that cannot be or
+            that the method has no directions for.
     """
     structure.require_unwrapped(model)
     targets = planned(model, plan)
     if subspaces is None:
-        subspaces = decompose(model, method, moments, targets=targets, layout=plan.layout)
+        subspaces = _decompose(model, method, moments, targets, plan.layout)
     _require_directions(subspaces, plan)
-    model.__dict__[FROZEN] = frozenset(name for name, one in model.named_parameters() if not one.requires_grad)
-    model.requires_grad_(False)
+    _freeze_(model)
     dense_targets = {f"{layer.name}.{key}" for layer in plan.layers for key in ("weight", "bias")}
     for name, parameter in head_parameters(model).items():
         parameter.requires_grad_(name not in dense_targets)  # where targets were named outside of repeated blocks
     for name, rank in plan.ranks.items():
         subspace, dense = subspaces[name].truncate(rank), dense_layer(model, name)
         core, form = method.core(subspace), form_of(dense)
-        layer = CoreLinear(subspace.left, core, subspace.right, dense.bias, method.updates, form, plan.layout)
-        replace_module(model, name, _like(dense, layer))
-    for name in plan.kept:
+        dtype = torch.promote_types(dense.weight.dtype, torch.float32)
+        layer = CoreLinear(subspace.left, core, subspace.right, dense.bias, method.updates, form, plan.layout, dtype)
+        _train_in_place(model, name, _like(dense, layer), lean)
+    for name in plan.kept if method.updates else ():
         dense = dense_layer(model, name)
-        replace_module(model, name, _like(dense, KeptLinear(dense, method.updates)) if method.updates else dense)
+        _train_in_place(model, name, _like(dense, KeptLinear(dense, method.updates)), lean)
     structure.leave_fast_paths_(model)
     return model
 
 
-def _like(dense: nn.Module, layer: nn.Module) -> nn.Module:
+def _freeze_(model: nn.Module) -> None:
+    """All of it, with a note on every module of what was so before: any part of a model may be folded by itself."""
+    for module in model.modules():
+        own = {key: one for key, one in module._parameters.items() if one is not None}
+        setattr(module, FROZEN, frozenset(key for key, one in own.items() if not one.requires_grad))
+    model.requires_grad_(False)
+
+
+def _train_in_place(model: nn.Module, name: str, layer: CoreLinear | KeptLinear, lean: bool) -> None:
+    layer.lean = lean
+    setattr(layer, FROZEN, getattr(model.get_submodule(name), FROZEN))
+    replace_module(model, name, layer)
+
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def _like(dense: nn.Module, layer: Layer) -> Layer:
     """The layer on the dense one's device, in its type."""
     weight = dense.get_parameter("weight")
     return layer.to(weight.device, weight.dtype)
@@ -143,10 +198,10 @@ def planned(model: nn.Module, plan: Plan) -> tuple[Target, ...]:
     """The targets that a plan gives a rank.
 
     Raises:
-        ModelError: the plan names a layer that the model lacks, or one of another shape.
+        ModelError: the plan names a layer that the model lacks, or one of another shape, or a rank that cannot be.
     """
     shapes = {name: structure.shape(module) for name, module in model.named_modules() if is_dense(module)}
-    faults = []
+    faults = planning.faults(plan)
     for layer in plan.layers:
         found, planned = shapes.get(layer.name), (layer.out_features, layer.in_features)
         if found != planned:
@@ -184,10 +239,15 @@ def fold_(model: nn.Module, layout: planning.Layout | None = None) -> nn.Module:
     structure.require_unwrapped(model)
     trained = {name: module for name, module in model.named_modules() if isinstance(module, CoreLinear | KeptLinear)}
     for name, layer in trained.items():
-        replace_module(model, name, layer.folded(layout))
-    frozen = model.__dict__.pop(FROZEN, ())
-    for name, parameter in model.requires_grad_(True).named_parameters():
-        parameter.requires_grad_(name not in frozen)
+        deployed, frozen = layer.folded(layout), getattr(layer, FROZEN)
+        for key, parameter in deployed.named_parameters():
+            parameter.requires_grad_(key.rpartition(".")[2] not in frozen)  # both factors as the weight was
+        replace_module(model, name, deployed)
+    for module in model.modules():
+        frozen = module.__dict__.pop(FROZEN, None)
+        for key, own in module._parameters.items() if frozen is not None else ():
+            if own is not None:
+                own.requires_grad_(key not in frozen)
     return model
 
 

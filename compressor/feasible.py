@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compressor import data, factorize, models, planning
+from compressor import data, factorize, models, planning, progress
 from compressor.errors import InputError, ModelError, some
 from compressor.planning import Plan
 from compressor.recipe import PlanSection
+from compressor.tasks.base import inputs_of
 from exporters.verify import is_sequence, positions
 
 if TYPE_CHECKING:
     from compressor.line import Line
+
+ROUNDING = 1e-3  # of the largest logit: more than batches of other shapes make, less than any misread text
 
 
 def require(line: Line, model: Any) -> None:
@@ -26,12 +29,17 @@ def require(line: Line, model: Any) -> None:
         ArtifactError, BudgetError, InputError, ModelError: in a sentence, why it does not.
     """
     _require_ranks(line, model)
+    line.source.require_alike(model)
     splits = (line.data.train, line.data.validation, line.data.calibration, line.data.evaluation)
     longest = max((split for split in splits if split is not None), key=_longest)
-    batch = data.batches(longest, line.task, line.processor, 2)[-1]
-    models.require_learnable(model, batch, line.data.labels)
-    if line.recipe.export and "input_ids" in batch:
-        _require_length(line, model, batch)
+    alone, beside = _padded(line, longest)
+    if "input_ids" in beside:
+        _require_known(line, model, beside)
+    models.require_learnable(model, beside, line.data.labels)
+    if "input_ids" in beside:
+        _require_unmoved(line, model, alone, beside)
+    if line.recipe.export and "input_ids" in beside:
+        _require_length(line, model, beside)
 
 
 def _require_ranks(line: Line, model: Any) -> None:
@@ -59,12 +67,68 @@ def _require_targets(plan: Plan, targets: Collection[str], section: PlanSection)
         raise InputError(
             f"The plan {section.path} lists no layers: `python -m compressor plan RECIPE` writes a whole one."
         )
+    lacking = sorted(set(targets) - {layer.name for layer in plan.layers})
+    if lacking:
+        raise InputError(
+            f"The plan {section.path} has no row for {some(lacking)}, which are targets: give them one (with rank null "
+            "a layer stays dense), or leave them out with model.exclude."
+        )
     others = [name for name in plan.ranks if name not in targets]
     if others:
         raise InputError(
             f"The plan {section.path} gives a rank to {some(others)}, which model.targets and model.exclude leave out: "
             "take their ranks out (null), or make them targets."
         )
+
+
+def _padded(line: Line, split: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The shortest row of a split alone, and beside the longest, where it is padded most."""
+    order = data.batches(split, line.task, line.processor, 2).order
+    rows = [split[int(order[place])] for place in (0, -1)]
+    return line.task.collate(rows[:1], line.processor), line.task.collate(rows, line.processor)
+
+
+def _require_known(line: Line, model: Any, batch: Mapping[str, Tensor]) -> None:
+    """The model has an embedding of every token, that which pads among them."""
+    known, section = getattr(getattr(model, "config", None), "vocab_size", None), line.recipe.model
+    highest = int(batch["input_ids"].max())
+    if known is not None and highest >= known:
+        padding = " (which pads)" if highest == getattr(line.processor, "pad_token_id", None) else ""
+        raise ModelError(
+            f"The tokenizer of {section.processor or section.path} has {len(line.processor)} tokens and the model "
+            f"{known}: there is no embedding of token {highest}{padding}. Name the model's own tokenizer as "
+            "model.processor, let the tokenizer pad with a token that the model has, or resize_token_embeddings() and "
+            "save the model again."
+        )
+
+
+@torch.no_grad()
+def _require_unmoved(line: Line, model: Any, alone: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> None:
+    """A text's logits are its own, however long its neighbors are.
+
+    Some models (ConvBERT, FNet, modules of one's own) see padding whatever they are told: that is said alone.
+    """
+    ours, theirs = (
+        model(**inputs_of(batch)).logits[:1][line.task.terms(batch)[:1]].float() for batch in (alone, beside)
+    )
+    if torch.allclose(theirs, ours, rtol=ROUNDING, atol=ROUNDING * float(ours.abs().max())):
+        return
+    said = f"gives a text other logits beside a longer one, which it is padded to (by up to {_apart(theirs, ours):.2g})"
+    config, processor = getattr(model, "config", None), line.processor
+    pads, knows = getattr(processor, "pad_token_id", None), getattr(config, "pad_token_id", None)
+    side = getattr(processor, "padding_side", "right")
+    if config is None or (pads == knows and side == "right"):
+        progress.note(f"{type(model).__name__} {said}: what is measured depends on the batches.")
+        return
+    raise ModelError(
+        f"{line.recipe.model.path} {said}: the tokenizer pads with token {pads} on the {side}, the model's config has "
+        f"pad_token_id {knows}. Name one token in both (pad_token in tokenizer_config.json, pad_token_id in "
+        "config.json), and padding_side: right."
+    )
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
 
 
 def _require_length(line: Line, model: Any, batch: Mapping[str, Tensor]) -> None:
@@ -91,4 +155,4 @@ def _require_length(line: Line, model: Any, batch: Mapping[str, Tensor]) -> None
 
 def _longest(split: Any) -> int:
     """Tokens of the longest row; 0 of rows without a length."""
-    return max(split["length"]) if "length" in split.column_names else 0
+    return max(split["length"][:]) if "length" in split.column_names else 0

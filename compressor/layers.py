@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from compressor import lean, linalg
 from compressor.cores import FreeCore as FreeCore
 from compressor.cores import OrthogonalCore as OrthogonalCore
+from compressor.devices import wide
 from compressor.forms import ROWS, Dense, Form, Rows, form_of, matrix
 
 
@@ -39,11 +40,13 @@ class CoreLinear(Factors):
     """y = left @ core() @ right @ x + bias with frozen bases, a trained core and thin trained updates of the bases.
 
     The updates are `left + left_a @ left_b` and `right + right_a @ right_b` of rank `updates`; they start at zero, fold
-    away and cost nothing when deployed. `updates = 0` trains the core alone, as JACTUS and CERSA are published.
+    away and cost nothing when deployed. `updates = 0` trains the core alone, as JACTUS and CERSA are published. Where
+    it is `lean` (`compressor.lean`), gradients cannot be differentiated once more.
     """
 
     left: Tensor
     right: Tensor
+    lean = True
 
     def __init__(
         self,
@@ -54,29 +57,31 @@ class CoreLinear(Factors):
         updates: int = 0,
         form: Form = ROWS,
         layout: str = "two-factor",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        left, right = left.to(dtype), right.to(dtype)
         out_features, rank = left.shape
         in_features = right.shape[1]
         super().__init__(form, in_features, out_features)
         self.rank, self.updates, self.layout = rank, updates, layout
-        self.register_buffer("left", left.float().contiguous())
-        self.register_buffer("right", right.float().contiguous())
-        self.core = core
+        self.register_buffer("left", left.contiguous())
+        self.register_buffer("right", right.contiguous())
+        self.core = core.to(dtype)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         if updates:
-            self.left_a = nn.Parameter(torch.zeros(out_features, updates))
-            self.left_b = nn.Parameter(_spread(updates, rank))
-            self.right_a = nn.Parameter(torch.zeros(rank, updates))
-            self.right_b = nn.Parameter(_spread(updates, in_features))
+            self.left_a = nn.Parameter(left.new_zeros(out_features, updates))
+            self.left_b = nn.Parameter(_spread(updates, rank).to(left))
+            self.right_a = nn.Parameter(left.new_zeros(rank, updates))
+            self.right_b = nn.Parameter(_spread(updates, in_features).to(left))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        if isinstance(self.form, Rows) and lean.applies(x):
-            return self._lean(x)
+        if self.lean and isinstance(self.form, Rows) and lean.applies(input):
+            return self._lean(input)
         apply, mix = self.form.apply, self.form.mix
-        z = apply(x, self.right)  # (..., r)
+        z = apply(input, self.right)  # (..., r)
         if self.updates:
-            z = z + mix(apply(x, self.right_b), self.right_a)
+            z = z + mix(apply(input, self.right_b), self.right_a)
         z = mix(z, self.core())  # (..., r)
         y = mix(z, self.left, self.bias)  # (..., m)
         if self.updates:
@@ -104,16 +109,16 @@ class CoreLinear(Factors):
         """The deployed layer of a layout, by default its own: the same function, in float64 until the last rounding."""
         sizes = self.in_features, self.rank, self.out_features
         layer = LAYOUTS[layout or self.layout](*sizes, bias=self.bias is not None, form=self.form)
-        return layer.fill_(*self.factors(), self.bias).to(self.left.device, self.left.dtype)
+        return layer.to(self.left.device, self.left.dtype).fill_(*self.factors(), self.bias)
 
     @torch.no_grad()
     def factors(self) -> tuple[Tensor, Tensor]:
         """Balanced down (r, in_features) and up (out_features, r) of the trained weight, float64."""
-        left, right = self.left.double(), self.right.double()
+        left, right = wide(self.left), wide(self.right)
         if self.updates:
-            left = left + self.left_a.double() @ self.left_b.double()
-            right = right + self.right_a.double() @ self.right_b.double()
-        return linalg.balance(left, self.core().double(), right)
+            left = left + wide(self.left_a) @ wide(self.left_b)
+            right = right + wide(self.right_a) @ wide(self.right_b)
+        return linalg.balance(left, wide(self.core()), right)
 
     def extra_repr(self) -> str:
         """Shape and ranks."""
@@ -128,6 +133,7 @@ class KeptLinear(Factors):
     """
 
     weight: Tensor
+    lean = True
 
     def __init__(self, dense: Dense, updates: int) -> None:
         weight = matrix(dense).detach()
@@ -135,22 +141,23 @@ class KeptLinear(Factors):
         super().__init__(form_of(dense), in_features, out_features)
         self.register_buffer("weight", weight.clone())
         self.bias = None if dense.bias is None else nn.Parameter(dense.bias.detach().clone(), requires_grad=False)
-        self.a = nn.Parameter(torch.zeros(out_features, updates))
-        self.b = nn.Parameter(_spread(updates, in_features))
+        self.a = nn.Parameter(weight.new_zeros(out_features, updates))
+        self.b = nn.Parameter(_spread(updates, in_features).to(weight))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        if isinstance(self.form, Rows) and lean.applies(x):
-            return lean.updated_product(x, self.weight, self.bias, self.a, self.b)
-        update = self.form.mix(self.form.apply(x, self.b), self.a)  # (..., m)
-        return self.form.apply(x, self.weight, self.bias) + update
+        if self.lean and isinstance(self.form, Rows) and lean.applies(input):
+            return lean.updated_product(input, self.weight, self.bias, self.a, self.b)
+        update = self.form.mix(self.form.apply(input, self.b), self.a)  # (..., m)
+        return self.form.apply(input, self.weight, self.bias) + update
 
     @torch.no_grad()
     def folded(self, layout: str | None = None) -> nn.Module:
         """A plain dense layer, whatever the layout of the others."""
         layer = self.form.layer(self.in_features, self.out_features, bias=self.bias is not None)
-        _fill_(layer, self.weight.double() + self.a.double() @ self.b.double(), self.bias)
-        return layer.to(self.weight.device, self.weight.dtype)
+        layer = layer.to(self.weight.device, self.weight.dtype)
+        _fill_(layer, wide(self.weight) + wide(self.a) @ wide(self.b), self.bias)
+        return layer
 
 
 def _spread(rows: int, columns: int) -> Tensor:
@@ -173,9 +180,9 @@ class FactorizedLinear(Factors):
         self.down = form.layer(in_features, rank, bias=False)
         self.up = form.mixer(rank, out_features, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        y: Tensor = self.up(self.down(x))
+        y: Tensor = self.up(self.down(input))
         return y
 
     @property
@@ -206,9 +213,9 @@ class PivotedLinear(Factors):
         self.register_buffer("order", torch.arange(out_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        kept, axis = self.kept(x), self.form.axis  # (..., r)
+        kept, axis = self.kept(input), self.form.axis  # (..., r)
         y = torch.cat([kept, self.mixed(kept)], dim=axis).index_select(axis, self.order)
         return y if self.bias is None else self.form.shift(y, self.bias)
 

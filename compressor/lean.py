@@ -22,7 +22,8 @@ from compressor.remaking import held
 def applies(x: Tensor) -> bool:
     """Whether gradients are wanted, in one precision, by autograd itself."""
     mixed = torch.is_autocast_enabled(x.device.type)
-    return torch.is_grad_enabled() and not mixed and not torch.compiler.is_compiling()
+    transformed = torch._C._are_functorch_transforms_active()  # by torch.func, which takes autograd's place
+    return torch.is_grad_enabled() and not (mixed or transformed or torch.compiler.is_compiling())
 
 
 def updated(matrix: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:

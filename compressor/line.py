@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class Line:
         terms = self.task.terms
         loss = partial(own_label_loss, terms=terms) if self.recipe.starts_adapted else model_loss
         tracked, needs = progress.track(self._calibration(), title), self.recipe.method.needs()
-        with torch.random.fork_rng():
+        with devices.fork_rng(model):
             return calibrate(model, tracked, needs, targets=names, loss=loss, terms=terms)
 
     def _calibration(self) -> Any:
@@ -164,8 +164,9 @@ class Line:
     def subspaces(self) -> Mapping[str, Subspace]:
         """The decompositions, as far as any plan may need them; made once, until the ranks are planned."""
         model = self.start()
+        names = [target.name for target in self.targets(model)]
         return factorize.decompose(
-            model, self.recipe.method, self.calibrate(), targets=self.targets(model), layout=self.recipe.plan.layout
+            model, self.recipe.method, self.calibrate(), targets=names, layout=self.recipe.plan.layout
         )
 
     def plan(self) -> Plan:
@@ -190,7 +191,7 @@ class Line:
     def _choose(self, spectra: Sequence[planning.Spectrum], scratch: Path) -> Plan:
         section = self.recipe.plan
         if section.path:
-            return replace(Plan.load(Path(section.path)), predicted=None, measured=None)  # its ranks may be edited
+            return planning.replayed(Plan.load(Path(section.path)), spectra)
         if not section.measures:
             return self.allocate(spectra)
         plan, record = measured.choose(self, spectra, scratch)
@@ -265,19 +266,21 @@ class Line:
     # ---- helpers ----
 
     def _train(self, model: Any, training: Any, name: str, distillation: Distillation | None = None) -> History:
-        return adapt.adapt_(
-            model,
-            self.task,
-            self.processor,
-            self.data.train,
-            self.data.validation,
-            training,
-            folder=self.run.scratch / f"{name}-checkpoints",
-            seed=self.recipe.seed,
-            title={"adapt": "adapting", "baseline": "training the baseline"}[name],
-            teacher=self.source.adapted if distillation else None,
-            distillation=distillation,
-        )
+        progress.note(f"  on {devices.described()}")
+        with devices.lent(model):
+            return adapt.adapt_(
+                model,
+                self.task,
+                self.processor,
+                self.data.train,
+                self.data.validation,
+                training,
+                folder=self.run.scratch / f"{name}-checkpoints",
+                seed=self.recipe.seed,
+                title={"adapt": "adapting", "baseline": "training the baseline"}[name],
+                teacher=self.source.adapted if distillation else None,
+                distillation=distillation,
+            )
 
     def _sidecars(self) -> list[str]:
         """Config and tokenizer or image processor files, as the baseline's folder has them."""

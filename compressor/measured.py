@@ -23,6 +23,7 @@ from compressor.forms import Patches, as_dense, form_of
 from compressor.machine import machine
 from compressor.market import Market, Price, Spectrum, break_even
 from compressor.planning import Plan, of_market
+from compressor.recording import input_of
 from compressor.running import settled
 from compressor.structure import shape
 from compressor.timings import Curve, Site
@@ -176,12 +177,12 @@ def sites(model: nn.Module, names: Sequence[str], inputs: Mapping[str, Any]) -> 
     """
     calls: dict[str, list[Site]] = {name: [] for name in names}
 
-    def record(name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        calls[name].append(_site(module, tuple(arguments[0].shape)))
+    def record(name: str, module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        calls[name].append(_site(module, tuple(input_of(arguments, named).shape)))
 
     with ExitStack() as hooks, settled(model):
         for name in names:
-            handle = model.get_submodule(name).register_forward_pre_hook(partial(record, name))
+            handle = model.get_submodule(name).register_forward_pre_hook(partial(record, name), with_kwargs=True)
             hooks.callback(handle.remove)
         model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
     missed = [name for name, found in calls.items() if not found]

@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
-from compressor.errors import ArtifactError, field_faults
+from compressor.errors import ArtifactError, InputError, did_you_mean, field_faults
 from compressor.market import Layout as Layout
 from compressor.market import Market, cost
 from compressor.market import Resource as Resource
@@ -20,6 +20,7 @@ from compressor.market import Strategy as Strategy
 from compressor.market import break_even as break_even
 from compressor.market import flat as flat
 
+STRATEGIES = ("gain", "energy", "uniform")  # that need nothing but weights: `measured` needs prices
 STRICT = {"extra": "forbid"}  # of a plan in a file: an edited one has no keys of its own
 
 
@@ -72,23 +73,26 @@ class Plan:
         """Names of the targets that stay dense."""
         return tuple(layer.name for layer in self.layers if layer.rank is None)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
-        """Read a plan, edited or not; only the ranks of the layers are believed, the rest is worked out again.
+    def load(cls, path: Path | str) -> Plan:
+        """Read a plan, edited or not; only the ranks of the layers are believed, what they cost is worked out again.
+
+        What an edited rank keeps of its layer's gain takes the decompositions: `replayed`.
 
         Raises:
             ArtifactError: no plan file, or rows with ranks that cannot be; all of them are listed.
         """
-        plan = _parsed(path)
-        wrong = (fault for layer in plan.layers for fault in _faults(layer, plan.layout))
-        faults = [f"{path}: {fault}" for fault in (*_repeated(plan.layers), *wrong)]
-        if faults:
-            raise ArtifactError("\n".join(faults))
-        return replace(plan, layers=tuple(_charged(layer, plan.layout) for layer in plan.layers))
+        plan = _parsed(Path(path))
+        found = [f"{path}: {fault}" for fault in faults(plan)]
+        if found:
+            raise ArtifactError("\n".join(found))
+        layers = tuple(_charged(layer, plan.layout) for layer in plan.layers)
+        edited = [layer.parameters for layer in layers] != [layer.parameters for layer in plan.layers]
+        return replace(plan, layers=layers) if not edited else _as_edited(plan, layers)
 
 
 def _parsed(path: Path) -> Plan:
@@ -107,6 +111,24 @@ def _parsed(path: Path) -> Plan:
             f"{path} is not a plan: {said}. `python -m compressor plan RECIPE --out DIR` writes one."
         ) from error
     return replace(plan, layers=tuple(replace(row, rank=rank) for row, rank in zip(plan.layers, ranks, strict=True)))
+
+
+def _as_edited(plan: Plan, layers: tuple[PlanLayer, ...]) -> Plan:
+    """A plan of other ranks: its budget is what they take, since nothing else was asked for."""
+    bare = replace(plan, layers=layers, quantity="parameters", predicted=None, measured=None)
+    return replace(bare, budget=round(bare.parameters / bare.dense_parameters, 6))
+
+
+def replayed(plan: Plan, spectra: Sequence[Spectrum]) -> Plan:
+    """A plan's ranks for targets that are decomposed anew; those that it does not name stay dense."""
+    layers = tuple(_layer(spectrum, plan.ranks.get(spectrum.name), plan.layout) for spectrum in spectra)
+    whole = {layer.name for layer in plan.layers} == {layer.name for layer in layers}
+    return replace(plan, layers=layers, predicted=None, measured=None) if whole else _as_edited(plan, layers)
+
+
+def faults(plan: Plan) -> list[str]:
+    """Rows that cannot be: layers that stand there twice, ranks that are none or not below break-even."""
+    return [*_repeated(plan.layers), *(fault for layer in plan.layers for fault in _faults(layer, plan.layout))]
 
 
 def _repeated(layers: Sequence[PlanLayer]) -> Iterator[str]:
@@ -151,8 +173,28 @@ def allocate(
 
     Raises:
         BudgetError: not even the smallest ranks fit.
+        InputError: see `require_sensible`.
     """
+    require_sensible(budget, strategy, multiple_of, layout)
     return of_market(Market(spectra, strategy, multiple_of, layout), budget)
+
+
+def require_sensible(budget: float, strategy: str, multiple_of: int, layout: str) -> None:
+    """Refuse what no plan can be asked for.
+
+    Raises:
+        InputError: all that is wrong.
+    """
+    wrong = []
+    if not 0 < budget <= 1:
+        wrong.append(f"the share that is kept is {budget!r}; it is above 0, and at most 1 (0.5 for half)")
+    for word, given, allowed in (("strategy", strategy, STRATEGIES), ("layout", layout, get_args(Layout))):
+        if given not in allowed:
+            wrong.append(f"{word} {given!r} is none of {', '.join(allowed)}.{did_you_mean(str(given), allowed)}")
+    if type(multiple_of) is not int or multiple_of < 1:
+        wrong.append(f"multiple_of is {multiple_of!r}; it is a whole number, 1 or more")
+    if wrong:
+        raise InputError("No plan can be made: " + "; ".join(wrong))
 
 
 def of_market(market: Market, budget: float) -> Plan:

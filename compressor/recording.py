@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +65,10 @@ class Recorder:
         self.calls: list[Call] = []  # of the batch
         self.copies = False
 
-    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        given = arguments[0]
+    def __call__(
+        self, module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any], output: Tensor
+    ) -> Tensor | None:
+        given = input_of(arguments, named)
         read = given.detach().clone() if self.copies else given
         self.calls.append(Call(given, read, output, (_version(given), _version(output))))
         return output.clone() if self.copies else None
@@ -85,6 +87,11 @@ class Recorder:
     def gradient_rows(self, gradient: Tensor, mask: Tensor | None) -> Tensor:
         """The gradient of an output as (rows, out_features), without padding."""
         return rows_of(self.form.outputs(gradient), mask)
+
+
+def input_of(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """What a layer is given, by place or by torch's name for it."""
+    return arguments[0] if arguments else named["input"]
 
 
 def _version(tensor: Tensor) -> int:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from compressor.calibration import Batch
-from compressor.forms import Form, form_of
-from compressor.recording import evaluating, rows_of
+from compressor.forms import Form
+from compressor.recording import Recorder, evaluating, input_of, rows_of
 from compressor.targets import block_of
 
 Run = Callable[[nn.Module, Batch], Any]
+What = Callable[[tuple[Any, ...], Mapping[str, Any], Any], Any]  # of the arguments and the output of a call
 
 CLOSE = 1e-3  # share of the largest input: what a layer reads may differ by it where a model is run in two ways
 ODD = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)  # of blocks that are not run
@@ -40,31 +41,31 @@ class Calls:
     counts: Counter[str]  # by target or block
     forms: dict[str, Form]  # by target
     blocks: dict[str, str]  # by target; empty for one outside of repeated blocks
-    bytes: int  # of the batch, and of the largest output of a block in each of two models
+    bytes: int  # of the batch, and of the largest output of a block of each list in each of two models
 
     @classmethod
     def of(cls, model: nn.Module, names: Sequence[str], batch: Batch, loss: Run) -> Calls:
         """From one pass of the dense model."""
         blocks = {name: block_of(model, name) for name in names}
-        forms = {name: form_of(model.get_submodule(name)) for name in names}
-        counts, read, largest = Counter[str](), list[tuple[str, Tensor]](), 0
+        recorders = {name: Recorder(model.get_submodule(name)) for name in names}
+        counts, largest = Counter[str](), dict[str, int]()
 
-        def see(name: str, _module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            nonlocal largest
+        def see(name: str, module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
             counts[name] += 1
-            if name in blocks:
-                read.append((name, arguments[0]))
+            if name in recorders:
+                recorders[name](module, given, named, output)
             if name in blocks.values():
-                largest = max(largest, size_of(output))
+                largest[_list_of(name)] = max(largest.get(_list_of(name), 0), size_of(output))
 
         with _hooked(model, {*names, *blocks.values()} - {""}, see):
             loss(model, batch)
-        groups: dict[tuple[int, Form] | str, list[str]] = {}
-        for name, x in read:
-            key = (id(x), forms[name]) if counts[name] == 1 else name
-            if name not in groups.setdefault(key, []):
-                groups[key].append(name)
-        return cls(list(groups.values()), counts, forms, blocks, size_of(batch) + 2 * largest)
+        groups: dict[tuple[int, int, Form] | str, list[str]] = {}
+        for name in counts:  # in the order of their first calls
+            if name in recorders:
+                first, *more = recorders[name].calls
+                groups.setdefault(name if more else (*first.source, recorders[name].form), []).append(name)
+        forms = {name: recorder.form for name, recorder in recorders.items()}
+        return cls(list(groups.values()), counts, forms, blocks, size_of(batch) + 2 * sum(largest.values()))
 
 
 class _Reached(Exception):
@@ -102,7 +103,7 @@ class Chain:
             self.block = block
         to_rows = self.calls.forms[name].inputs
         for number, batch in enumerate(self.sample):
-            found = [rows_of(to_rows(x), batch.get("attention_mask")) for x, _ in self._calls(number, name)]
+            found = [rows_of(to_rows(x), batch.get("attention_mask")) for x in self._calls(number, name, _read)]
             yield torch.cat(found).float() if found else torch.empty(0)
 
     def _together(self, group: Sequence[str]) -> list[str]:
@@ -111,22 +112,22 @@ class Chain:
         following = groups[groups.index([*group]) :]
         return [one[0] for one in takewhile(lambda one: self.calls.blocks[one[0]] == block, following)]
 
-    def _calls(self, number: int, name: str) -> list[tuple[Any, Any]]:
-        """Input and output of every call of a module on one batch."""
+    def _calls(self, number: int, name: str, what: What) -> list[Any]:
+        """What every call of a module on one batch reads, or gives."""
         try:
-            return self._seen(number, [name])[name]
+            return self._seen(number, [name], what)[name]
         except ODD:  # of what stands between blocks, on this batch
             if not self.replaced:
                 raise
             self._give_up()
-            return self._seen(number, [name])[name]
+            return self._seen(number, [name], what)[name]
 
-    def _seen(self, number: int, names: Sequence[str]) -> dict[str, list[tuple[Any, Any]]]:
+    def _seen(self, number: int, names: Sequence[str], what: What) -> dict[str, list[Any]]:
         """The same of several modules, in one pass that ends when all of them have been called."""
-        found: dict[str, list[tuple[Any, Any]]] = {name: [] for name in names}
+        found: dict[str, list[Any]] = {name: [] for name in names}
 
-        def see(name: str, _module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            found[name].append((arguments[0] if arguments else None, output))
+        def see(name: str, _module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
+            found[name].append(what(given, named, output))
             if all(len(calls) == self.calls.counts[one] for one, calls in found.items()):
                 raise _Reached
 
@@ -138,29 +139,29 @@ class Chain:
 
     def _leave(self, block: str, following: Sequence[str]) -> None:
         """Replay a block from here on, unless what the targets of the next one read is not the same then."""
-        found = [self._calls(number, block) for number in range(len(self.sample))]
-        if not self.follows or any(len(calls) != 1 for calls in found):
-            self._give_up()
-            return
+        blocks, module = _list_of(block), self.model.get_submodule(block)
+        given = self.given.setdefault(blocks, [None] * len(self.sample))
+        for number in range(len(self.sample)):
+            outputs = self._calls(number, block, _gave)
+            if not self.follows or len(outputs) != 1:
+                self._give_up()
+                return
+            given[number] = outputs[0]  # in the place of the block before, which is not run on this batch again
         with self._whole():
-            read = self._seen(0, following)
-        blocks, module = block.rpartition(".")[0], self.model.get_submodule(block)
-        self.given[blocks] = [output for ((_, output),) in found]
+            read = self._seen(0, following, _read)
         self.replaced[block] = vars(module).get("forward")
         module.forward = partial(self._replay, blocks)
         if not self._gives(read, following):
             self._give_up()
 
-    def _gives(self, read: Mapping[str, list[tuple[Any, Any]]], following: Sequence[str]) -> bool:
+    def _gives(self, read: Mapping[str, list[Any]], following: Sequence[str]) -> bool:
         """Whether targets read that on the first batch, close enough."""
         try:
-            found = self._seen(0, following)
+            found = self._seen(0, following, _read)
         except ODD:
             return False
         same = all(len(read[name]) == len(found[name]) for name in following)
-        return same and all(
-            _close(x, y) for name in following for (x, _), (y, _) in zip(read[name], found[name], strict=True)
-        )
+        return same and all(_close(x, y) for name in following for x, y in zip(read[name], found[name], strict=True))
 
     def _replay(self, blocks: str, *_: Any, **__: Any) -> Any:
         return tree_map_only(Tensor, Tensor.clone, self.given[blocks][self.number])  # it may be changed in place
@@ -195,6 +196,18 @@ class Chain:
         self.given.clear()
 
 
+def _read(given: tuple[Any, ...], named: Mapping[str, Any], _output: Any) -> Any:
+    return input_of(given, named)
+
+
+def _gave(_given: tuple[Any, ...], _named: Mapping[str, Any], output: Any) -> Any:
+    return output
+
+
+def _list_of(block: str) -> str:
+    return block.rpartition(".")[0]
+
+
 def _close(x: Tensor, y: Tensor) -> bool:
     if x.shape != y.shape:
         return False
@@ -203,8 +216,8 @@ def _close(x: Tensor, y: Tensor) -> bool:
 
 @contextmanager
 def _hooked(model: nn.Module, names: Iterable[str], see: Any) -> Iterator[None]:
-    """`see(name, module, arguments, output)` after every call of the modules called so."""
-    handles = [model.get_submodule(name).register_forward_hook(partial(see, name)) for name in names]
+    """`see(name, module, arguments, named, output)` after every call of the modules called so."""
+    handles = [model.get_submodule(name).register_forward_hook(partial(see, name), with_kwargs=True) for name in names]
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from functools import cache
 from math import prod
 from typing import Any
@@ -90,18 +90,18 @@ def obstacles(model: nn.Module, found: dict[str, nn.Module]) -> dict[str, str]:
 
 
 def tied_weights(model: nn.Module) -> dict[str, str]:
-    """By name, modules whose weight another module has too, and the name of that one."""
+    """By name, modules whose weight another module has too, under whatever name, and the name of that one."""
     owners: dict[int, dict[int, list[str]]] = {}
+    weights = dict[str, int]()
     for name, module in model.named_modules(remove_duplicate=False):
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter):
-            owners.setdefault(id(weight), {}).setdefault(id(module), []).append(name)
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), {}).setdefault(id(module), []).append(name)
+                weights |= {name: id(parameter)} if key == "weight" else {}
     return {
-        name: next(names[0] for other, names in modules.items() if other != key)
-        for modules in owners.values()
-        if len(modules) > 1
-        for key, own in modules.items()
-        for name in own
+        name: others[0] or "a parameter of the model itself"
+        for name, weight in weights.items()
+        if (others := [names[0] for names in owners[weight].values() if name not in names])
     }
 
 
@@ -142,7 +142,8 @@ def _read_directly(model: nn.Module, name: str) -> str:
     parts = name.split(".")
     for end in range(len(parts)):
         owner: Any = type(model.get_submodule(".".join(parts[:end])))
-        if owner is nn.TransformerEncoderLayer:  # leave_fast_paths_ makes it call its layers
+        forward = getattr(owner, "forward", None)
+        if forward is nn.TransformerEncoderLayer.forward:  # leave_fast_paths_ makes it call its layers
             continue
         for attribute in _attributes(_source(owner), f"self.{'.'.join(parts[end:])}."):
             if attribute not in ANSWERED and not hasattr(BARE, attribute):
@@ -207,6 +208,20 @@ def require_plain(model: nn.Module) -> None:
         raise ModelError(
             f"{_some(quantized)} of {type(model).__name__} are quantized, and factors are made of full weights: take "
             "the checkpoint in full precision, or `model.dequantize()` it. Exports can be quantized afterwards."
+        )
+
+
+def require_loaded(model: nn.Module, names: Sequence[str]) -> None:
+    """Refuse weights that are elsewhere: on disk, or on another device while nothing runs.
+
+    Raises:
+        ModelError: layers are on the meta device; it names them.
+    """
+    away = [name for name in names if model.get_submodule(name).get_parameter("weight").is_meta]
+    if away:
+        raise ModelError(
+            f"{_some(away)} of {type(model).__name__} have no weights in memory (offloaded, or on the meta device): load "
+            "the model whole, on one device, without a device_map that offloads."
         )
 
 

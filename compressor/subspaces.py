@@ -32,5 +32,6 @@ def load(path: Path) -> dict[str, Subspace]:
     """
     tensors, others = read_noted(path, "subspaces", "Plan again.")
     return {
-        name: Subspace(*(tensors[f"{name}.{field}"] for field in TENSORS), **other) for name, other in others.items()
+        name: Subspace(**{field: tensors[f"{name}.{field}"] for field in TENSORS} | other)
+        for name, other in others.items()
     }

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import takewhile
-from typing import Literal
 
 from torch import nn
 
@@ -53,14 +52,15 @@ class Considered(Target):
 
 
 def find_targets(
-    model: nn.Module, targets: Literal["auto"] | Sequence[str] = "auto", exclude: Sequence[str] = ()
+    model: nn.Module, targets: str | Sequence[str] = "auto", exclude: str | Sequence[str] = ()
 ) -> tuple[Target, ...]:
     """The layers to compress, in the model's order.
 
     Args:
         model: any module.
-        targets: "auto" (linear layers in repeated blocks), or globs over the names of linear layers and convolutions.
-        exclude: globs over names that stay dense.
+        targets: "auto" (linear layers in repeated blocks), or a glob or globs over the names of linear layers and
+            convolutions.
+        exclude: a glob or globs over names that stay dense.
 
     Raises:
         ModelError: a glob matches nothing, a layer named in full cannot be a target, there is no target at all, or the
@@ -68,7 +68,7 @@ def find_targets(
     """
     structure.require_plain(model)
     rows = consider(model, targets, exclude)
-    _require_named(rows, () if targets == "auto" else targets)
+    _require_named(rows, () if targets == "auto" else _globs(targets))
     found = tuple(Target(row.name, row.out_features, row.in_features) for row in rows if row.target)
     if not found:
         raise ModelError(
@@ -94,7 +94,7 @@ def _without(model: nn.Module, rows: Sequence[Considered]) -> str:
 
 
 def consider(
-    model: nn.Module, targets: Literal["auto"] | Sequence[str] = "auto", exclude: Sequence[str] = ()
+    model: nn.Module, targets: str | Sequence[str] = "auto", exclude: str | Sequence[str] = ()
 ) -> tuple[Considered, ...]:
     """Every linear layer of a model, and every convolution named, by every name, and why it is (not) a target.
 
@@ -105,8 +105,8 @@ def consider(
     """
     every = structure.layers(model)
     firsts = structure.first_names(every)
-    named = {} if targets == "auto" else _matching(every, targets, firsts)
-    excluded = _matching(every, exclude, firsts)
+    named = {} if targets == "auto" else _matching(every, _globs(targets), firsts)
+    excluded = _matching(every, _globs(exclude), firsts)
     layers = {name: layer for name, layer in every.items() if firsts[name] in named or not is_convolution(layer)}
     obstacles: dict[str, str] = {}
     for name, reason in structure.obstacles(model, layers).items():
@@ -172,11 +172,16 @@ def _require_named(rows: Iterable[Considered], targets: Sequence[str]) -> None:
         )
 
 
+def _globs(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names
+
+
 def _matching(layers: Iterable[str], globs: Sequence[str], firsts: Mapping[str, str]) -> dict[str, str]:
     """The layers that any of the globs matches under any of their names, by first name, each with the glob."""
     names, found = list(layers), dict[str, str]()
     for glob in globs:
-        matched = [firsts[name] for name in names if fnmatchcase(name, glob)]
+        whole = glob in firsts  # a name that is there is meant as it stands, brackets and all
+        matched = [firsts[glob]] if whole else [firsts[name] for name in names if fnmatchcase(name, glob)]
         if not matched:
             raise ModelError(
                 f"'{glob}' matches no linear layer or convolution of the model.{did_you_mean(glob, names)}"

@@ -36,7 +36,7 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, note: tuple[st
     save_file(found, path, metadata=dict([note]))
 
 
-def read_noted(path: Path, kind: str, again: str) -> tuple[dict[str, torch.Tensor], Any]:
+def read_noted(path: Path, kind: str, again: str) -> tuple[dict[str, Any], Any]:
     """A file's tensors and the note of that kind, in JSON, that `save_tensors` wrote; pages come when they are used.
 
     Raises:

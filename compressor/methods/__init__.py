@@ -8,7 +8,7 @@ from compressor import registry
 
 
 def __getattr__(name: str) -> Any:
-    if name.lower() not in registry.names("methods"):
+    if name not in __dir__():  # a module of a method has its name in small letters
         raise AttributeError(f"module 'compressor.methods' has no method '{name}'")
     return registry.load("methods", name.lower())
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, dataclass_tra
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
+from compressor.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -110,7 +112,7 @@ def metrics(
     """The output metric of E[g g^T] and the input metric of E[x x^T], or the plain one of what does not weigh.
 
     Raises:
-        ValueError: one that is asked for was not gathered.
+        InputError: one that is asked for was not gathered.
     """
     from compressor.linalg import Metric
 
@@ -118,7 +120,10 @@ def metrics(
         if not wanted:
             return Metric.plain(size, weight.device)
         if moment is None:
-            raise ValueError("a metric's moment was not gathered: calibrate with method.needs()")
+            raise InputError(
+                "The method weighs by a moment that was not gathered: calibrate with `method.needs()`, and give all of "
+                "the statistics."
+            )
         return moment.metric(ridge, power=power, diagonal=diagonal)
 
     rows, columns = weight.shape

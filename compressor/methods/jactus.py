@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from compressor.errors import InputError
 from compressor.methods.base import MetricName, Moment, Moments, Subspace, method, metrics, scaled
 
 if TYPE_CHECKING:
@@ -152,7 +153,9 @@ class Jactus:
 
 def _both(moments: Moments) -> tuple[SecondMoment, SecondMoment]:
     if moments.gradient is None or moments.input is None:
-        raise ValueError("JACTUS needs both moments of every target: calibrate with method.needs()")
+        raise InputError(
+            "JACTUS needs both moments of every target: calibrate with `method.needs()`, and give all statistics."
+        )
     return moments.gradient, moments.input
 
 

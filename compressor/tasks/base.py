@@ -125,4 +125,9 @@ def labeled(batch: Mapping[str, Tensor]) -> Tensor:
 
     if "labels" in batch:
         return batch["labels"] != IGNORED
-    return torch.ones(len(next(iter(batch.values()))), dtype=torch.bool)
+    return torch.ones(examples(batch), dtype=torch.bool)
+
+
+def examples(batch: Mapping[str, Tensor]) -> int:
+    """How many are in a batch: the length of what has any."""
+    return next((len(one) for one in batch.values() if one.ndim), 1)

@@ -166,6 +166,15 @@ def test_a_plan_of_another_layout_is_refused_before_any_work(task: Path, tmp_pat
     assert isinstance(again, Plan)
 
 
+def test_a_plan_that_lacks_a_target_is_refused_before_any_work(task: Path, tmp_path: Path) -> None:
+    chosen = pipeline.plan(recipe.read(task), tmp_path / "first")
+    (first, *others) = chosen.layers
+    replace(chosen, layers=tuple(others)).save(tmp_path / "less.json")
+    with pytest.raises(InputError, match=rf"has no row for {first.name}, which are targets: give them one"):
+        pipeline.plan(recipe.read(task, [f"plan.path={tmp_path / 'less.json'}"]), tmp_path / "second")
+    assert not (tmp_path / "second" / "baseline").exists()
+
+
 def test_an_untrained_core_of_a_language_model_is_folded_as_it_is(task: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SMALL, eos_token_id=2)).save_pretrained(task.parent / "model")

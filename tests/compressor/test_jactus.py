@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compressor.errors import InputError
 from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments, Subspace
 from compressor.methods.jactus import Jactus
@@ -137,7 +138,7 @@ def test_r3_goes_from_the_weighted_weight_to_the_task_alone(moments: Build, unio
 
 @pytest.mark.parametrize("method", [Jactus(), Jactus("R1"), Jactus("R3"), Jactus(metric="input"), Jactus(union=0.5)])
 def test_jactus_without_moments_says_what_to_do(method: Jactus) -> None:
-    with pytest.raises(ValueError, match="calibrate"):
+    with pytest.raises(InputError, match="calibrate"):
         method.subspace(weight_of(5, 4), Moments(), 2)
 
 

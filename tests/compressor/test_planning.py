@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from compressor.errors import ArtifactError, BudgetError
-from compressor.planning import Plan, Spectrum, allocate, break_even, cost
+from compressor.planning import Plan, Spectrum, allocate, break_even, cost, replayed
 
 LAYOUTS: Any = ("two-factor", "pivoted")
 STRATEGIES: Any = ("gain", "energy", "uniform")
@@ -230,13 +231,32 @@ def test_a_plan_comes_back_as_it_was_saved(saved: tuple[Plan, Path]) -> None:
 def test_an_edited_rank_is_replayed_and_its_price_worked_out_again(saved: tuple[Plan, Path]) -> None:
     plan, path = saved
     edit(path, layer_0=3, layer_1=None)
-    replayed = Plan.load(path)
-    assert replayed.ranks["layer.0"] == 3
-    assert "layer.1" not in replayed.ranks
-    first, second = replayed.layers[:2]
+    edited = Plan.load(path)
+    assert edited.ranks["layer.0"] == 3
+    assert "layer.1" not in edited.ranks
+    first, second = edited.layers[:2]
     assert first.parameters == 3 * (first.out_features + first.in_features)
     assert second.parameters == second.out_features * second.in_features
-    assert replayed.layers[2:] == plan.layers[2:]
+    assert edited.layers[2:] == plan.layers[2:]
+    assert edited.budget == pytest.approx(edited.parameters / edited.dense_parameters, abs=1e-6)
+
+
+def test_an_edited_rank_keeps_what_its_layers_spectrum_says(saved: tuple[Plan, Path]) -> None:
+    plan, path = saved
+    edit(path, layer_0=3, layer_1=None)
+    found, first = replayed(Plan.load(path), spectra(1)), spectra(1)[0]
+    assert found.layers[0].energy == pytest.approx(sum(first.gains[:3]) / first.total, abs=1e-6)
+    assert found.layers[1].energy == 1
+    assert found.layers[2:] == plan.layers[2:]
+
+
+def test_a_plan_is_replayed_as_it_was_and_targets_that_it_lacks_stay_dense(saved: tuple[Plan, Path]) -> None:
+    plan, path = saved
+    assert replayed(Plan.load(path), spectra(1)) == plan
+    fewer = replace(plan, layers=plan.layers[1:])
+    found = replayed(fewer, spectra(1))
+    assert [layer.rank for layer in found.layers] == [None, *(layer.rank for layer in fewer.layers)]
+    assert found.budget == pytest.approx(found.parameters / found.dense_parameters, abs=1e-6)
 
 
 def test_every_faulty_row_of_an_edited_plan_is_named(saved: tuple[Plan, Path]) -> None:
