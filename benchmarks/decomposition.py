@@ -40,10 +40,11 @@ from suites import SUITES, Suite
 
 from compressor import calibration, data, factorize, models, planning, progress
 from compressor.forms import matrix
-from compressor.linalg import SecondMoment, energy
+from compressor.linalg import energy
 from compressor.machine import machine, versions
 from compressor.methods.base import Moments, metrics
 from compressor.methods.spectral import Spectral
+from compressor.metrics import SecondMoment
 from compressor.planning import Plan
 from compressor.turns import rounds
 

@@ -14,8 +14,8 @@ from compressor import structure
 from compressor.devices import beside
 from compressor.errors import DataError, ModelError, some
 from compressor.forms import Form
-from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments
+from compressor.metrics import SecondMoment
 from compressor.recording import Recorder, accumulate, evaluating, mirrored
 from compressor.tasks.base import examples, inputs_of, labeled
 from compressor.tensors import read_noted, save_tensors

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from compressor import memory, progress
 from compressor.calibration import Batch
-from compressor.devices import beside
+from compressor.devices import beside, fork_rng
 from compressor.errors import DataError, ModelError, some
 from compressor.forms import Dense, matrix
 from compressor.layers import CoreLinear
-from compressor.linalg import SecondMoment
 from compressor.methods.base import Method, Moments
+from compressor.metrics import SecondMoment
 from compressor.passes import SHARE
 from compressor.planning import Plan, PlanLayer
 from compressor.running import Calls, Chain, Run, settled, size_of
@@ -80,7 +80,7 @@ def correct_(
             "core. Call correct_ between factorize_ and fold_."
         )
     layers = {layer.name: layer for layer in plan.layers}
-    with torch.random.fork_rng(), settled(dense), settled(model):
+    with fork_rng(dense), settled(dense), settled(model):
         rest = iter(batches)
         first = next(rest, None)
         if first is None:
@@ -121,7 +121,7 @@ def _affordable(model: nn.Module, batches: Iterable[Batch], each: float) -> list
 def _put_(model: nn.Module, dense: Dense, method: Method, pair: Moments, layer: PlanLayer, seen: _Seen) -> None:
     """A target's new weight: whole where the plan keeps it dense, else truncated."""
     target: Any = model.get_submodule(layer.name)
-    corrected = seen.corrected(matrix(dense).double().cpu())  # (m, n)
+    corrected = seen.corrected(matrix(dense).cpu().double())  # (m, n)
     if layer.rank is None:
         target.weight.copy_(corrected.reshape(target.weight.shape))
     elif hasattr(target.core, "restart_"):
@@ -154,11 +154,11 @@ class _Seen:
                 continue
             found = x.mT @ y, y.mT @ y
             sums = [total + one for total, one in zip(sums, found, strict=True)] if sums else list(found)
-            size += float(x.double().square().sum())
+            size += float(x.square().sum())
             count += len(x)
         if not count:
             return None
-        crossed, moment = (total.double().cpu() for total in sums)
+        crossed, moment = (total.cpu().double() for total in sums)
         alike = crossed.trace() > AGREEMENT * (size * moment.trace()) ** 0.5  # not where anything is not finite, too
         return cls(crossed / count, moment / count) if alike else None
 

@@ -1,112 +1,32 @@
-"""Pure functions on tensors: metrics of second moments, unions of bases, projections, Cayley, the pivoted gauge.
+"""Pure functions on tensors: whitened decompositions, unions of bases, projections, Cayley, the pivoted gauge.
 
-Notation: a weight W is (m, n) = (out_features, in_features). A metric stands for a positive definite matrix A and a
-root R of it, R^T R = A, so that ||R_A E R_B^T||_F^2 = tr(A E B E^T) weighs an error E by output metric A and input
-metric B (the K-FAC form of the loss change, tr(E[gg^T] E E[xx^T] E^T) / 2).
+Notation: a weight W is (m, n) = (out_features, in_features); `compressor.metrics` says what weighs it, and how.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from compressor.concave import concave_slopes
-from compressor.damped import Damped as Damped
-from compressor.leading import exact, leading
+from compressor.leading import leading
+from compressor.metrics import Metric
 
-FLOOR = 1e-12  # smallest eigenvalue of a metric against its largest: a singular one could not be undone
 TINY, EPSILON = torch.finfo(torch.float64).tiny, torch.finfo(torch.float64).eps
 
 
-class SecondMoment:
-    """An uncentered second moment E[z z^T] (d, d), decomposed at most once however many layers share it."""
-
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
-        self._damped: dict[float, Damped] = {}
-
-    @cached_property
-    def eigen(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (d,) in descending order and eigenvectors (d, d) in columns, float64."""
-        return exact(self.matrix, len(self.matrix))
-
-    def forget(self) -> None:
-        """Give the decompositions' memory back; they are made again where they are asked for."""
-        self.__dict__.pop("eigen", None)
-        self._damped.clear()
-
-    def top(self, count: int) -> Tensor:
-        """The leading eigenvectors (d, count); a few of many to the tolerance of `compressor.leading`."""
-        if "eigen" in self.__dict__:
-            return self.eigen[1][:, :count]
-        return leading(self.matrix, count)[1]
-
-    def metric(self, ridge: float, *, power: float = 1.0, diagonal: bool = False) -> Metric | Damped:
-        """The metric (E[z z^T] + ridge * mean(diag) * I)^power, or the same of its diagonal.
-
-        The ridge is relative; without one a singular moment is kept invertible by a floor at 1e-12 of its largest
-        eigenvalue. A moment that is zero everywhere gives the plain metric.
-        """
-        spread = self.matrix.diagonal().double()
-        if not spread.any():
-            return Metric.plain(len(spread), spread.device)
-        if ridge and power == 1 and not diagonal:
-            return self._damped.setdefault(ridge, Damped(self, ridge))
-        return self.spectral(ridge, power=power, diagonal=diagonal)
-
-    def spectral(self, ridge: float, *, power: float = 1.0, diagonal: bool = False) -> Metric:
-        """The same with its root from the eigenvectors, which a singular moment has too."""
-        spread = self.matrix.diagonal().double()
-        values, vectors = (spread, None) if diagonal else self.eigen
-        damped = values + ridge * spread.mean()
-        return Metric(damped.clamp_min(FLOOR * float(damped.max())).pow(power / 2), vectors)
-
-
-@dataclass(frozen=True, eq=False)
-class Metric:
-    """The root R = diag(scale) vectors^T of a metric A = R^T R; without vectors A is diagonal."""
-
-    scale: Tensor  # (d,) float64, positive
-    vectors: Tensor | None  # (d, d) orthogonal, float64
-
-    @classmethod
-    def plain(cls, size: int, device: torch.device | None = None) -> Metric:
-        """The identity."""
-        return cls(torch.ones(size, dtype=torch.float64, device=device), None)
-
-    def whiten(self, columns: Tensor) -> Tensor:
-        """R @ columns, (d, k) -> (d, k)."""
-        rotated = columns if self.vectors is None else self.vectors.mT @ columns
-        return self.scale[:, None] * rotated
-
-    def unwhiten(self, columns: Tensor) -> Tensor:
-        """R^-1 @ columns, (d, k) -> (d, k)."""
-        shrunk = columns / self.scale[:, None]
-        return shrunk if self.vectors is None else self.vectors @ shrunk
-
-    def apply(self, columns: Tensor) -> Tensor:
-        """A @ columns, (d, k) -> (d, k)."""
-        scaled = self.scale[:, None] * self.whiten(columns)
-        return scaled if self.vectors is None else self.vectors @ scaled
-
-
-def whiten(weight: Tensor, output: Metric | Damped, input: Metric | Damped) -> Tensor:
+def whiten(weight: Tensor, output: Metric, input: Metric) -> Tensor:
     """R_A W R_B^T (m, n)."""
     return input.whiten(output.whiten(weight.double()).mT).mT
 
 
-def energy(weight: Tensor, output: Metric | Damped, input: Metric | Damped) -> float:
+def energy(weight: Tensor, output: Metric, input: Metric) -> float:
     """||R_A W R_B^T||_F^2, without the roots."""
     wide = weight.double()
     return float((output.apply(wide) * input.apply(wide.mT).mT).sum())
 
 
-def leading_svd(
-    weight: Tensor, output: Metric | Damped, input: Metric | Damped, limit: int
-) -> tuple[Tensor, Tensor, Tensor, float]:
+def leading_svd(weight: Tensor, output: Metric, input: Metric, limit: int) -> tuple[Tensor, Tensor, Tensor, float]:
     """The first `limit` directions of `whitened_svd`, and the sum of all squared singular values.
 
     By the eigenvectors of the Gram matrix of the shorter side, so that the longer side's metric is only multiplied by:
@@ -120,9 +40,7 @@ def leading_svd(
     return _of_wide(weight.double(), output, input, limit)
 
 
-def _of_wide(
-    weight: Tensor, short: Metric | Damped, long: Metric | Damped, limit: int
-) -> tuple[Tensor, Tensor, Tensor, float]:
+def _of_wide(weight: Tensor, short: Metric, long: Metric, limit: int) -> tuple[Tensor, Tensor, Tensor, float]:
     half = short.whiten(weight)  # (m, n)
     gram = half @ long.apply(half.mT)  # (m, m)
     values, p = leading(gram, limit)
@@ -130,7 +48,7 @@ def _of_wide(
     return short.unwhiten(p), s, (p.mT @ half) / s[:, None], max(float(gram.trace()), float(values.sum()))
 
 
-def whitened_svd(weight: Tensor, output: Metric | Damped, input: Metric | Damped) -> tuple[Tensor, Tensor, Tensor]:
+def whitened_svd(weight: Tensor, output: Metric, input: Metric) -> tuple[Tensor, Tensor, Tensor]:
     """Factors of the best approximations of W in a metric, for every rank at once.
 
     `left[:, :r] @ diag(s[:r]) @ right[:r]` minimizes ||R_A (W - X) R_B^T||_F over all X of rank r, and the squared
@@ -144,7 +62,7 @@ def whitened_svd(weight: Tensor, output: Metric | Damped, input: Metric | Damped
 
 
 def project(
-    weight: Tensor, left_basis: Tensor, right_basis: Tensor, output: Metric | Damped, input: Metric | Damped
+    weight: Tensor, left_basis: Tensor, right_basis: Tensor, output: Metric, input: Metric
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The weighted least-squares core of W between two ordered bases, for every prefix at once.
 

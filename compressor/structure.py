@@ -220,8 +220,8 @@ def require_loaded(model: nn.Module, names: Sequence[str]) -> None:
     away = [name for name in names if model.get_submodule(name).get_parameter("weight").is_meta]
     if away:
         raise ModelError(
-            f"{_some(away)} of {type(model).__name__} have no weights in memory (offloaded, or on the meta device): load "
-            "the model whole, on one device, without a device_map that offloads."
+            f"{_some(away)} of {type(model).__name__} have no weights in memory (offloaded, or on the meta device): "
+            "load the model whole, on one device, without a device_map that offloads."
         )
 
 

@@ -91,8 +91,8 @@ def second_moment() -> Callable[..., Tensor]:
 @pytest.fixture(scope="session")
 def moments(second_moment: Callable[..., Tensor]) -> Callable[..., Moments]:
     """Both moments of a target (m, n)."""
-    from compressor.linalg import SecondMoment
     from compressor.methods.base import Moments
+    from compressor.metrics import SecondMoment
 
     def build(m: int, n: int, seed: int = 0) -> Moments:
         return Moments(SecondMoment(second_moment(n, seed + 1)), SecondMoment(second_moment(m, seed + 2)))

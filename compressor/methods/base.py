@@ -18,7 +18,7 @@ from compressor.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from compressor.linalg import Damped, Metric, SecondMoment
+    from compressor.metrics import Metric, SecondMoment
 
 
 T = TypeVar("T")
@@ -108,17 +108,17 @@ def metrics(
     ridge: float = 0,
     power: float = 1,
     diagonal: bool = False,
-) -> tuple[Metric | Damped, Metric | Damped]:
+) -> tuple[Metric, Metric]:
     """The output metric of E[g g^T] and the input metric of E[x x^T], or the plain one of what does not weigh.
 
     Raises:
         InputError: one that is asked for was not gathered.
     """
-    from compressor.linalg import Metric
+    from compressor.metrics import SpectralMetric
 
-    def one(moment: SecondMoment | None, wanted: bool, size: int) -> Metric | Damped:
+    def one(moment: SecondMoment | None, wanted: bool, size: int) -> Metric:
         if not wanted:
-            return Metric.plain(size, weight.device)
+            return SpectralMetric.plain(size, weight.device)
         if moment is None:
             raise InputError(
                 "The method weighs by a moment that was not gathered: calibrate with `method.needs()`, and give all of "

@@ -13,10 +13,8 @@ from compressor.methods.base import MetricName, Moment, Moments, Subspace, metho
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from compressor.linalg import Damped, Metric, SecondMoment
     from compressor.methods.spectral import Spectral
-
-    Weighing = Metric | Damped
+    from compressor.metrics import Metric, SecondMoment
 
 Reading = Literal["R1", "R2", "R3", "R4"]
 UNION: dict[Reading, float] = {"R1": 0.1, "R2": 0.1, "R3": 0.1, "R4": 0.0}
@@ -106,7 +104,7 @@ class Jactus:
         return FreeCore(subspace.core, free=len(subspace.core))
 
     def _union(
-        self, weight: Tensor, moments: Moments, output: Weighing, input: Weighing, limit: int
+        self, weight: Tensor, moments: Moments, output: Metric, input: Metric, limit: int
     ) -> tuple[Tensor, Tensor]:
         """R1 and R4: interleaved so that every prefix has its share of task directions."""
         from compressor import linalg
@@ -118,7 +116,7 @@ class Jactus:
         return linalg.interleave(left, gradient, self._share), linalg.interleave(right.mT, inputs, self._share)
 
     def _truncated(
-        self, weight: Tensor, moments: Moments, output: Weighing, input: Weighing, limit: int
+        self, weight: Tensor, moments: Moments, output: Metric, input: Metric, limit: int
     ) -> tuple[Tensor, Tensor]:
         """R2: the best rank-r approximations in the metric inside the union of k_w weight and k_t task directions."""
         import torch
@@ -135,7 +133,7 @@ class Jactus:
         return left @ p, right.mT @ qt.mT
 
     def _mixed(
-        self, weight: Tensor, moments: Moments, output: Weighing, input: Weighing, limit: int
+        self, weight: Tensor, moments: Moments, output: Metric, input: Metric, limit: int
     ) -> tuple[Tensor, Tensor]:
         """R3: eigenvectors of mixed Gram matrices."""
         from compressor.leading import exact

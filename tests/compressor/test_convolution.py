@@ -29,10 +29,10 @@ from compressor.errors import ModelError
 from compressor.factorize import factorize_, fold_, plan, restructure_
 from compressor.forms import form_of, matrix
 from compressor.layers import LAYOUTS, CoreLinear, FactorizedLinear, FreeCore, KeptLinear, PivotedLinear
-from compressor.linalg import Metric
 from compressor.methods.base import Moment
 from compressor.methods.jactus import Jactus
 from compressor.methods.spectral import Spectral
+from compressor.metrics import SpectralMetric
 from compressor.planning import Plan
 from compressor.targets import consider, find_targets
 
@@ -254,7 +254,7 @@ geometries = pytest.mark.parametrize(("build", "shape"), GEOMETRIES)
 def trained(dense: Any, rank: int, updates: int) -> CoreLinear:
     """A convolution's core layer at a rank, moved from where it starts."""
     weight = matrix(dense).detach()
-    left, s, right = linalg.whitened_svd(weight, Metric.plain(weight.shape[0]), Metric.plain(weight.shape[1]))
+    left, s, right = linalg.whitened_svd(weight, *map(SpectralMetric.plain, weight.shape))
     core = FreeCore(torch.diag(s[:rank]), rank)
     layer = CoreLinear(left[:, :rank], core, right[:rank], dense.bias, updates, form_of(dense))
     with torch.no_grad():
@@ -286,7 +286,7 @@ def test_a_core_layer_and_what_it_folds_to_are_the_convolution_by_their_product(
 def test_full_rank_reproduces_the_convolution(build: Callable[[], Any], shape: tuple[int, ...]) -> None:
     dense, x = build(), torch.randn(shape)
     weight = matrix(dense).detach()
-    left, s, right = linalg.whitened_svd(weight, Metric.plain(weight.shape[0]), Metric.plain(weight.shape[1]))
+    left, s, right = linalg.whitened_svd(weight, *map(SpectralMetric.plain, weight.shape))
     layer = CoreLinear(left, FreeCore(torch.diag(s), len(s)), right, dense.bias, form=form_of(dense))
     torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-5)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from compressor.errors import InputError
-from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments, Subspace
 from compressor.methods.jactus import Jactus
+from compressor.metrics import SecondMoment
 
 Build = Callable[..., Moments]
 

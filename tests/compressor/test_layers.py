@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor import linalg
 from compressor.layers import LAYOUTS, CoreLinear, FactorizedLinear, FreeCore, OrthogonalCore, PivotedLinear
-from compressor.linalg import Metric
+from compressor.metrics import SpectralMetric
 
 SHAPES = [(9, 6, 3), (6, 9, 3), (8, 8, 1), (10, 7, 6)]  # m, n, r
 
@@ -196,7 +196,7 @@ def test_a_folded_layer_comes_back_from_its_state(layout: str) -> None:
 @pytest.mark.parametrize(("m", "n"), [(9, 6), (20, 12), (64, 48)])
 def test_full_rank_reproduces_the_dense_layer(m: int, n: int, layout: str) -> None:
     dense, x = nn.Linear(n, m), torch.randn(7, n)
-    left, s, right = linalg.whitened_svd(dense.weight.detach(), Metric.plain(m), Metric.plain(n))
+    left, s, right = linalg.whitened_svd(dense.weight.detach(), SpectralMetric.plain(m), SpectralMetric.plain(n))
     layer = CoreLinear(left, FreeCore(torch.diag(s), free=n), right, dense.bias)
     torch.testing.assert_close(layer(x), dense(x))
     torch.testing.assert_close(folded(layer, layout)(x), dense(x), rtol=1e-4, atol=1e-5)

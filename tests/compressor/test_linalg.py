@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compressor import linalg
-from compressor.linalg import Damped, Metric, SecondMoment
+from compressor.metrics import CholeskyMetric, Metric, SecondMoment, SpectralMetric
 
 Moment = Callable[..., Tensor]
 SHAPES = [(9, 6), (6, 9), (7, 7), (5, 1), (1, 5)]
@@ -27,7 +27,7 @@ def basis(d: int, k: int, seed: int) -> Tensor:
     return torch.from_numpy(np.linalg.qr(np.random.default_rng(seed).normal(size=(d, k)))[0])
 
 
-def root(metric: Metric | Damped, size: int) -> np.ndarray:
+def root(metric: Metric, size: int) -> np.ndarray:
     """R (d, d) of a metric, read off its action on the identity."""
     return metric.whiten(torch.eye(size, dtype=torch.float64)).numpy()
 
@@ -116,14 +116,14 @@ def test_a_moment_that_rounding_made_indefinite_beyond_its_ridge_has_a_root_none
     q = basis(4, 4, 0).numpy()
     moment = SecondMoment(torch.from_numpy((q * values) @ q.T))
     metric = moment.metric(1e-9)
-    assert isinstance(metric, Damped)
+    assert isinstance(metric, CholeskyMetric)
     assert metric.factor is None
     columns = random(4, 3)
     torch.testing.assert_close(metric.unwhiten(metric.whiten(columns)), columns)
     r = root(metric, 4)
     np.testing.assert_allclose(r.T @ r, (q * values.clip(0)) @ q.T, atol=1e-8)
     weight = random(6, 4)
-    left, s, right = linalg.whitened_svd(weight, Metric.plain(6), metric)
+    left, s, right = linalg.whitened_svd(weight, SpectralMetric.plain(6), metric)
     torch.testing.assert_close(left @ torch.diag(s) @ right, weight, rtol=1e-6, atol=1e-6)
 
 
@@ -154,7 +154,7 @@ def test_a_singular_moment_without_ridge_still_reproduces_the_weight(second_mome
     few[0], few[:, 0] = 0, 0  # an input that is never active
     metric = SecondMoment(few).metric(0.0, diagonal=diagonal)
     weight = random(5, 8)
-    left, s, right = linalg.whitened_svd(weight, Metric.plain(5), metric)
+    left, s, right = linalg.whitened_svd(weight, SpectralMetric.plain(5), metric)
     torch.testing.assert_close(left @ torch.diag(s) @ right, weight, rtol=1e-6, atol=1e-6)
 
 
@@ -233,7 +233,7 @@ def test_between_plain_unions_the_core_is_the_singular_values_beside_a_small_res
     p, s, qt = np.linalg.svd(weight.numpy())
     left = linalg.orthonormalize(torch.cat([torch.from_numpy(p[:, :k]), random(12, k, seed=1)], dim=1))
     right = linalg.orthonormalize(torch.cat([torch.from_numpy(qt[:k].T), random(10, k, seed=2)], dim=1))
-    _, core, _ = linalg.project(weight, left, right, Metric.plain(12), Metric.plain(10))
+    _, core, _ = linalg.project(weight, left, right, SpectralMetric.plain(12), SpectralMetric.plain(10))
     np.testing.assert_allclose(core[:k, :k].abs(), np.diag(s[:k]), atol=1e-12)
     assert core[:k, k:].abs().max() < 1e-12
     assert core[k:, :k].abs().max() < 1e-12

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from compressor import registry
-from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments, Subspace
 from compressor.methods.cersa import Cersa
 from compressor.methods.jactus import Jactus
 from compressor.methods.psoft import Psoft
 from compressor.methods.spectral import Spectral
+from compressor.metrics import SecondMoment
 
 Build = Callable[..., Moments]
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.linalg import SecondMoment
 from compressor.methods.base import Moments, Subspace
 from compressor.methods.cersa import Cersa
 from compressor.methods.jactus import Jactus
 from compressor.methods.psoft import Psoft
 from compressor.methods.spectral import Spectral
+from compressor.metrics import SecondMoment
 
 Build = Callable[..., Moments]
 

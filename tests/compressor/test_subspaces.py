@@ -10,10 +10,10 @@ from torch import Tensor
 
 from compressor import subspaces, tensors
 from compressor.errors import ArtifactError
-from compressor.linalg import SecondMoment
 from compressor.methods.base import Method, Moments, Subspace
 from compressor.methods.cersa import Cersa
 from compressor.methods.jactus import Jactus
+from compressor.metrics import SecondMoment
 from compressor.planning import Plan, PlanLayer
 
 ROWS, COLUMNS = 12, 20
