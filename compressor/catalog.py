@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from compressor import registry
+from compressor.sections.proof import ExportSection, Quantity, ValidateSection
+
+SECTIONS: Mapping[str, Any] = {
+    "exporters": ExportSection,
+    "checks": ValidateSection,
+}  # what a recipe sets their knobs by
 
 
 class Field(NamedTuple):
-    """One knob of a registered class."""
+    """One knob of a registered class that a recipe sets."""
 
     name: str
     type: str
@@ -25,6 +31,7 @@ class Entry(NamedTuple):
     summary: str  # first line of the docstring
     fields: tuple[Field, ...]
     install: tuple[str, ...] = ()  # commands that bring what it needs and is not here; empty where it can be used
+    gates: tuple[str, ...] = ()  # of a check: the quantities that a recipe can limit
 
 
 def entries(kind: registry.Kind) -> list[Entry]:
@@ -33,7 +40,7 @@ def entries(kind: registry.Kind) -> list[Entry]:
     Raises:
         DependencyError: one of them cannot be imported.
     """
-    return [_entry(name, registry.load(kind, name)) for name in registry.names(kind)]
+    return [_entry(name, registry.load(kind, name), SECTIONS.get(kind)) for name in registry.names(kind)]
 
 
 def to_dict(entry: Entry) -> dict[str, Any]:
@@ -41,13 +48,21 @@ def to_dict(entry: Entry) -> dict[str, Any]:
     return entry._asdict() | {"fields": [field._asdict() for field in entry.fields]}
 
 
-def _entry(name: str, cls: Any) -> Entry:
+def _entry(name: str, cls: Any, section: Any | None) -> Entry:
     summary = (cls.__doc__ or "").strip().partition("\n")[0]
     described = getattr(cls, "__pydantic_fields__", {})
     hints = _hints(cls)
-    fields = (_field(one, described.get(one.name), hints) for one in dataclasses.fields(cls) if one.init)
+    knobs = [one for one in dataclasses.fields(cls) if one.init]
+    fields = [one for one in knobs if section is None or one.name in section.model_fields]
+    gates = [quantity for quantity in getattr(cls, "quantities", ()) if quantity in get_args(Quantity)]
     lacking = registry.missing(registry.packages_of(cls))
-    return Entry(name, summary, tuple(fields), tuple(dict.fromkeys(lacking.values())))
+    return Entry(
+        name,
+        summary,
+        tuple(_field(one, described.get(one.name), hints) for one in fields),
+        tuple(dict.fromkeys(lacking.values())),
+        tuple(gates),
+    )
 
 
 def _hints(cls: Any) -> dict[str, Any]:

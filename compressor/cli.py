@@ -282,6 +282,7 @@ def package(
         bool, typer.Option("--allow-failed-gates", help="Package it all the same; its model card says so.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an archive that is there.")] = False,
+    trust_remote_code: terminal.Trust = False,
     as_json: terminal.Json = False,
 ) -> None:
     """Write the one file that ships. Exit code 1 when a gate fails or nothing is proven."""
@@ -297,6 +298,7 @@ def package(
             sign_with=sign_with,
             allow_failed_gates=allow_failed_gates,
             overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
         )
     show(asdict(made), lambda: str(made), as_json)
 
@@ -394,7 +396,7 @@ def catalog(
     kind: Annotated[Literal["tasks", "methods", "exporters", "checks"], typer.Argument(help="What to list.")],
     as_json: terminal.Json = False,
 ) -> None:
-    """Show what can be named in a recipe, with its fields."""
+    """Show what a recipe can name: tasks, methods and their keys, runtimes and their precisions, checks and gates."""
     from compressor.catalog import entries, to_dict
 
     found = entries(kind)

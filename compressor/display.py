@@ -85,11 +85,12 @@ def diagnosis_list(found: Sequence[Diagnosis]) -> str:
 
 
 def catalog_list(found: Sequence[Entry]) -> str:
-    """Registered names, each with its summary and its fields."""
+    """Registered names, each with its summary, its gates and its fields."""
     lines = []
     for entry in found:
         lines.append(f"{entry.name}: {entry.summary}")
         lines += [f"  not installed here: {command}" for command in entry.install]
+        lines += [f"  gates: {', '.join(entry.gates)}"] if entry.gates else []
         lines += [f"  {one.name}: {one.type} = {one.default}  {one.description}".rstrip() for one in entry.fields]
     return "\n".join(lines)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -50,12 +49,15 @@ def reorder_(model: nn.Module, path: str, known: Sequence[str], labels: Sequence
 def order_of(known: Sequence[str], labels: Sequence[str]) -> list[int] | None:
     """For each of the data's labels the place of a head's class of that name; None where the names are others.
 
-    A class that nobody named is the one of its number: `LABEL_2` is "2".
+    A class that nobody named is the one of its number, `LABEL_2` is "2", unless the data has that very name.
     """
-    told = [name.removeprefix(UNNAMED) for name in known]
-    return [told.index(label) for label in labels] if sorted(told) == sorted(labels) else None
+    for told in (list(known), [name.removeprefix(UNNAMED) for name in known]):
+        if sorted(told) == sorted(labels):
+            return [told.index(label) for label in labels]
+    return None
 
 
-@cache  # said once, however often a run reads the model
 def _note_other_names(path: str, known: tuple[str, ...], labels: tuple[str, ...]) -> None:
-    progress.note(f"{path} has a head for {some(known, 3)}; its rows are taken for {some(labels, 3)} in this order.")
+    progress.note(
+        f"{path} has a head for {some(known, 3)}; its rows are taken for {some(labels, 3)} in this order.", once=True
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,10 +150,11 @@ def _origin(file: Path) -> dict[str, str]:
     return {"source": str(source or "a model that is not named")}
 
 
-@cache  # said once, however often a run reads the model
 def _note_width(path: str, stored: str) -> None:
     if stored in ("bfloat16", "float16"):
-        progress.note(f"{path} is stored in {stored}; it is read, trained and exported in float32, at twice the size.")
+        progress.note(
+            f"{path} is stored in {stored}; it is read, trained and exported in float32, at twice the size.", once=True
+        )
 
 
 def auto_class(task: Task) -> Any:
@@ -198,9 +198,10 @@ def _require_only_head(model: nn.Module, path: str, mismatched: Mapping[str, tup
         _note_new_head(path)
 
 
-@cache
 def _note_new_head(path: str) -> None:
-    progress.note(f"{path} has a head for another number of labels; it is made anew for those of the training data.")
+    progress.note(
+        f"{path} has a head for another number of labels; it is made anew for those of the training data.", once=True
+    )
 
 
 def _refuse_pickle(path: str) -> None:
@@ -289,13 +290,21 @@ def describe(
     """
     if is_factory(path):
         return consider(Factory.given(path).build(task, None), targets, exclude)
+    return consider(outline(path, task, trust_remote_code=trust_remote_code), targets, exclude)
+
+
+def outline(path: str, task: Task, *, trust_remote_code: bool = False) -> Any:
+    """A checkpoint's model without weights (on the meta device), from its config alone.
+
+    Raises:
+        ModelError: no config of a dense model.
+    """
     config = read_config(path, trust_remote_code=trust_remote_code)
     try:
         with torch.device("meta"):
-            model = auto_class(task).from_config(config, trust_remote_code=trust_remote_code)
+            return auto_class(task).from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise _explained(path, error) from error
-    return consider(model, targets, exclude)
 
 
 def quiet_libraries() -> None:

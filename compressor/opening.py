@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from compressor import storage
+from compressor import progress, storage
+from compressor.artifact import require_ours
 from compressor.files import file_digest
 from compressor.recipe import Recipe, dump
 from compressor.run_folder import Run, require_spared
@@ -15,11 +16,14 @@ def open_run(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Run
     """The run folder of a recipe; see `Run`.
 
     Raises:
-        ArtifactError: see `Run`; or weights or a plan that the recipe names have been changed since the run was begun.
+        ArtifactError: see `Run`; or weights or a plan that the recipe names have been changed since the run was begun;
+            or there is something in the folder that is to be overwritten and that no run made.
         InputError: what the recipe reads lies in the folder that is to be overwritten.
     """
+    progress.forget()
     if overwrite:
         require_spared(_sources(recipe), out)
+        require_ours(out)
     run = Run(out, dump(recipe), resume=resume, overwrite=overwrite)
     run.require_same("sources", _digests(recipe), "another {}: what is finished there was made of that one")
     return run

@@ -22,6 +22,7 @@ QUIET_SECONDS = 2.0  # a loop shorter than this says nothing in a log
 LOG_SECONDS = 10.0  # at most one line in so many seconds in a log
 
 _level: Level = "off"
+_told: set[str] = set()
 
 
 def set_level(level: Level) -> None:
@@ -41,10 +42,18 @@ def level() -> Level:
     return _level
 
 
-def note(text: str) -> None:
-    """One line of information, from level normal on."""
-    if _level != "off":
-        _write(text)
+def note(text: str, *, once: bool = False) -> None:
+    """One line of information, from level normal on; `once` where it comes up again and again in a run."""
+    if _level == "off" or (once and text in _told):
+        return
+    if once:
+        _told.add(text)
+    _write(text)
+
+
+def forget() -> None:
+    """A new run begins: what was told once is told again."""
+    _told.clear()
 
 
 def detail(text: str) -> None:

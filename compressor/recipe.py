@@ -88,7 +88,7 @@ class Recipe(Section):
         return self.adapt.distill if self.baseline.adapted else None
 
 
-def read(path: Path, settings: Sequence[str] = ()) -> Recipe:
+def read(path: Path | str, settings: Sequence[str] = ()) -> Recipe:
     """Read a recipe file; `settings` are overrides of the form `plan.budget.parameters=0.3`.
 
     Local paths in the result are absolute.
@@ -97,6 +97,7 @@ def read(path: Path, settings: Sequence[str] = ()) -> Recipe:
         RecipeError: the file is missing, is no YAML, or has faults; all of them are listed with their lines.
         DependencyError: the method is registered but cannot be imported.
     """
+    path = Path(path)
     text = _text(path)
     found = document.parse(text, str(path))
     for setting in settings:

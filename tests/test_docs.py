@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -150,6 +151,53 @@ def test_every_documented_file_is_one_that_the_code_writes() -> None:
     source = "\n".join(place.read_text(encoding="utf-8") for place in places)
     assert len(names) >= 12
     assert [name for name in names - {"config.json"} if f'"{name}"' not in source] == []
+
+
+def test_every_promised_name_stands_on_its_page_with_its_signature() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    written = re.findall(r"^\| `(\w+)(\(.*?\))?` \|", text, re.MULTILINE)
+    assert sorted(name for name, _ in written) == compressor.__all__
+    for name, signature in written:
+        promised, scope = getattr(compressor, name), dict[str, Any]()
+        assert bool(signature) == isinstance(promised, types.FunctionType), name
+        if signature:
+            exec(f"def {name}{signature}: ...", scope)
+            said = inspect.signature(scope[name]).parameters.values()
+            real = inspect.signature(promised).parameters.values()
+            assert [(one.name, one.kind) for one in said] == [(one.name, one.kind) for one in real], name
+            defaults = [... if callable(one.default) and one.default is not one.empty else one.default for one in real]
+            assert [one.default for one in said] == defaults, name
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_training_in_the_docs_trains_and_folds(tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    page = ROOT / "docs" / "api.md"
+    scope: dict[str, Any] = {"folder": tmp_path / "checkpoints"}
+    exec(compile(blocks(page, "python")[1], page.name, "exec"), scope)
+    assert [row["epoch"] for row in scope["history"] if "eval_accuracy" in row] == [0, 1, 2]
+    assert not (tmp_path / "checkpoints").exists()
+    assert scope["plan"].parameters <= 0.5 * scope["plan"].dense_parameters
+    layers = [one for one in scope["model"].bert.encoder.modules() if not list(one.children())]
+    assert {type(one) for one in layers if hasattr(one, "in_features")} == {nn.Linear}
+
+
+@pytest.mark.slow
+def test_the_line_of_the_docs_runs(
+    tiny_task: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_task(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    page, scope = ROOT / "docs" / "api.md", dict[str, Any]()
+    exec(compile(blocks(page, "python")[0], page.name, "exec"), scope)
+    assert scope["report"].verdict == json.loads((tmp_path / "runs/half/report.json").read_text())["verdict"]
+    assert scope["artifact"].plan.budget == 0.6
+    promised = re.findall(r"^\| `report\.(\w+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(promised) == 5
+    assert all(hasattr(scope["report"], name) for name in promised)
 
 
 def test_the_layer_of_a_plan_in_the_docs_is_one() -> None:

@@ -40,7 +40,8 @@ class AdaptSection(Training):
 
     correct: bool = Field(
         default=True,
-        description="before that, decompose every layer anew, in order, for what it reads behind compressed ones",
+        description="before training, refit each layer in forward order to the inputs it really gets once the layers "
+        "before it are compressed",
     )
     distill: Distillation | None = Field(
         default=Distillation(),

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -19,6 +19,7 @@ from compressor import artifact, progress, registry
 from compressor.cli import app
 from compressor.errors import ExportError, GateError
 from compressor.planning import Plan, PlanLayer
+from compressor.sections.proof import Quantity, ValidateSection
 from validators.report import Report
 
 GOOD = """\
@@ -346,6 +347,16 @@ def test_list_gives_every_method_with_its_fields() -> None:
     jactus = next(one for one in methods if one["name"] == "jactus")
     assert {field["name"] for field in jactus["fields"]} >= {"union", "reading"}
     assert all(one["summary"] and all(field["description"] for field in one["fields"]) for one in methods)
+
+
+def test_list_names_nothing_that_a_recipe_cannot() -> None:
+    exporters = json.loads(invoke("list", "exporters", "--json").stdout)["exporters"]
+    assert all([field["name"] for field in one["fields"]] == ["precision"] for one in exporters)
+    checks = {one["name"]: one for one in json.loads(invoke("list", "checks", "--json").stdout)["checks"]}
+    assert {field["name"] for one in checks.values() for field in one["fields"]} <= set(ValidateSection.model_fields)
+    assert "runs" in {field["name"] for field in checks["latency"]["fields"]}
+    assert sorted(gate for one in checks.values() for gate in one["gates"]) == sorted(get_args(Quantity))
+    assert "  gates: latency_p50, latency_p90, latency_p99\n" in invoke("list", "checks").stdout
 
 
 def test_the_version_is_the_installed_one() -> None:

@@ -96,3 +96,16 @@ def test_a_loop_inside_another_has_a_bar_of_its_own(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert [list(progress.track(range(2), "inner")) for _ in progress.track(range(2), "outer")] == [[0, 1]] * 2
     assert capsys.readouterr().out == ""
+
+
+def test_what_is_told_once_is_told_again_in_another_run(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.forget()
+    progress.note("wide", once=True)  # at level off nobody has heard it
+    progress.set_level("normal")
+    for _ in range(2):
+        progress.note("wide", once=True)
+    progress.note("other", once=True)
+    assert capsys.readouterr().err == "wide\nother\n"
+    progress.forget()
+    progress.note("wide", once=True)
+    assert capsys.readouterr().err == "wide\n"
