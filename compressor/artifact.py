@@ -22,10 +22,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, some
 from compressor.files import changed_files, file_digest, read_object, require_none, write_json
 from compressor.planning import Plan
-from compressor.run_folder import LOCK, SCHEMA_VERSION, SCRATCH, STATE
+from compressor.run_folder import LOCK, SCHEMA_VERSION, SCRATCH, STATE, recorded
 
 MANIFEST = "artifact.json"
 SEARCH = "search.json"
@@ -33,8 +33,9 @@ TRIALS = "trials"
 REPORT = "report.json"
 REPORTS = {REPORT, "report.html", "report.md", "junit.xml"}
 DENSE = "dense-"  # what a report's names of the dense model's exports begin with
-LEFTOVER = re.compile(r"^(exports|baseline)/\.|(^|/)\.[^/]+\.\d+$")  # an export's scratch, or `files.write_text`'s
+LEFTOVER = re.compile(r"^(exports|baseline)/\.|(^|/)\.[^/]+\.(\d+|partial)$")  # scratch: an export's, or a file's
 UNSIGNED = {LOCK, MANIFEST, STATE} | REPORTS  # rewritten by later commands
+BESIDE = UNSIGNED | {SCRATCH, SEARCH, TRIALS, "baseline", "exports"}  # a run's too, though no stage lists them
 
 
 def files_of(folder: Path) -> Iterator[str]:
@@ -54,6 +55,18 @@ def _links(folder: Path) -> Iterator[str]:
     """Relative names of the symbolic links among the artifact's files and folders, sorted."""
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_symlink())
     return (name for name in names if not _passing(name))
+
+
+def require_ours(folder: Path) -> None:
+    """Raises ArtifactError naming what lies right in a run folder and no run made, where that is to be overwritten."""
+    stages = (recorded(folder) or {"stages": {}})["stages"].values()
+    made = BESIDE | {file.partition("/")[0] for stage in stages for file in stage["files"]}
+    names = sorted(path.name for path in folder.glob("*") if path.name not in made and not LEFTOVER.search(path.name))
+    if names:
+        raise ArtifactError(
+            f"{folder} holds {some([repr(name) for name in names])} of no run, which --overwrite would remove with it: "
+            "move that elsewhere first, or use another --out."
+        )
 
 
 def going_on(folder: Path) -> str:

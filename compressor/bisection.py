@@ -65,12 +65,13 @@ def _interval(name: str, budgets: Sequence[float], trials: Sequence[Trial]) -> I
     """What is left of an alternative; None where a smaller budget cannot hold, or not by a noticeable amount."""
     known = [(trial.budget, trial.wants[name]) for trial in trials if name in trial.wants]
     low = max((budget for budget, wants in known if "more" in wants), default=budgets[0] - STEP)
-    ends = [trial.budget for trial in trials if trial.holds]  # only smaller ones are of interest
-    ends += [budget for budget, wants in known if wants != {"more"}]
+    held = [trial.budget for trial in trials if trial.holds]  # only smaller ones are of interest
+    cheap = max((budget for budget, wants in known if "less" not in wants), default=0.0)
+    ends = held + [budget for budget, wants in known if "less" in wants and budget > cheap]  # below that it was noise
     high = min(ends, default=budgets[-1] + STEP)
     tried = {trial.budget for trial in trials}
     inside = [budget for budget in budgets if low < budget < high and budget not in tried]
-    if not inside or (high - low <= NARROW and ends):
+    if not inside or (high - low <= NARROW and high in held):
         return None
     middle = (low + high) / 2 if ends else high  # nothing was ever enough: whether the largest is, comes first
     return Interval(high - low, min(inside, key=lambda budget: abs(budget - middle)))

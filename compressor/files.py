@@ -11,6 +11,8 @@ from typing import Any
 
 from compressor.errors import ArtifactError, IntegrityError
 
+MOST_FAULTS = 100  # lines of one message
+
 
 def file_digest(path: Path) -> str:
     """sha256 of a file."""
@@ -64,7 +66,9 @@ def changed_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
 
 
 def require_none(where: Path, faults: Iterable[str]) -> None:
-    """Raises IntegrityError where there are faults; all are listed."""
+    """Raises IntegrityError where there are faults; the first hundred are listed."""
     found = list(faults)
     if found:
-        raise IntegrityError(f"{where} is not what was made:\n" + "\n".join(f"  {fault}" for fault in found))
+        rest = [f"and {len(found) - MOST_FAULTS:,} more"] if len(found) > MOST_FAULTS else []
+        lines = [f"  {fault}" for fault in (*found[:MOST_FAULTS], *rest)]
+        raise IntegrityError("\n".join([f"{where} is not what was made:", *lines]))

@@ -26,7 +26,7 @@ from compressor.files import read_json, write_json
 from compressor.line import Line
 from compressor.methods.base import Subspace
 from compressor.opening import open_run
-from compressor.proving import validate
+from compressor.proving import measured, validate
 from compressor.recipe import Budget, Recipe, dump
 from compressor.run_folder import Run
 from compressor.sharing import share_folder
@@ -153,7 +153,8 @@ def _proven(line: Line, found: dict[str, Any]) -> Report:
         report = replace(report, context={**report.context, "search": found})
         report.save(line.folder)
         return report
-    return validate(_standing(line, found["stands"]), **allowed(line.recipe.model))
+    standing = _standing(line, found["stands"])
+    return measured(standing.path) or validate(standing, **allowed(line.recipe.model))
 
 
 def _standing(line: Line, budget: float) -> Artifact:

@@ -50,7 +50,7 @@ def record(report: Report, plan: Plan, budget: float, seconds: float) -> Record:
             for export in exports
             for finding in _failed(export)
         ],
-        "winner": report.winner.name if report.winner else None,
+        "winner": _winner(report),
         "exports": [{key: told[export.name][key] for key in ("name", "findings")} for export in exports],
     }
 
@@ -69,6 +69,13 @@ def _failed(export: ExportReport) -> list[Finding]:
     return [finding for finding in export.findings if not (finding.ok and finding.within)]
 
 
+def _winner(report: Report) -> str | None:
+    """Of `export: auto` the best of the exports that hold, dense ones too."""
+    holding = [export for export in report.exports if not _failed(export)]
+    best = import_module("validators.advice").winner(holding) if report.auto else None
+    return best.name if best else None
+
+
 def _want(finding: Finding) -> Want:
     return "less" if finding.quantity.startswith(COST_PREFIXES) else "more"
 
@@ -85,42 +92,63 @@ def concluded(search: dict[str, Any]) -> dict[str, Any]:
     """The search (changed in place) with what its trials come to so far.
 
     `chosen` is the smallest budget that holds, `closest` the one that came closest, and `stands` the one whose files
-    stand in the search's own folder: the chosen one, or the closest where a dense export won there.
+    stand in the search's own folder: the chosen one, or the closest of those where a dense export won.
     """
     found = bisection.chosen(tried(search))
-    closest = min(search["trials"], key=_distance)
+    won = [one for one in search["trials"] if one["winner"]]
     chosen = found.budget if found else None
-    stands = closest["budget"] if found is None and closest["winner"] else chosen
-    search |= {"chosen": chosen, "closest": closest["budget"], "stands": stands}
+    stands = _closest(won)["budget"] if found is None and won else chosen
+    search |= {"chosen": chosen, "closest": _closest(search["trials"])["budget"], "stands": stands}
     search["conclusion"] = _conclusion(search)
     return search
 
 
-def _distance(one: Record) -> tuple[int, float]:
-    """Fewest failed gates first (of the best export, where one is enough), then the most parameters."""
+def _closest(records: Sequence[Record]) -> Record:
+    """Of those with the fewest failed gates the largest budget, or the smallest where they only cost too much."""
+    fewest = min(_distance(one)[0] for one in records)
+    tied = [one for one in records if _distance(one)[0] == fewest]
+    nearest = min if all(_distance(one)[1] == ["less"] for one in tied) else max
+    return nearest(tied, key=lambda one: one["budget"])
+
+
+def _distance(one: Record) -> tuple[int, list[Want]]:
+    """How many gates failed, of the best export where one is enough, and what they ask for."""
     failed = [fault["export"] for fault in one["failed"]]
-    counts = [len(failed)] if EVERY in one["wants"] else [failed.count(export) for export in one["wants"]]
-    return min(counts), -one["budget"]
+    return min((len(failed) if name == EVERY else failed.count(name), wants) for name, wants in one["wants"].items())
 
 
 def _conclusion(search: Mapping[str, Any]) -> str:
     count, on = len(search["trials"]), f"{search['rows']:,} validation rows"
     tried = "1 budget" if count == 1 else f"{count} budgets"
     if search["chosen"] is not None:
-        below = [one["budget"] for one in search["trials"] if one["budget"] < search["chosen"]]
+        below = [one["budget"] for one in search["trials"] if one["budget"] < search["chosen"] and _too_small(one)]
         text = f"Budget {name(search['chosen'])} is the smallest of {tried} tried whose gates hold on {on}"
         return f"{text}; {name(max(below))} is too small." if below else f"{text}."
     lead = f"None of {tried} tried, up to {name(max(one['budget'] for one in search['trials']))}, holds the gates"
-    closest = next(one for one in search["trials"] if one["budget"] == search["closest"])
-    won = f" {closest['winner']} does." if closest["winner"] else ""
-    return " ".join([f"{lead} on {on}: {NOT_THE_ANSWER}.{won}", *_reasons(search), _nearest(closest)])
+    by_budget = {one["budget"]: one for one in search["trials"]}
+    won = f" {by_budget[search['stands']]['winner']} does." if search["stands"] is not None else ""
+    nearest = _nearest(by_budget[search["closest"]])
+    return " ".join([f"{lead} on {on}: {NOT_THE_ANSWER}.{won}", *_reasons(search), nearest])
+
+
+def _too_small(one: Record) -> bool:
+    return all("more" in wants for wants in one["wants"].values())
+
+
+def _always(search: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Export and quantity of the gates that failed in every trial, where the budget that is best for them was tried."""
+    failed = [{(fault["export"], fault["quantity"]) for fault in one["failed"]} for one in search["trials"]]
+    tried, budgets = {one["budget"] for one in search["trials"]}, search["budgets"]
+    return [
+        (export, quantity)
+        for export, quantity in sorted(set.intersection(*failed))
+        if (min(budgets) if quantity.startswith(COST_PREFIXES) else max(budgets)) in tried
+    ]
 
 
 def _reasons(search: Mapping[str, Any]) -> list[str]:
-    """Gates that failed in every trial, and those that pull in opposite directions."""
-    failed = [{(fault["export"], fault["quantity"]) for fault in one["failed"]} for one in search["trials"]]
-    always = sorted(set.intersection(*failed))
-    told = [f"{quantity} of {export}" for export, quantity in always]
+    """Gates that fail whatever the budget, and those that pull in opposite directions."""
+    told = [f"{quantity} of {export}" for export, quantity in _always(search)]
     found = [f"Whatever the budget, the gate on {', '.join(told)} does not hold."] if told else []
     torn = [one for one in search["trials"] if any(set(wants) == {"more", "less"} for wants in one["wants"].values())]
     if torn:

@@ -239,8 +239,9 @@ def test_it_ends_with_the_runs_exit_code_or_else_the_comparisons(
     folder = tmp_path / "runs" / "ci"
     assert told["report"] == (str(folder / "report.json") if reported else "")
     assert (told["verdict"], told["advice"]) == (("pass", "Deploy it.") if reported else ("", ""))
-    kept = action.used["actions/upload-artifact@v6"]
-    assert (kept["name"], kept["path"].split()) == ("proof", [f"{folder}/report.*", f"{folder}/junit.xml"])
+    kept = action.used.get("actions/upload-artifact@v6", {"name": "", "path": ""})  # else it were an earlier run's
+    files = [f"{folder}/report.*", f"{folder}/junit.xml"]
+    assert (kept["name"], kept["path"].split()) == (("proof", files) if reported else ("", []))
 
 
 @pytest.mark.slow

@@ -90,6 +90,15 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one(copied: Path) -> N
     verify(copied)
 
 
+def test_notes_in_a_run_folder_are_not_overwritten_with_it(recipe: Path, tiny_run: tuple[Path, Path]) -> None:
+    out = recipe.parent / "run"
+    opening.open_run(read(recipe), out, resume=False, overwrite=False)
+    (out / "my-notes.md").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"holds 'my-notes\.md' of no run, which --overwrite would remove with it"):
+        opening.open_run(read(recipe), out, resume=False, overwrite=True)
+    assert (out / "my-notes.md").read_text() == "mine"
+
+
 def test_a_run_does_not_go_on_with_other_weights_or_another_plan(recipe: Path, tiny_run: tuple[Path, Path]) -> None:
     plan, out = recipe.parent / "plan.json", recipe.parent / "run"
     shutil.copy(tiny_run[1] / "plan.json", plan)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-import shutil
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from typing import Any
 
 from compressor.errors import ArtifactError, IntegrityError
 from compressor.files import require_none
-from compressor.packaging.contents import MANIFEST, File, differences, read_manifest
+from compressor.packaging.contents import MANIFEST, File, differences, read_manifest, shown
 
 ENDINGS = (".tar.gz", ".tgz")
 MOST_BYTES = 32 * 2**30  # of an unpacked archive: more is taken for a bomb
@@ -80,9 +80,11 @@ def check(path: Path, *, limit: int = MOST_BYTES) -> Contents:
         limit: most bytes that it may unpack to.
 
     Raises:
-        ArtifactError: it is no package.
-        IntegrityError: it is damaged, a member is unsafe, or files are missing, changed or were added; all are named.
+        ArtifactError: it is no package, or there is no such file.
+        IntegrityError: it is damaged, a member is unsafe, or files are missing, changed or were added: they are named.
     """
+    if not path.is_file():
+        raise ArtifactError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: name a package's archive.")
     found = _survey(path, limit)
     if found.manifest is None:
         raise ArtifactError(f"{path} has no {MANIFEST}: it is no package of rankfold, or the manifest was taken out.")
@@ -99,20 +101,24 @@ def unpack(path: Path | str, folder: Path | str, *, limit: int = MOST_BYTES) -> 
     """
     found = check(Path(path), limit=limit)
     target = Path(folder) / found.top
-    if target.exists():
-        raise ArtifactError(f"{target} exists already, and nothing is overwritten: remove it or name another folder.")
-    scratch = target.with_name(f".{found.top}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
+    _require_free(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as scratch:
         with _opened(Path(path), limit) as (archive, _):
             files = (member for member in archive if member.isreg())
             for member in files:
                 archive.extract(member, scratch, filter="data")
-        (scratch / found.top).rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            Path(scratch, found.top).rename(target)
+        except OSError:
+            _require_free(target)  # another process may have been faster
+            raise
     return target
+
+
+def _require_free(target: Path) -> None:
+    if target.exists():
+        raise ArtifactError(f"{target} exists already, and nothing is overwritten: remove it or name another folder.")
 
 
 # ---- reading ----
@@ -162,14 +168,16 @@ def _opened(path: Path, limit: int) -> Iterator[tuple[tarfile.TarFile, gzip.Gzip
 def _survey(path: Path, limit: int) -> Contents:
     found, seen, faults, total = Contents(), set[str](), [], 0
     with _opened(path, limit) as (archive, stream):
-        for member in archive:
+        for count, member in enumerate(archive, 1):
+            if member.size < 0:  # tarfile would go back, to the same member again
+                raise IntegrityError(f"{path} has a member of {member.size:,} bytes, which is refused.")
             total += member.size
-            if total > limit or len(seen) >= MOST_FILES:
+            if total > limit or count > MOST_FILES:
                 raise IntegrityError(f"{path} unpacks to more than {limit:,} bytes or {MOST_FILES:,} files: refused.")
             fault = _fault(member, found.top) or ("appears twice" if member.name.casefold() in seen else "")
             seen.add(member.name.casefold())
             if fault:
-                faults.append(f"{member.name[:100]!r} {fault}")
+                faults.append(f"{shown(member.name)} {fault}")
             elif member.isreg():
                 found.top, _, name = member.name.partition("/")
                 found.files[name] = _read(archive, member, found)
@@ -201,7 +209,9 @@ def _within_files(found: Contents) -> Iterator[str]:
     """What is unsafe about members that have another one, a file, for a folder."""
     for name in found.files:
         above = (parent.as_posix() for parent in PurePosixPath(name).parents)
-        yield from (f"{name!r} lies in {parent!r}, which is a file" for parent in above if parent in found.files)
+        yield from (
+            f"{shown(name)} lies in {shown(parent)}, which is a file" for parent in above if parent in found.files
+        )
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, found: Contents) -> File:

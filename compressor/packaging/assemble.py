@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.artifact import Artifact
-from compressor.errors import ArtifactError, InputError
+from compressor.errors import ArtifactError, InputError, ModelError
 from compressor.files import file_digest, write_json
 from compressor.packaging import archive, bom, card, contents, facts, proof, rehearsal, signing, verification
 from compressor.packaging.contents import FACTS, LICENSE, MODEL, REQUIREMENTS, RUNNER
@@ -41,6 +41,7 @@ def package(
     sign_with: Path | str | None = None,
     allow_failed_gates: bool = False,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> Package:
     """One reproducible .tar.gz: the export, predict.py, model card, bill of materials, manifest, signature.
 
@@ -52,9 +53,11 @@ def package(
         sign_with: an elliptic-curve private key in PEM.
         allow_failed_gates: package an export that fails its gates too; its model card says so.
         overwrite: replace an archive that is there.
+        trust_remote_code: run the code that a checkpoint ships for its tokenizer or image processor, which predict.py
+            is held against.
 
     Raises:
-        ArtifactError: no artifact, no such export, or the archive is there already.
+        ArtifactError: no artifact, no such export, the archive is there already, or code would run that is not trusted.
         DependencyError: a signature is asked for, and model-signing is not installed.
         ExportError: predict.py cannot make this model's inputs.
         GateError: there is no report, it is about other files, or a gate does not hold.
@@ -69,7 +72,7 @@ def package(
         with alone(found.path, writes=False):
             shutil.copytree(found.path / proof.place(chosen.name), folder / MODEL)
         proof.require_measured(report, chosen.name, folder / MODEL)
-        _describe(summarize(name, found, report, chosen, sign_with is not None), folder)
+        _describe(summarize(name, found, report, chosen, sign_with is not None), folder, trust_remote_code)
         if sign_with is not None:
             signing.sign(folder, Path(sign_with))
         verification.verify(folder)
@@ -78,7 +81,7 @@ def package(
     return Package(target, chosen.name, target.stat().st_size, file_digest(target), sign_with is not None)
 
 
-def _describe(summary: Summary, folder: Path) -> None:
+def _describe(summary: Summary, folder: Path, trust_remote_code: bool) -> None:
     """All that lies beside the model; predict.py is tried before anything is said of it."""
     told = facts.collect(summary.artifact, summary.export.name, folder / MODEL, summary.name)
     write_json(folder / FACTS, told)
@@ -86,10 +89,21 @@ def _describe(summary: Summary, folder: Path) -> None:
     (folder / REQUIREMENTS).write_text(PACKAGED[summary.task].requirements, encoding="utf-8", newline="\n")
     if summary.base.license_file:
         shutil.copyfile(summary.base.license_file, folder / LICENSE)
-    rehearsal.rehearse(folder)
+    _rehearse(summary, folder, trust_remote_code)
     card.write(summary, folder)
     bom.write(summary, folder)
     contents.write_manifest(folder)
+
+
+def _rehearse(summary: Summary, folder: Path, trust_remote_code: bool) -> None:
+    try:
+        rehearsal.rehearse(folder, trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        if trust_remote_code or not summary.manifest["trust_remote_code"]:
+            raise
+        from compressor.factory import unasked_code  # which imports torch
+
+        raise unasked_code(summary.artifact.path) from error
 
 
 def _target(run: Path, path: Path | str | None, overwrite: bool) -> Path:

@@ -12,6 +12,7 @@ from compressor.paths import HUB_ID
 
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "COPYING")
 UNKNOWN = "unknown"
+TEXT = "tag:yaml.org,2002:str"
 
 
 @dataclass(frozen=True)
@@ -36,25 +37,38 @@ def find(path: str, revision: str | None = None) -> BaseModel:
 
 
 def _file(path: str, name: str, revision: str | None, local: bool, hub: bool) -> Path | None:
-    if local:
-        return Path(path) / name if (Path(path) / name).is_file() else None
-    if not hub:
-        return None
+    found = Path(path) / name if local else _cached(path, name, revision) if hub else None
+    return found if found and _is_own(found) else None
+
+
+def _cached(path: str, name: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(path, name, revision=revision)
     return Path(found) if isinstance(found, str) else None
 
 
+def _is_own(file: Path) -> bool:
+    """Whether a file is there and no link that leads out of its checkpoint, which would ship what lies there."""
+    folder = file.parent.resolve()
+    cached = folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir()  # the hub's cache has links
+    return file.is_file() and file.resolve().is_relative_to(folder.parents[1] if cached else folder)
+
+
 def _stated(readme: Path) -> str:
     """The licenses in the front matter of a model card; by its name one that the hub has no identifier for."""
     front = re.match(r"---\s*\n(.*?)\n---\s*\n", readme.read_text(encoding="utf-8-sig", errors="replace"), re.DOTALL)
     try:
-        data = yaml.safe_load(front[1]) if front else None
-    except yaml.YAMLError:  # somebody else's file: what cannot be read is not known
+        root = yaml.compose(front[1], yaml.SafeLoader) if front else None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # somebody else's file: then it is not known
         return UNKNOWN
-    told = data if isinstance(data, dict) else {}
-    found = told.get("license")
-    named = told.get("license_name") if found == "other" else None
-    stated = [named or found] if isinstance(found, str) else found if isinstance(found, list) else []
-    return ", ".join(str(one) for one in stated if one) or UNKNOWN
+    entries = root.value if isinstance(root, yaml.MappingNode) else []
+    told = {key.value: _texts(value) for key, value in entries if isinstance(key, yaml.ScalarNode)}
+    stated = told.get("license", [])
+    return ", ".join((stated == ["other"] and told.get("license_name")) or stated) or UNKNOWN
+
+
+def _texts(node: yaml.Node) -> list[str]:
+    """The text of a node, or those of a list's items, each once: an anchor makes many of one."""
+    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    return list(dict.fromkeys(item.value for item in items if item.tag == TEXT and item.value))

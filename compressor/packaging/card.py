@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from compressor import __version__
-from compressor.packaging.contents import CARD
+from compressor.packaging.contents import CARD, MODEL
 from compressor.packaging.summary import Summary
 from compressor.packaging.tasks import PACKAGED
 from compressor.tasks.base import QUALITIES
@@ -45,6 +45,7 @@ def write(summary: Summary, folder: Path) -> None:
         answer=PACKAGED[summary.task].answer,
         digest=summary.manifest["base_digest"],
         trusted=summary.manifest["trust_remote_code"],
+        code=any((folder / MODEL).rglob("*.py")),
         parameters=summary.manifest["parameters"],
         data=summary.data,
         headline=_headline(summary),

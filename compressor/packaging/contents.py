@@ -31,6 +31,7 @@ RUNNER = "predict.py"
 REQUIREMENTS = "requirements.txt"
 LICENSE = "LICENSE-base"
 MODEL = "model"
+LONGEST_SHOWN = 100  # characters of a name
 UNLISTED = frozenset({MANIFEST, SIGNATURE})  # a manifest cannot list itself, and the signature covers the manifest
 
 
@@ -49,7 +50,7 @@ def files_in(folder: Path) -> dict[str, File]:
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
     odd = [path.relative_to(folder).as_posix() for path in paths if path.is_symlink() or not path.is_file()]
-    require_none(folder, [f"{name} is a link or a device; a package holds plain files" for name in odd])
+    require_none(folder, [f"{shown(name)} is a link or a device; a package holds plain files" for name in odd])
     return {path.relative_to(folder).as_posix(): File(path.stat().st_size, file_digest(path)) for path in paths}
 
 
@@ -85,12 +86,18 @@ def differences(listed: Mapping[str, File], found: Mapping[str, File]) -> list[s
     phrases = []
     for name, file in listed.items():
         if name not in found:
-            phrases.append(f"{name} is missing")
+            phrases.append(f"{shown(name)} is missing")
         elif found[name].size != file.size:
-            phrases.append(f"{name} has been changed: it has {found[name].size:,} bytes, not {file.size:,}")
+            phrases.append(f"{shown(name)} has been changed: it has {found[name].size:,} bytes, not {file.size:,}")
         elif found[name].sha256 != file.sha256:
-            phrases.append(f"{name} has been changed")
-    return phrases + [f"{name} is not in the manifest" for name in found if name not in listed and name not in UNLISTED]
+            phrases.append(f"{shown(name)} has been changed")
+    new = (name for name in found if name not in listed and name not in UNLISTED)
+    return phrases + [f"{shown(name)} is not in the manifest" for name in new]
+
+
+def shown(name: str) -> str:
+    """A file's name, which may be hostile, for messages: quoted, without what a terminal or a CI would obey, cut."""
+    return repr(name[:LONGEST_SHOWN])
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -11,20 +11,27 @@ from compressor.artifact import MANIFEST, Artifact
 from compressor.errors import InputError
 from compressor.files import file_digest
 from compressor.packaging.contents import SCHEMA_VERSION
+from compressor.packaging.proof import place
+from compressor.packaging.tasks import PACKAGED
 from compressor.tasks.multiple_choice import PROMPT
 from exporters.generate import ends, places, turn
 
 
 def collect(artifact: Artifact, export: str, folder: Path, name: str) -> dict[str, Any]:
-    """The facts of one export, whose files lie in `folder`.
+    """The facts of one export, a copy of whose files lies in `folder`.
 
     Raises:
         InputError: predict.py does not know the task, or a text model has no tokenizer.json.
     """
-    task = artifact.manifest["task"]
+    task, measured = artifact.manifest["task"], artifact.path / place(export)
     if task not in TASKS:
         raise InputError(
-            f"Packages are made for {', '.join(TASKS)}, not for {task}: deploy {folder} with code of your own."
+            f"Packages are made for {', '.join(TASKS)}, not for {task}: deploy {measured} with code of your own."
+        )
+    if PACKAGED[task].reads == "text" and not (folder / "tokenizer.json").is_file():
+        raise InputError(
+            f"{measured} has no tokenizer.json, so its tokenizer needs transformers and cannot be packaged. "
+            "Convert it to a fast tokenizer and export again."
         )
     return {
         "schema_version": SCHEMA_VERSION,
@@ -50,7 +57,6 @@ def _text(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _generation(_: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    _settings(folder)  # which requires the tokenizer
     config = _read(folder / "config.json")
     limits = [limit for limit in (places(config), turn(config)) if limit]
     return {"longest": min(limits, default=None), "stop": ends(config)}
@@ -87,11 +93,6 @@ def _opening(folder: Path) -> list[int]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json."""
-    if not (folder / "tokenizer.json").is_file():
-        raise InputError(
-            f"{folder} has no tokenizer.json, so its tokenizer needs transformers and cannot be packaged. "
-            "Convert it to a fast tokenizer and export again."
-        )
     return _read(folder / "tokenizer_config.json")
 
 

@@ -24,16 +24,21 @@ TEXTS = (*EXAMPLE, ODD, EXAMPLE[0] + ODD * 200)  # the last one is cut
 LARGE = (333, 500)  # height and width of an image beside the small ones
 
 
-def rehearse(folder: Path) -> None:
+def rehearse(folder: Path, *, trust_remote_code: bool = False) -> None:
     """Run predict.py once as its user will, and hold its inputs against the task's own.
+
+    Args:
+        folder: the package.
+        trust_remote_code: run the code that the tokenizer or image processor of the measured model comes with.
 
     Raises:
         ExportError: it fails, or makes other inputs: this model needs code of its own.
+        ModelError: there is no tokenizer or image processor, or it needs code that is not trusted.
     """
     task = read_facts(folder)["task"]
     with tempfile.TemporaryDirectory() as scratch:
         _run(folder, _words(task, Path(scratch)))
-    processor = registry.task(task).processor(str(folder / MODEL))
+    processor = registry.task(task).processor(str(folder / MODEL), trust_remote_code=trust_remote_code)
     try:
         same = COMPARED[task](folder, processor)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # settings that predict.py does not know

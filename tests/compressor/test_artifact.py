@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from compressor.artifact import Artifact, require_whole, reseal, seal, verify
+from compressor.artifact import Artifact, require_ours, require_whole, reseal, seal, verify
 from compressor.errors import ArtifactError, IntegrityError
 from compressor.planning import Plan
 from compressor.run_folder import Run
@@ -43,6 +43,23 @@ def test_a_sealed_artifact_verifies_and_tells_what_it_was_given(sealed: Path) ->
     assert found.manifest["task"] == "text-classification"
     assert found.manifest["files"].keys() == {"head", "dense/weights", "dense/config", "plan.json"}
     assert found.plan.strategy == "gain"
+
+
+def test_what_no_run_made_is_named_before_it_would_be_overwritten(sealed: Path) -> None:
+    for name in ("exports/onnx-fp32", "trials/0.500", "baseline"):
+        (sealed / name).mkdir(parents=True)
+    for name in ("search.json", "report.html", "junit.xml", ".report.json.12", ".model.safetensors.partial"):
+        (sealed / name).touch()
+    (sealed / "plan.json").unlink()  # of no stage here
+    require_ours(sealed)
+    (sealed / "my-notes.md").touch()
+    (sealed / "mine").mkdir()
+    reseal(sealed)
+    with pytest.raises(
+        ArtifactError, match=r"run holds 'mine', 'my-notes\.md' of no run, which --overwrite would remove"
+    ):
+        require_ours(sealed)
+    require_ours(sealed / "nowhere")
 
 
 def test_changed_missing_and_added_files_are_all_named(sealed: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -80,6 +81,21 @@ def test_costs_bound_it_from_above(seed: int) -> None:
         assert len(oracle) * STEP <= NARROW + STEP
     else:
         assert found.budget in oracle
+
+
+def test_where_nothing_was_found_between_quality_and_cost_all_trials_were_made() -> None:
+    for least, most in itertools.combinations_with_replacement(GRID, 2):
+        trials = search(lambda budget, ends=(least, most): {"all": between(*ends)(budget)})
+        assert bisection.chosen(trials) or len(trials) == TRIALS, (least, most)
+
+
+@pytest.mark.parametrize("noisy", [0.25, 0.375])
+def test_a_cost_that_fails_below_a_budget_where_it_held_is_noise(noisy: float) -> None:
+    trials = search(lambda budget: {"all": between(0.4)(budget) | (LESS if budget == noisy else HOLDS)})
+    assert noisy in [trial.budget for trial in trials]
+    found = bisection.chosen(trials)
+    assert found is not None
+    assert 0.4 <= found.budget <= 0.4 + NARROW
 
 
 def test_of_several_alternatives_one_is_enough() -> None:

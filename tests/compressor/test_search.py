@@ -117,6 +117,15 @@ def test_a_validation_of_the_winner_later_says_the_same_and_breaks_no_seal(found
     verify(copy)
 
 
+def test_a_finished_search_that_is_resumed_does_not_measure_its_winner_again(
+    found: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(found, tmp_path / "copy"))
+    monkeypatch.setattr(bisection, "TRIALS", 2)
+    monkeypatch.setattr(searching, "validate", lambda *_, **__: pytest.fail("the evaluation data was used twice"))
+    assert pipeline.run(asked(task), copy, resume=True).to_dict() == Report.read(found).to_dict()
+
+
 def test_the_winner_is_packaged_like_any_other(found: Path, tmp_path: Path) -> None:
     assert package(found, tmp_path / "auto.tar.gz").export == "onnx-fp32"
 

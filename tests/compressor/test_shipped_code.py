@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from compressor.packaging.archive import unpack
+
 CODE = """
 import torch
 from torch import nn
@@ -144,6 +146,15 @@ def test_a_package_needs_no_code(trusted: Path, command: Command, tmp_path: Path
     done = command("-m", "compressor", "package", trusted, "--export", "onnx-fp32", "--out", tmp_path / "one.tar.gz")
     assert done.returncode == 0, done.stderr
     assert command("-m", "compressor", "verify", tmp_path / "one.tar.gz").returncode == 0
+    folder = unpack(tmp_path / "one.tar.gz", tmp_path)
+    assert [path.relative_to(folder).as_posix() for path in folder.rglob("*.py")] == [
+        "predict.py",
+        "model/modeling_mixer.py",
+    ]
+    card = " ".join((folder / "README.md").read_text().split())
+    assert (
+        "(`trust_remote_code`); a copy of it lies in `model/` for other tools' loaders, and `predict.py` does" in card
+    )
 
 
 def test_layers_are_inspected_where_the_code_is_trusted(recipe: Path, command: Command) -> None:

@@ -37,8 +37,10 @@ def record(budget: float, *exports: ExportReport, auto: bool = False) -> dict[st
     return trials.record(Report(exports, context), plan(budget), budget, 1.0)
 
 
-def search(*records: dict[str, Any]) -> dict[str, Any]:
-    return trials.concluded({"rows": 400, "trials": list(records)})
+def search(*records: dict[str, Any], budgets: tuple[float, ...] = ()) -> dict[str, Any]:
+    """Over the budgets that there are: those of the trials unless told."""
+    found = list(budgets or (one["budget"] for one in records))
+    return trials.concluded({"rows": 400, "budgets": found, "trials": list(records)})
 
 
 def test_quality_asks_for_more_and_costs_for_less() -> None:
@@ -91,6 +93,51 @@ def test_where_none_holds_the_one_with_the_fewest_failed_gates_is_closest_and_no
     assert trials.NOT_THE_ANSWER in found["conclusion"]
     assert "Whatever the budget, the gate on size of onnx-fp32 does not hold." in found["conclusion"]
     assert "The closest is 0.984: onnx-fp32: size fails: candidate 99.00 MiB" in found["conclusion"]
+
+
+def test_a_gate_is_given_up_only_where_the_budget_that_is_best_for_it_was_tried() -> None:
+    torn = record(0.5, export("onnx-fp32", 0.8, size=60))
+    assert "Whatever" not in search(torn, budgets=(0.25, 0.5, 0.984))["conclusion"]
+    assert "the gate on accuracy of onnx-fp32 does" in search(torn, budgets=(0.25, 0.5))["conclusion"]
+    assert "the gate on size of onnx-fp32 does" in search(torn, budgets=(0.5, 0.984))["conclusion"]
+
+
+@pytest.mark.parametrize(("size", "accuracy", "closest"), [(60, 0.95, 0.25), (40, 0.8, 0.984), (60, 0.8, 0.984)])
+def test_of_equals_the_closest_is_the_farthest_where_the_gates_point_to(
+    size: float, accuracy: float, closest: float
+) -> None:
+    found = search(*(record(budget, export("onnx-fp32", accuracy, size)) for budget in (0.5, 0.25, 0.984)))
+    assert found["closest"] == closest
+
+
+def test_a_budget_that_only_costs_too_much_is_not_called_too_small() -> None:
+    slow, held = record(0.25, export("onnx-fp32", 0.95, latency=6)), record(0.5, export("onnx-fp32", 0.95))
+    assert "too small" not in search(slow, held)["conclusion"]
+    assert "0.125 is too small" in search(slow, held, record(0.125, export("onnx-fp32", 0.8)))["conclusion"]
+
+
+def test_a_dense_winner_of_a_trial_that_was_not_the_closest_stands() -> None:
+    slow, fast = export("dense-onnx-int8", 0.95, size=25, latency=6), export("dense-onnx-int8", 0.95, size=25)
+    found = search(
+        record(0.5, export("onnx-int8", 0.8, size=60), fast, auto=True),
+        record(0.984, export("onnx-int8", 0.95, size=60), slow, auto=True),
+    )
+    assert (found["closest"], found["stands"]) == (0.984, 0.5)
+    assert f"{trials.NOT_THE_ANSWER}. dense-onnx-int8 does." in found["conclusion"]
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_what_wins_by_an_unsure_gate_alone_is_no_winner_of_a_trial(dense: bool) -> None:
+    gate = Gate(type="threshold", value=0.9, unsure="pass")
+    unsure = Finding("accuracy", "share", "higher", 0.95, 0.89, interval=(0.85, 0.93)).judged(gate)
+    small = Finding("size", "MiB", "lower", 100, 10).judged(SIZE)
+    low_rank = ExportReport("onnx-int8", "onnx", "int8", "candidate", (unsure, small))
+    others = [export("dense-onnx-int8", 0.95)] if dense else []
+    found = search(record(0.5, low_rank, *others, auto=True))
+    assert found["trials"][0]["winner"] == ("dense-onnx-int8" if dense else None)
+    assert (found["chosen"], found["stands"]) == (None, 0.5 if dense else None)
+    assert ("dense-onnx-int8 does." in found["conclusion"]) == dense
+    assert " onnx-int8 does." not in found["conclusion"]
 
 
 def test_a_dense_winner_stands_where_no_low_rank_export_holds_at_any_budget() -> None:

@@ -6,12 +6,14 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,7 +137,7 @@ def test_what_tar_itself_packs_again_is_still_the_package(packed: Path, tmp_path
         (member("half/A.TXT"), "'half/A.TXT' appears twice"),
         (member("other/a.txt"), "'other/a.txt' lies outside the package's one folder"),
         (member("a.txt"), "'a.txt' lies outside the package's one folder"),
-        (member("half/extra.py"), "extra.py is not in the manifest"),
+        (member("half/extra.py"), "'extra.py' is not in the manifest"),
     ],
 )
 def test_a_hostile_member_is_named_and_nothing_is_written(packed: Path, tmp_path: Path, add: Change, said: str) -> None:
@@ -160,7 +162,7 @@ def test_all_hostile_members_are_named_at_once(packed: Path, tmp_path: Path) -> 
 
 def test_a_member_larger_than_the_manifest_says_is_refused(packed: Path, tmp_path: Path) -> None:
     hostile = rewritten(packed, drop="half/a.txt", add=member("half/a.txt", b"one and more"))
-    with pytest.raises(IntegrityError, match=r"a\.txt has been changed: it has 12 bytes, not 3"):
+    with pytest.raises(IntegrityError, match=r"'a\.txt' has been changed: it has 12 bytes, not 3"):
         archive.unpack(hostile, tmp_path / "there")
     assert not (tmp_path / "there").exists()
 
@@ -188,6 +190,64 @@ def test_a_header_of_megabytes_is_not_taken_into_memory(packed: Path, tmp_path: 
     hostile = rewritten(packed, add=member("half/" + "n" * 3_000_000))
     with pytest.raises(IntegrityError, match="a header of more than a megabyte"):
         archive.unpack(hostile, tmp_path / "there")
+
+
+def test_a_negative_size_that_leads_back_to_the_same_header_is_refused(packed: Path) -> None:
+    """In a process of its own: a reader that goes back reads for ever."""
+    hostile = rewritten(packed, add=member("half/back", b"", pax_headers={"size": "-1536"}))
+    code = f"from compressor.packaging.verification import verify\nverify({str(hostile)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert re.search(r"IntegrityError: .*(a member of -1,536 bytes, which is refused|cut off or damaged)", done.stderr)
+
+
+def test_members_of_one_name_are_counted_and_told_in_few_lines(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add(new: tarfile.TarFile) -> None:
+        for _ in range(300):
+            member("half/a.txt")(new)
+
+    hostile = rewritten(packed, add=add)
+    with pytest.raises(IntegrityError) as caught:
+        archive.check(hostile)
+    lines = str(caught.value).splitlines()
+    assert (len(lines), lines[-1]) == (102, "  and 200 more")
+    monkeypatch.setattr(archive, "MOST_FILES", 200)
+    with pytest.raises(IntegrityError, match="or 200 files"):
+        archive.check(hostile)
+
+
+def test_a_process_that_unpacks_the_same_at_the_same_time_is_not_disturbed(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, extract = tmp_path / "there", tarfile.TarFile.extract
+    (there / ".half.partial").mkdir(parents=True)  # somebody's own
+
+    def overtaken(*values: Any, **options: Any) -> None:
+        monkeypatch.setattr(tarfile.TarFile, "extract", extract)
+        archive.unpack(packed, there)
+        extract(*values, **options)
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", overtaken)
+    with pytest.raises(ArtifactError, match="exists already, and nothing is overwritten"):
+        archive.unpack(packed, there)
+    assert verify(there / "half").files == 2
+    assert sorted(path.name for path in there.iterdir()) == [".half.partial", "half"]
+
+
+@pytest.mark.parametrize(("name", "said"), [("none.tar.gz", "does not exist"), ("half", "is a folder")])
+def test_what_is_no_file_is_not_unpacked(packed: Path, tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(ArtifactError, match=f"{said}: name a package's archive"):
+        archive.unpack(tmp_path / name, tmp_path / "there")
+
+
+@pytest.mark.parametrize("name", ["::add-mask::secret", "\x1b[2Jcleared", "n" * 200_000])
+def test_a_hostile_name_is_quoted_and_cut(packed: Path, name: str) -> None:
+    listed = {name: {"size": 3, "sha256": ""}}
+    text = json.dumps({"schema_version": 1, "files": listed}).encode()
+    hostile = rewritten(packed, drop="half/manifest.json", add=member("half/manifest.json", text))
+    with pytest.raises(IntegrityError) as caught:
+        verify(hostile)
+    assert f"  {name[:100]!r} is missing" in str(caught.value).splitlines()
+    assert str(caught.value).replace("\n", "").isprintable()
 
 
 def test_too_many_files_are_refused(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,9 +343,9 @@ def test_every_changed_missing_and_new_file_is_named_in_an_archive(packed: Path)
     with pytest.raises(IntegrityError) as caught:
         verify(changed)
     assert str(caught.value).splitlines()[1:] == [
-        "  a.txt is missing",
-        "  model/b.bin has been changed",
-        "  new is not in the manifest",
+        "  'a.txt' is missing",
+        "  'model/b.bin' has been changed",
+        "  'new' is not in the manifest",
     ]
 
 
@@ -297,16 +357,16 @@ def test_every_changed_missing_and_new_file_is_named_in_a_folder(folder: Path) -
     with pytest.raises(IntegrityError) as caught:
         verify(folder)
     assert str(caught.value).splitlines()[1:] == [
-        "  a.txt has been changed",
-        "  model/b.bin is missing",
-        "  model/new is not in the manifest",
+        "  'a.txt' has been changed",
+        "  'model/b.bin' is missing",
+        "  'model/new' is not in the manifest",
     ]
 
 
 def test_a_link_in_a_folder_is_named(folder: Path) -> None:
     (folder / "a.txt").rename(folder.parent / "a.txt")
     (folder / "a.txt").symlink_to(folder.parent / "a.txt")
-    with pytest.raises(IntegrityError, match=r"a\.txt is a link or a device"):
+    with pytest.raises(IntegrityError, match=r"'a\.txt' is a link or a device"):
         verify(folder)
 
 
@@ -340,7 +400,7 @@ finally:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    assert ("new is not in the manifest" in done.stderr) == spoiled
+    assert ("'new' is not in the manifest" in done.stderr) == spoiled
     assert done.stdout == ("" if spoiled else f"{packed}: 2 files, none changed; not signed\n")
 
 

@@ -112,6 +112,50 @@ def test_every_license_that_is_stated_is_told(tmp_path: Path, front: str, licens
     assert base_model.find(str(tmp_path)).license == license
 
 
+@pytest.mark.parametrize(
+    "front",
+    [
+        "date: 2023-02-30\nlicense: mit",  # no day: nothing but the license is read
+        "x: &x [a]\nlicense: [mit, *x, *x, {a: b}, 3]",
+        "x: &x mit\nlicense: [*x, *x, *x]",
+        "? [a]\n: b\nlicense: mit",
+    ],
+)
+def test_only_the_texts_of_a_license_are_read(tmp_path: Path, front: str) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n")
+    assert base_model.find(str(tmp_path)).license == "mit"
+
+
+@pytest.mark.parametrize("front", ["a: " + "[" * 5000, 'a: "\\UFFFFFFFF"', 'a: "\\U00110000"', "license: 2023-02-30"])
+def test_front_matter_that_cannot_be_read_is_no_bug(tmp_path: Path, front: str) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n")
+    assert base_model.find(str(tmp_path)).license == "unknown"
+
+
+def test_a_license_that_leads_out_of_the_checkpoint_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("PRIVATE KEY")
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "LICENSE").symlink_to(tmp_path / "secret")
+    (base / "README.md").symlink_to(tmp_path / "secret")
+    assert base_model.find(str(base)) == base_model.BaseModel("base", hub=False)
+    (base / "COPYING").write_text("The license.")
+    assert base_model.find(str(base)).license_file == base / "COPYING"
+
+
+def test_a_license_in_the_hubs_cache_is_a_link_and_is_taken(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "blobs").mkdir()
+    (snapshot.parents[1] / "blobs" / "1234").write_text("The license.")
+    (snapshot / "LICENSE").symlink_to("../../blobs/1234")
+    assert base_model.find(str(snapshot)).license_file == snapshot / "LICENSE"
+    (tmp_path / "secret").write_text("PRIVATE KEY")
+    (snapshot / "COPYING").symlink_to(tmp_path / "secret")
+    (snapshot / "LICENSE").unlink()
+    assert base_model.find(str(snapshot)).license_file is None
+
+
 def test_a_hub_id_is_looked_up_in_the_cache_and_never_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

@@ -60,7 +60,7 @@ def settle(run: Path, reported: Callable[..., Report]) -> Callable[..., Path]:
 
 @pytest.fixture
 def _unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "rehearse", lambda folder: None)
+    monkeypatch.setattr(rehearsal, "rehearse", lambda folder, **trust: None)
 
 
 unrehearsed = pytest.mark.usefixtures("_unrehearsed")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
@@ -36,7 +39,7 @@ def _unchanged_switches() -> Any:
 @pytest.fixture
 def _unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the rehearsal is not the matter: it imports transformers and starts a process."""
-    monkeypatch.setattr(rehearsal, "rehearse", lambda folder: None)
+    monkeypatch.setattr(rehearsal, "rehearse", lambda folder, **trust: None)
 
 
 unrehearsed = pytest.mark.usefixtures("_unrehearsed")
@@ -229,15 +232,18 @@ def test_a_folder_that_is_no_run_is_bad_usage(tmp_path: Path) -> None:
 def test_a_text_model_without_a_fast_tokenizer_is_refused(run: Path, reported: Reported) -> None:
     (run / "exports" / "onnx-int8" / "tokenizer.json").unlink()
     reported(run).save(run)
-    with pytest.raises(InputError, match=r"has no tokenizer\.json"):
+    with pytest.raises(InputError, match=rf"^{run}/exports/onnx-int8 has no tokenizer\.json"):
         assemble.package(run)
 
 
 def test_a_task_that_predict_does_not_know_is_refused(run: Path) -> None:
     manifest = json.loads((run / "artifact.json").read_text())
     (run / "artifact.json").write_text(json.dumps(manifest | {"task": "feature-extraction"}))
-    with pytest.raises(InputError, match=r"Packages are made for text-classification, .* not for feature-extraction"):
+    with pytest.raises(
+        InputError, match=r"Packages are made for text-classification, .* not for feature-extraction"
+    ) as e:
         assemble.package(run)
+    assert f"deploy {run}/exports/onnx-int8 with code" in str(e.value)
 
 
 # ---- the rehearsal ----
@@ -256,6 +262,29 @@ def test_texts_that_predict_reads_otherwise_than_the_task_are_told(
     (folder / "package.json").write_text(json.dumps(facts | fact))
     with pytest.raises(ExportError, match=r"predict\.py does not make the inputs that \w+ makes, so the package"):
         rehearsal.rehearse(folder)
+
+
+def test_a_tokenizer_whose_class_ships_as_code_is_packaged_where_that_is_trusted(
+    run: Path, reported: Reported, tmp_path: Path
+) -> None:
+    exported = run / "exports" / "onnx-fp32"
+    own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    other = {"model_type": "vit"}  # for which transformers has no tokenizer
+    for name, changes in {"tokenizer_config.json": own, "config.json": other}.items():
+        (exported / name).write_text(json.dumps(json.loads((exported / name).read_text()) | changes))
+    (exported / "own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast as Base\nclass Own(Base): pass\n"
+    )
+    manifest = json.loads((run / "artifact.json").read_text())
+    (run / "artifact.json").write_text(json.dumps(manifest | {"trust_remote_code": True}))
+    reported(run).save(run)
+    command = [sys.executable, "-m", "compressor", "package", run, "--export", "onnx-fp32", "--out", tmp_path / "a.tgz"]
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}  # where transformers copies code to
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (refused.returncode, (tmp_path / "a.tgz").exists()) == (2, False)
+    assert f"{run} was made of a checkpoint with code of its own" in refused.stderr
+    subprocess.run([*command, "--trust-remote-code"], env=environment, check=True)
+    assert (unpack(tmp_path / "a.tgz", tmp_path) / "model" / "own.py").is_file()
 
 
 def test_an_image_processor_that_does_more_is_refused(made: Callable[[str], Path], tmp_path: Path) -> None:

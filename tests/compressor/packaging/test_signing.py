@@ -51,7 +51,7 @@ def keys(tmp_path: Path) -> Any:
 @pytest.fixture
 def signed(run: Path, keys: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A signed package and the public key."""
-    monkeypatch.setattr(rehearsal, "rehearse", lambda folder: None)
+    monkeypatch.setattr(rehearsal, "rehearse", lambda folder, **trust: None)
     private, public = keys("ours")
     made = assemble.package(run, sign_with=private)
     assert made.signed
