@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor import progress
+from compressor import devices, progress
 from compressor.distillation import Lesson, lesson_of, one_copy, taught_loss
 from compressor.errors import ModelError
 from compressor.files import read_json, write_json
@@ -28,6 +29,7 @@ Lessons = Callable[[dict[str, Any]], Lesson]  # a batch, whose rows' numbers are
 LESSONS = "lessons.bin"
 UNTRAINED = "untrained.safetensors"
 TIE = 1e-7  # of a loss, in accuracy: less than one row of any validation data
+FEW = 5  # steps that hardly teach anything
 WHOLE = "whole.json"  # in every checkpoint that was written to its end: the size of each of its files
 
 
@@ -145,7 +147,7 @@ def _measured(trainer: Any, path: Path) -> dict[str, float]:
     changing |= {name for name, _ in model.named_buffers()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors({name: tensor for name, tensor in state_of(model).items() if name in changing}, path)
-    with torch.random.fork_rng():
+    with devices.fork_rng(model):
         found = trainer.evaluate()
     return {**found, "step": 0, "epoch": 0.0}
 
@@ -237,6 +239,9 @@ def _arguments(training: Training, folder: Path, seed: int, train: Any, chosen_b
     from transformers import TrainingArguments
 
     evaluated = chosen_by is not None
+    steps = math.ceil(math.ceil(len(train) / training.batch_size) * training.epochs)
+    if steps < FEW:
+        progress.note(f"  steps in all: {steps}; a smaller batch_size, more epochs or more data teach more.")
     found = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=training.epochs,
@@ -244,7 +249,9 @@ def _arguments(training: Training, folder: Path, seed: int, train: Any, chosen_b
         per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=2 * training.batch_size,
         weight_decay=training.weight_decay,
-        warmup_steps=training.warmup,  # below 1 it is a share of all steps
+        warmup_steps=training.warmup
+        if steps * training.warmup >= 1
+        else 0,  # below 1 a share, rounded up; its first is of rate 0
         lr_scheduler_type="cosine",
         train_sampling_strategy="group_by_length" if "length" in train.column_names else "random",
         remove_unused_columns=False,  # the task's collate takes what it needs
@@ -261,6 +268,7 @@ def _arguments(training: Training, folder: Path, seed: int, train: Any, chosen_b
         disable_tqdm=True,
         report_to="none",
         seed=seed,
+        use_cpu=devices.fastest().type == "cpu",  # as everything else, also beside GPUs that are not NVIDIA's
         dataloader_pin_memory=False,
     )
     found._n_gpu = min(1, found.n_gpu)  # on several, each step would take as many times the examples

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor import faults, registry
 from compressor.paths import is_factory
-from compressor.sections.data import DataSection, ModelSection, Source
+from compressor.sections.data import COLUMNS, ONLY_SPLIT, DataSection, ModelSection, Source
 from compressor.sections.proof import AUTO_RUNTIME, SHARES, ExportSection
 from compressor.tasks.base import QUALITIES
 
@@ -21,7 +22,7 @@ NO_VALIDATION = "of which there are none: name data.validation, or hold some of 
 def conflicts(recipe: Recipe) -> Iterator[faults.Fault]:
     """What is valid key by key and still cannot be meant."""
     yield from _leaks(recipe.data)
-    yield from _subsets(recipe.data)
+    yield from _unread(recipe)
     yield from _own_code(recipe.model)
     if recipe.baseline.path and recipe.baseline.train != "none":
         text = (
@@ -151,19 +152,30 @@ def _leaks(data: DataSection) -> Iterator[faults.Fault]:
         yield ("data", "validation"), f"{text} data.holdout of train is kept aside."
 
 
-def _subsets(data: DataSection) -> Iterator[faults.Fault]:
-    """Files have no subsets."""
+def _unread(recipe: Recipe) -> Iterator[faults.Fault]:
+    """Keys of a source that nothing reads: columns of other tasks, or what a file has not; and texts without pairs."""
+    data, task = recipe.data, registry.task(recipe.model.task)
     sources = {"train": data.train, "evaluation": data.evaluation, "validation": data.validation}
     for key, source in {**sources, "calibration.source": data.calibration.source}.items():
-        if source and source.subset and source.file:
-            text = f"is one of a hub data set, but {source.file} is a file; take it out."
-            yield ("data", *key.split("."), "subset"), text
+        if source is None:
+            continue
+        here, read = ("data", *key.split(".")), task.columns(source)
+        if source.subset and source.file:
+            yield (*here, "subset"), f"is one of a hub data set, but {source.file} is a file; take it out."
+        if source.split != ONLY_SPLIT and Path(source.path).is_file():
+            yield (*here, "split"), f"is one of a folder or hub data set, but {source.path} is a file; take it out."
+        for role in COLUMNS:
+            if role not in read and getattr(source, role) != Source.model_fields[role].default:
+                yield (*here, role), f"is not read for the task {recipe.model.task}; take it out."
+        if others := sorted(read.keys() ^ task.columns(data.train).keys()):
+            text = f"must be named for all sources or for none, data.train and {'.'.join(here)} alike."
+            yield from (((*here, role), text) for role in others)
 
 
 def _place(source: Source) -> object:
     """What tells one source from another: its file, which has no other split, or path, subset and split."""
     file = source.file
-    return file.resolve() if file else (source.path, source.subset, source.split)
+    return file.resolve() if file else (os.path.realpath(source.path), source.subset, source.split)
 
 
 def _exports(recipe: Recipe) -> Iterator[faults.Fault]:

@@ -22,14 +22,16 @@ from compressor.devices import beside
 from compressor.errors import DataError, did_you_mean, first_line
 from compressor.failures import exhausted
 from compressor.recipe import Source
-from compressor.sections.data import READERS
-from compressor.tasks import image
+from compressor.sections.data import ONLY_SPLIT, READERS
+from compressor.tasks import image, text
 from compressor.tasks.base import Column, Outcomes, Task, inputs_of, together
 
 Made = TypeVar("Made")
 Other = TypeVar("Other")
 
+AT_ONCE = 64  # rows that are read through together: much faster than one by one, and few enough where they are images
 NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "No columns to parse", "StopIteration")
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, StopIteration, RuntimeError, csv.Error)  # as the readers say it
 DOCUMENTS = {"sample_by": "document"}  # lines are no texts of their own: a file is one
 
 
@@ -39,7 +41,8 @@ def read(source: Source, task: Task, seed: int = 0) -> Any:
     Raises:
         DataError: missing file, split or column, no rows, or rows with a missing value or one of another type.
     """
-    rows, where = _load(source), f"{source.path}, split '{source.split}'"
+    rows = _load(source)
+    where = str(source.file) if source.file else f"{source.path}, split '{source.split}'"
     wanted = task.columns(source)
     missing = {role: column.name for role, column in wanted.items() if column.name not in rows.column_names}
     if missing:
@@ -61,7 +64,7 @@ def read(source: Source, task: Task, seed: int = 0) -> Any:
 
 def _lacking(missing: Mapping[str, str], there: Sequence[str], where: str) -> DataError:
     """What is said of columns that a split has not, by the task's roles."""
-    if any(mark in name for name in there for mark in (";", "\t")):
+    if _unparted(there):
         said = f"its cells are not parted by commas ({there[0]!r}). Write it with commas, or as .jsonl."
         return DataError(f"{where}: {said}")
     near = {name: did_you_mean(name, there).strip() for name in missing.values()}
@@ -70,6 +73,10 @@ def _lacking(missing: Mapping[str, str], there: Sequence[str], where: str) -> Da
     return DataError(
         f"{where} has no column {', '.join(named)}; it has {', '.join(there)}. Name the right one under {keys}."
     )
+
+
+def _unparted(names: Sequence[str]) -> bool:
+    return any(mark in name for name in names for mark in (";", "\t"))
 
 
 def _require_apart(wanted: Mapping[str, Column], where: str) -> None:
@@ -100,10 +107,13 @@ def _as_cells(rows: Any, role: str, origin: Path) -> Any:
     """Images as cells `{bytes, path}`, not decoded; paths are relative to the folder that the rows were read from."""
     import datasets
 
-    if str(getattr(rows.features[role], "dtype", "")).endswith("string"):
+    kind = str(getattr(rows.features[role], "dtype", ""))
+    if kind.startswith(text.STRINGS):
         folder = origin.parent if origin.is_file() else origin
-        paths = [str(folder / path) for path in rows[role]]
+        paths = [str(folder / path) for path in rows[role][:]]
         rows = rows.remove_columns(role).add_column(role, paths)
+    elif kind == "binary_view":  # which arrow casts to no struct
+        rows = rows.cast_column(role, datasets.Value("binary"))
     return rows.cast_column(role, datasets.Image(decode=False))
 
 
@@ -116,56 +126,62 @@ def _load(source: Source) -> Any:
     file = source.file
     if file is not None and file.suffix not in READERS:
         raise DataError(f"{file} is none of the kinds of file that are read: {', '.join(READERS)}.")
+    if file is not None:
+        named: dict[str, Any] = {"path": READERS[file.suffix], "data_files": str(file)}
+    else:
+        named = {"path": source.path, "name": source.subset}
     try:
-        options = _options([file] if file is not None else _within(Path(source.path)))
-        if file is not None:
-            kind = READERS[file.suffix]
-            return datasets.load_dataset(kind, data_files=str(file), split="train", **options)
-        if Path(source.path).is_dir():  # options of the reader would make up one more subset
-            _require_subset(source, datasets.get_dataset_config_names(source.path))
-        found = datasets.load_dataset(source.path, source.subset, **options)
-    except (OSError, ValueError, StopIteration, RuntimeError, csv.Error, DatasetGenerationError) as error:
+        options = _options(datasets.load_dataset_builder(**named)) if Path(source.path).exists() else {}
+        found = datasets.load_dataset(**named, **options)
+    except (*UNREADABLE, DatasetGenerationError) as error:
         if exhausted(error):
             raise
         raise _refused(source.path, error.__cause__ or error) from error
-    if source.split not in found:
-        raise DataError(
-            f"{source.path} has no split '{source.split}'; it has {', '.join(found)}."
-            f"{did_you_mean(source.split, found)}"
-        )
-    return found[source.split]
-
-
-def _require_subset(source: Source, names: Sequence[str]) -> None:
-    if len(names) > 1 and source.subset not in names:
-        raise _unnamed(source.path, ", ".join(map(repr, names)))
+    split = source.split if file is None else ONLY_SPLIT
+    if split not in found:
+        raise DataError(f"{source.path} has no split '{split}'; it has {', '.join(found)}.{did_you_mean(split, found)}")
+    return found[split]
 
 
 def _unnamed(path: str, names: str) -> DataError:
     return DataError(f"{path} has several subsets: {names or 'see its page'}. Name one as `subset`, beside `path`.")
 
 
-def _within(folder: Path) -> list[Path]:
-    """The files of a local folder that holds one kind of them, beside what describes it; none of another's."""
-    there = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
-    files = [path for path in there if path.suffix.lower() != ".md"]
-    kinds = {READERS.get(path.suffix) for path in files}
-    return files if len(kinds) == 1 and None not in kinds else []
+def _options(builder: Any) -> dict[str, Any]:
+    """How the local files that a builder reads are read: a CSV as it is written, a text whole."""
+    if builder.name == "csv":
+        files = [file for split in builder.config.data_files.values() for file in split]
+        return _as_written(files, builder.config.sep)
+    return DOCUMENTS if builder.name == "text" else {}
 
 
-def _options(files: Sequence[Path]) -> dict[str, Any]:
-    """How files of one kind are read: a CSV as it is written, a text whole."""
-    kind = READERS[files[0].suffix] if files else ""
-    return _as_written(files) if kind == "csv" else DOCUMENTS if kind == "text" else {}
-
-
-def _as_written(files: Sequence[Path]) -> dict[str, Any]:
+def _as_written(files: Iterable[str], separator: str) -> dict[str, Any]:
     """The cells of CSVs as they stand there: "NA" and "007" are no missing value and no 7; empty cells are."""
     names: set[str] = set()
     for file in files:
-        with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
-            names.update(next(csv.reader(lines), []))
+        names.update(_header(file, separator))
     return {"converters": dict.fromkeys(sorted(names), _cell), "keep_default_na": False, "na_values": [""]}
+
+
+def _header(file: str, separator: str) -> list[str]:
+    """The names of a CSV's columns; of a row with more cells than these the reader would take the first for its name.
+
+    Raises:
+        DataError: the first row has more.
+    """
+    from fsspec import open as opened  # type: ignore[import-untyped]
+
+    as_text = {"newline": "", "encoding": "utf-8-sig", "errors": "replace"}
+    with opened(file, "rt", compression="infer", **as_text) as lines:
+        rows = filter(None, csv.reader(lines, delimiter=separator))  # empty lines are passed over by the reader, too
+        names = next(rows, [])
+        first = next(rows, [])
+    if len(first) > len(names) and not _unparted(names):
+        raise DataError(
+            f"{file} names {len(names)} columns, but its first row has {len(first)} cells: put a text that holds "
+            f"{separator!r} in double quotes, or name the columns that have no name."
+        )
+    return names
 
 
 def _cell(written: str) -> str | None:
@@ -192,11 +208,13 @@ def _read_through(rows: Any) -> tuple[str, list[int]]:
 
     images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     hasher, numbers = hashlib.sha256(), list[int]()
-    for row in rows:
-        row |= {name: hashlib.sha256(image.content(row[name])).hexdigest() for name in images}
-        line = json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-        hasher.update(line)
-        numbers.append(hash(line))
+    for part in rows.iter(batch_size=AT_ONCE):
+        part |= {name: [hashlib.sha256(image.content(cell)).hexdigest() for cell in part[name]] for name in images}
+        for cells in zip(*part.values(), strict=True):
+            row = dict(zip(part, cells, strict=True))
+            line = json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+            hasher.update(line)
+            numbers.append(hash(line))
     return hasher.hexdigest(), numbers
 
 
@@ -229,7 +247,7 @@ class Batches(Sequence[Made]):
     @cached_property
     def order(self) -> np.ndarray:
         """The rows' numbers (N,), the shortest first where they have a length, so that little is padded."""
-        lengths = self.encoded["length"] if "length" in self.encoded.column_names else np.zeros(len(self.encoded))
+        lengths = self.encoded["length"][:] if "length" in self.encoded.column_names else np.zeros(len(self.encoded))
         return np.argsort(lengths, kind="stable")
 
     def __len__(self) -> int:

@@ -74,6 +74,21 @@ class DenseModels:
         trusted = section.trust_remote_code
         return storage.load(self.baseline, section.task, factory=self.factory, trust_remote_code=trusted)
 
+    def require_alike(self, model: Any) -> None:
+        """Raises ModelError where the baseline that the recipe names has other layers in its blocks than `model`."""
+        section, path = self.recipe.model, self.recipe.baseline.path
+        if path is None or self.factory:
+            return
+        theirs = _layers(models.outline(path, self.task, trust_remote_code=section.trust_remote_code))
+        other = sorted(_layers(model) ^ theirs)
+        if other:
+            told = [f"{name} ({rows} x {columns})" for name, rows, columns in other]
+            raise ModelError(
+                f"The baseline {path} is of another architecture than model.path, {section.path}: {len(other)} layers "
+                f"are in one of them only, such as {some(told, 2)}. Name the model that it was trained from, or the "
+                "baseline itself, as model.path."
+            )
+
     def given(self, path: str, labels: Labels) -> Any:
         """A baseline that has been adapted elsewhere.
 
@@ -111,6 +126,12 @@ class DenseModels:
         if self.factory:
             return storage.weights_digest(self.pretrained(labels))
         return storage.checkpoint_digest(self.recipe.model.path)
+
+
+def _layers(model: Any) -> set[tuple[str, int, int]]:
+    """Names and shapes of the layers in blocks: heads are the labels', tables of positions the image size's."""
+    rows = models.consider(model)
+    return {(row.name, row.out_features, row.in_features) for row in rows if models.in_block(model, row.name)}
 
 
 def _require(path: str, labels: Sequence[str], wanted: Sequence[str]) -> None:

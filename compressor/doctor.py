@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata as metadata
+import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ CONFLICTS = {
     "nvidia-modelopt": "it pins its own onnx and onnxruntime; use it in an environment of its own",
     "llmcompressor": "it pins an older transformers and compressed-tensors; use it in an environment of its own",
 }
+CUDA_BUILD = re.compile(r"^cuda\b.*=\s*['\"]", re.MULTILINE)  # in torch/version.py, where others have None
 INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni")  # x86 instructions that multiply int8 directly
 
 
@@ -146,11 +149,32 @@ def _gpu() -> Iterator[Diagnosis]:
     except pynvml.NVMLError as error:
         yield Diagnosis("gpu", "note", f"no NVIDIA GPU here ({error}); validate.device must be cpu")
         return
-    if _version("onnxruntime-gpu"):
-        yield Diagnosis("gpu", "ok", ", ".join(names))
-    else:
+    yield Diagnosis("gpu", "ok", ", ".join(names))
+    yield from _gpu_unused()
+
+
+def _gpu_unused() -> Iterator[Diagnosis]:
+    """What is installed and leaves the GPU idle."""
+    found = importlib.util.find_spec("torch")
+    if found and found.origin and not CUDA_BUILD.search(_read(str(Path(found.origin).with_name("version.py")))):
+        remedy = "pip uninstall -y torch, then pip install torch, without the index of CPU builds."
+        text = "torch is a build without CUDA: calibration and training take the CPU"
+        yield Diagnosis("gpu", "warning", text, remedy)
+    if not _version("onnxruntime-gpu"):
         remedy = "To measure on it: pip uninstall -y onnxruntime, then pip install 'rankfold[gpu]'."
-        yield Diagnosis("gpu", "note", f"{', '.join(names)}, but ONNX Runtime is the CPU build", remedy)
+        yield Diagnosis("gpu", "note", "ONNX Runtime is the CPU build: its exports run on the CPU", remedy)
+    elif "CUDAExecutionProvider" not in _providers():
+        remedy = "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'rankfold[gpu]'."
+        yield Diagnosis("gpu", "warning", "onnxruntime-gpu offers no CUDA: its exports run on the CPU", remedy)
+
+
+def _providers() -> list[str]:
+    """ONNX Runtime's; none where it cannot be imported, which is told already."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return list(onnxruntime.get_available_providers())
 
 
 def _cores() -> Iterator[Diagnosis]:

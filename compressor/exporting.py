@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -34,19 +35,34 @@ def require_runtimes(recipe: Recipe, exports: Sequence[ExportSection]) -> None:
             exporter.require(session)
 
 
+def require_gauge(recipe: Recipe) -> None:
+    """Nor is it told after hours of training that this system does not say how much memory a process takes."""
+    if recipe.validation.device == "cpu":  # the runtimes have asked for the GPU, and its gauge would begin to use it
+        importlib.import_module("validators.gauges").resident()
+
+
 def export_all(artifact: Artifact, recipe: Recipe) -> None:
-    """The recipe's exports, those that are not there yet."""
+    """The recipe's exports, those that are not there yet or lack a dense one that they are held against."""
     for section in recipe.exports:
-        if not (artifact.path / "exports" / section.name).exists():
+        there = (artifact.path / "exports" / section.name).exists()
+        dense = _dense(artifact, section.runtime, section.precision)
+        if not there or not all(place.exists() for place in dense.values()):
             required = recipe.export != "auto" or section.precision == "fp32"
-            _try(artifact, section, required=required, **allowed(recipe.model))
+            _try(artifact, section, required=required, overwrite=there, **allowed(recipe.model))
     reseal(artifact.path)  # a run that was killed between an export and its seal is made whole here
 
 
-def _try(artifact: Artifact, section: ExportSection, *, required: bool, **code: Unpack[Allowed]) -> None:
+def _dense(artifact: Artifact, runtime: str, precision: str) -> dict[str, Path]:
+    """By precision the folders of the dense exports that one is held against and shown beside."""
+    return {kind: artifact.path / "baseline" / f"{runtime}-{kind}" for kind in ("fp32", precision)}
+
+
+def _try(
+    artifact: Artifact, section: ExportSection, *, required: bool, overwrite: bool, **code: Unpack[Allowed]
+) -> None:
     """One export; where the best of many is looked for, one that this model cannot have is left out and said."""
     try:
-        export(artifact, section.runtime, precision=section.precision, **code)
+        export(artifact, section.runtime, precision=section.precision, overwrite=overwrite, **code)
     except ExportError as error:
         if required:
             raise
@@ -90,11 +106,10 @@ def export(
         made = list[Path]()
         _sweep(artifact.path)
         try:
-            for kind in dict.fromkeys(["fp32", precision]):  # first, so that where the last one is, all of them are
-                dense = artifact.path / "baseline"
-                place = dense / f"{runtime}-{kind}"
+            dense = _dense(artifact, runtime, precision)  # first, so that where the last one is, all of them are
+            for kind, place in dense.items():
                 again = overwrite and (kind == precision or not _is_whole(artifact, place))
-                made += _export(dense, artifact, runtime, kind, place, code, again=again)
+                made += _export(place.parent, artifact, runtime, kind, place, code, again=again)
             for kind in (*beside, precision):
                 place = target.with_name(f"{runtime}-{kind}")
                 made += _export(artifact.path, artifact, runtime, kind, place, code, again=place == target)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from compressor.errors import DependencyError, InputError, RankfoldError, ResourceError
+from compressor.errors import DependencyError, InputError, RankfoldError, ResourceError, first_line
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 UNEXPECTED = 4
-NO_MEMORY = (  # what torch says in errors that have no type of their own
+NO_MEMORY = (  # what torch and the runtimes say in errors that have no type of their own
     "can't allocate memory",
     "Cannot allocate memory",
+    "Failed to allocate memory",
     "CUDA error: out of memory",
+    "CUDA failure 2: out of memory",
     "ALLOC_FAILED",
+    "bad allocation",
+    "bad_alloc",
 )
+NO_GPU = ("no kernel image is available", "busy or unavailable")  # what torch says of one that it sees and cannot use
 KEPT = "What was finished is kept: run, compress and plan go on with --resume, other commands are repeated."
 
 
@@ -37,6 +42,12 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"out of memory. Use a smaller batch_size or another machine. {KEPT}", ResourceError.exit_code
     if _wanting(_disk_full, error):
         return f"disk full{_file(error)}. Free some space. {KEPT}", ResourceError.exit_code
+    if any(words in str(error) for words in NO_GPU):
+        text = (
+            f"torch cannot use the GPU that it sees: {first_line(error)}. It does not support it, or another process "
+            "has taken it: install another build of torch, free the GPU, or hide it with CUDA_VISIBLE_DEVICES=."
+        )
+        return text, DependencyError.exit_code
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.strerror}{_file(error)}.", InputError.exit_code
     if isinstance(error, ImportError):
@@ -46,11 +57,11 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory was wanting; torch's own errors are known by name and text, so that torch need not be imported."""
-    names = {cls.__name__ for cls in type(error).__mro__}
+    """Whether memory was wanting; errors of torch and of runtimes, not imported here, are known by name and text."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    said = "RuntimeError" in names and any(words in str(error) for words in NO_MEMORY)
+    names = {cls.__name__ for cls in type(error).__mro__}
+    said = isinstance(error, Exception) and any(words in str(error) for words in NO_MEMORY)
     return said or bool(names & {"MemoryError", "OutOfMemoryError"})
 
 
@@ -69,6 +80,6 @@ def _file(error: BaseException) -> str:
 
 
 def _bug(error: BaseException) -> str:
-    first_line = str(error).strip().partition("\n")[0]
-    what = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+    said = str(error).strip().partition("\n")[0]
+    what = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return f"unexpected {what}. This is a bug in rankfold; --debug shows the traceback to report."

@@ -70,7 +70,7 @@ def _sentence(error: Any, location: Location, data: Any, known: schema.Schema) -
     if kind in UNKNOWN or error["loc"][-1:] == ("[key]",):
         return _unknown(location, schema.keys(schema.find(known, location[:-1], data)))
     if kind == "missing":
-        meaning = schema.find(known, location, data).get("description")
+        meaning = schema.find(known, location, data).get("description", "").rstrip(".")
         return "is missing" + (f": {meaning}." if meaning else ".")
     if kind == "literal_error":
         expected = error["ctx"]["expected"]

@@ -67,17 +67,17 @@ def _require_targets(plan: Plan, targets: Collection[str], section: PlanSection)
         raise InputError(
             f"The plan {section.path} lists no layers: `python -m compressor plan RECIPE` writes a whole one."
         )
-    lacking = sorted(set(targets) - {layer.name for layer in plan.layers})
-    if lacking:
-        raise InputError(
-            f"The plan {section.path} has no row for {some(lacking)}, which are targets: give them one (with rank null "
-            "a layer stays dense), or leave them out with model.exclude."
-        )
     others = [name for name in plan.ranks if name not in targets]
     if others:
         raise InputError(
             f"The plan {section.path} gives a rank to {some(others)}, which model.targets and model.exclude leave out: "
             "take their ranks out (null), or make them targets."
+        )
+    lacking = sorted(set(targets) - {layer.name for layer in plan.layers})
+    if lacking:
+        raise InputError(
+            f"The plan {section.path} has no row for {some(lacking)}, which are targets: give them one (with rank null "
+            "a layer stays dense), or leave them out with model.exclude."
         )
 
 

@@ -209,28 +209,26 @@ class Line:
             layout=section.layout,
         )
 
-    def correct(self) -> Any:
-        """The model to be trained: its layers decomposed anew, where the recipe says so, for what they read there."""
-        model = self.factorized()
-        if not self.recipe.adapt.correct:
-            return model
-        if not self.run.finished("correct"):
-            dense = self.start()
-            with (
-                self.run.stage("correct", "Correcting the layers in order", [CORRECTED]) as scratch,
-                devices.lent(dense),
-                devices.lent(model),
-            ):
-                correct_(model, dense, self.recipe.method, self.calibrate(), self.plan(), self._calibration())
-                tensors.save_tensors(tensors.state_of(model), scratch / CORRECTED)
-        tensors.load_tensors_(model, self.folder / CORRECTED)
-        return model
+    def correct(self) -> None:
+        """Where the recipe says so, decompose every layer anew, in order, for what it reads behind compressed ones."""
+        if not self.recipe.adapt.correct or self.run.finished("correct"):
+            return
+        dense, model = self.start(), self.factorized()
+        with (
+            self.run.stage("correct", "Correcting the layers in order", [CORRECTED]) as scratch,
+            devices.lent(dense),
+            devices.lent(model),
+        ):
+            correct_(model, dense, self.recipe.method, self.calibrate(), self.plan(), self._calibration())
+            tensors.save_tensors(tensors.state_of(model), scratch / CORRECTED)
 
     def adapt(self) -> None:
         """Train the cores."""
         if self.run.finished("adapt"):
             return
-        model = self.correct()
+        model = self.factorized()
+        if self.recipe.adapt.correct:
+            tensors.load_tensors_(model, self.folder / CORRECTED)
         with self.run.stage("adapt", "Adapting the compressed model", ["cores.safetensors", "history.json"]) as scratch:
             history: History = []
             if adapt.trainable(model):  # not an untrained core in a model without a head, which is folded as it is

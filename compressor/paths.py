@@ -49,7 +49,7 @@ def resolve(path: str, base: Path, variable: str | None, *, code: bool = False) 
     tried = [folder / expanded for folder in _folders(base, variable)]  # an absolute path swallows the folder
     found = next((place for place in tried if place.exists()), None)
     if found is not None:
-        return str(found.resolve())
+        return os.path.abspath(found)  # noqa: PTH100 (a link's own name says of what kind it is, its target's may not)
     parents = [place.parent for place in tried if "/" in expanded and place.parent.is_dir()]
     if variable and HUB_ID.fullmatch(expanded) and not expanded.endswith(FILES) and not parents:
         return expanded

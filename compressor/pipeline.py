@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from compressor import search
 from compressor.artifact import Artifact
 from compressor.errors import InputError, RecipeError
-from compressor.exporting import export_all, require_runtimes
+from compressor.exporting import export_all, require_gauge, require_runtimes
 from compressor.factory import allowed
 from compressor.line import Line
 from compressor.opening import open_run
@@ -34,6 +34,7 @@ def run(recipe: Recipe | Path | str, out: Path | str, *, resume: bool = False, o
     if not found.exports:
         raise RecipeError("export: is empty, and `run` proves exports. Name one, or use `compress`.")
     require_runtimes(found, found.exports)
+    require_gauge(found)
     if found.plan.budget == "auto":
         return search.run(found, Path(out), resume=resume, overwrite=overwrite)
     artifact = compress(found, out, resume=resume, overwrite=overwrite)
@@ -51,6 +52,7 @@ def compress(
     line.baseline()
     line.calibrate()
     line.plan()
+    line.correct()
     line.adapt()
     return line.fold()
 

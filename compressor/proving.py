@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from compressor import progress
 from compressor.artifact import REPORT, Artifact
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, RankfoldError
 from compressor.factory import Factory, Function
 from compressor.run_folder import alone
 
@@ -32,19 +32,25 @@ def validate(
         ArtifactError: there is no export to validate.
         DataError: the evaluation data is not the one that the artifact was made with.
         DependencyError: the asked device is not there.
+        RuntimeFailure, ResourceError: an export cannot be run; the report is of the others, and fails.
     """
     artifact = path if isinstance(path, Artifact) else Artifact.open(Path(path))
     with alone(artifact.path):
         prove = importlib.import_module("validators.prove").prove
-        report: Report = prove(artifact, exports, factory=factory, trust_remote_code=trust_remote_code)
+        found: tuple[Report, RankfoldError | None] = prove(
+            artifact, exports, factory=factory, trust_remote_code=trust_remote_code
+        )
+        report, error = found
         report.save(artifact.path)
     progress.note(f"Report: {artifact.path / 'report.html'}")
+    if error is not None:
+        raise error
     return report
 
 
 def measured(folder: Path) -> Report | None:
-    """The report that is there already, where it is of the very exports; `validate` measures them again."""
-    context = importlib.import_module("validators.context")
+    """The report that is there already, where it is of all the exports as they are; `validate` measures them again."""
+    context, prove = (importlib.import_module(f"validators.{name}") for name in ("context", "prove"))
     report = importlib.import_module("validators.report").Report
     if not (folder / REPORT).is_file():
         return None
@@ -52,4 +58,5 @@ def measured(folder: Path) -> Report | None:
         found: Report = report.read(folder)
     except ArtifactError:  # of another version, or cut off: it is written again
         return None
-    return found if found.context.get("files") == context.exported(folder) else None
+    whole = not found.unmeasured and found.told == prove.field(folder).names
+    return found if whole and found.context.get("files") == context.exported(folder) else None

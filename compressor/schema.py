@@ -79,15 +79,19 @@ def _first_line(text: str | None) -> str:
 
 
 def _resolved(schema: Schema, node: Schema, data: Any) -> Schema:
-    """References followed, and of several alternatives the one that the data names (or the first section)."""
+    """References followed, and of several alternatives the one that the data names (or the first section).
+
+    What a key says of itself stays.
+    """
+    own = {key: node[key] for key in ("description",) if key in node}
     if "$ref" in node:
-        return _resolved(schema, schema["$defs"][node["$ref"].rpartition("/")[2]], data)
+        return _resolved(schema, schema["$defs"][node["$ref"].rpartition("/")[2]], data) | own
     if "oneOf" in node:
         name = _child(data, "name") or DEFAULT_METHOD
         wanted = registry.ALIASES.get(str(name), name)
         return next((one for one in node["oneOf"] if one["properties"]["name"]["const"] == wanted), {})
     sections = [one for one in node.get("anyOf", []) if "$ref" in one or "items" in one]
-    return _resolved(schema, sections[0], data) if sections else node
+    return _resolved(schema, sections[0], data) | own if sections else node
 
 
 def _child(data: Any, key: str) -> Any:

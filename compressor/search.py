@@ -130,6 +130,7 @@ def _try(line: Line, budget: float) -> Record:
     recipe = _at(line.recipe, budget)
     trial = TrialLine(line, recipe, _opened(line, budget))
     trial.plan()
+    trial.correct()
     trial.adapt()
     artifact = trial.fold()
     _share_exports(line.folder / "baseline", trial.folder / "baseline")

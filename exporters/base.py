@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 
-from compressor.errors import ExportError
+from compressor.errors import ExportError, RankfoldError, ResourceError, RuntimeFailure
+from compressor.failures import out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,7 @@ Arrays = Mapping[str, np.ndarray]
 Device = Literal["cpu", "cuda"]
 
 EXPORT_FILE = "export.json"  # written beside every export: what it is and how it was made
+DAMAGED = "If a file was cut off or edited, restore it or export the model again."
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,12 @@ class Runner(Protocol):
     """
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """`input_ids (B, T)`, ... -> `logits (B, labels)`; inputs that the graph does not take are ignored."""
+        """`input_ids (B, T)`, ... -> `logits (B, labels)`; inputs that the graph does not take are ignored.
+
+        Raises:
+            ResourceError: memory is wanting.
+            RuntimeFailure: an input is missing, or the runtime fails on these inputs.
+        """
         ...
 
     @property
@@ -100,9 +107,17 @@ class Exporter(Protocol):
         Raises:
             ArtifactError: the folder holds no such export.
             DependencyError: the runtime or the asked device is not there.
+            ResourceError: memory is wanting.
             RuntimeFailure: the runtime refuses the file.
         """
         ...
+
+
+def failed(what: str, error: Exception, advice: str = "") -> RankfoldError:
+    """What a runtime's own error is raised as: `what` failed and why; `advice` helps where memory was not wanting."""
+    if out_of_memory(error):
+        return ResourceError(f"{what}. Free memory, or lower `validate.batch_size` and `validate.sequence_length`.")
+    return RuntimeFailure(f"{what}. {advice}" if advice else what)
 
 
 def write(

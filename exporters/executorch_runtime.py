@@ -13,7 +13,7 @@ import numpy as np
 from compressor import registry
 from compressor.errors import DependencyError, RuntimeFailure, first_line
 from compressor.threads import usable_threads
-from exporters.base import EXPORT_FILE, Arrays, Session
+from exporters.base import DAMAGED, EXPORT_FILE, Arrays, Session, failed
 from exporters.feed import Feed, shapes, told
 
 PROGRAM = "model.pte"
@@ -36,6 +36,7 @@ class ExecutorchRunner:
         """Named arrays in, the logits out, row by row; inputs that the program lacks are ignored, dtypes are cast.
 
         Raises:
+            ResourceError: memory is wanting.
             RuntimeFailure: an input is missing or too long, or ExecuTorch fails on these inputs.
         """
         given = self.feed(inputs)
@@ -66,10 +67,8 @@ class ExecutorchRunner:
             # copied: the next row is computed in the same memory
             return self.method.execute(values)[0].numpy().copy()
         except RuntimeError as error:
-            raise RuntimeFailure(
-                f"ExecuTorch failed to run {self.path} on {shapes(given)}, in row {row}: {first_line(error)}. What it "
-                "printed above says more."
-            ) from error
+            what = f"ExecuTorch failed to run {self.path} on {shapes(given)}, in row {row}: {first_line(error)}"
+            raise failed(what, error, "What it printed above says more.") from error
 
 
 def load(folder: Path, session: Session) -> ExecutorchRunner:
@@ -78,6 +77,7 @@ def load(folder: Path, session: Session) -> ExecutorchRunner:
     Raises:
         ArtifactError: the folder lacks the program, or `export.json`.
         DependencyError: executorch is not installed, or CUDA was asked for.
+        ResourceError: memory is wanting.
         RuntimeFailure: ExecuTorch refuses the program.
     """
     file, dtypes = folder / PROGRAM, told(folder, PROGRAM)
@@ -97,9 +97,7 @@ def load(folder: Path, session: Session) -> ExecutorchRunner:
         program = runtime.Runtime.get().load_program(file)
         method = program.load_method(METHOD)
     except RuntimeError as error:
-        raise RuntimeFailure(
-            f"ExecuTorch refuses {file} ({file.stat().st_size} bytes): {first_line(error)}. If the file was cut off or "
-            "edited, restore it or export the model again."
-        ) from error
+        what = f"ExecuTorch refuses {file} ({file.stat().st_size} bytes): {first_line(error)}"
+        raise failed(what, error, DAMAGED) from error
     longest = json.loads((folder / EXPORT_FILE).read_text())["max_length"]
     return ExecutorchRunner(file, program, method, Feed(file, dtypes), longest)

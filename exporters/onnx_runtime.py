@@ -16,9 +16,10 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
+from compressor import nvidia
 from compressor.errors import ArtifactError, DependencyError, RuntimeFailure
 from compressor.threads import usable_threads
-from exporters.base import Arrays, Session
+from exporters.base import DAMAGED, Arrays, Session, failed
 from exporters.feed import PAST, PRESENT, Feed, shapes
 
 GRAPH, ORT_GRAPH = "model.onnx", "model.ort"
@@ -65,6 +66,7 @@ class OnnxRunner:
         """Named arrays in, the logits out; inputs that the graph lacks are ignored, dtypes are cast to the graph's.
 
         Raises:
+            ResourceError: memory is wanting.
             RuntimeFailure: an input is missing, or ONNX Runtime fails on these inputs.
         """
         return self._run(inputs, tuple(name for name in self.outputs if not name.startswith(PRESENT)))
@@ -80,6 +82,7 @@ class OnnxRunner:
             replayed: the run is recorded once and replayed as one CUDA graph, in a session of its own.
 
         Raises:
+            ResourceError: memory is wanting.
             RuntimeFailure: it fails on these inputs, or cannot be recorded: a part of it runs on the CPU.
         """
         session = _open(self.path, self.asked, NOTHING, replayed=True) if replayed else self.session
@@ -98,7 +101,7 @@ class OnnxRunner:
                 binding.bind_ortvalue_output(name, there)
             run()
         except UNBOUND as error:
-            raise RuntimeFailure(f"ONNX Runtime failed to run {self.path} on {shapes(given)}: {error}") from error
+            raise failed(f"ONNX Runtime failed to run {self.path} on {shapes(given)}: {error}", error) from error
         return run
 
     @property
@@ -111,7 +114,7 @@ class OnnxRunner:
         try:
             results = self.session.run(list(wanted), given)
         except FAILURES as error:
-            raise RuntimeFailure(f"ONNX Runtime failed to run {self.path} on {shapes(given)}: {error}") from error
+            raise failed(f"ONNX Runtime failed to run {self.path} on {shapes(given)}: {error}", error) from error
         return dict(zip(wanted, results, strict=True))
 
     @property
@@ -125,7 +128,8 @@ def load(folder: Path, session: Session, settings: Mapping[str, str] = NOTHING) 
 
     Raises:
         ArtifactError: the folder has no graph.
-        DependencyError: this ONNX Runtime has no CUDA, or its CUDA does not start.
+        DependencyError: this ONNX Runtime has no CUDA, its CUDA does not start, or no GPU takes this process.
+        ResourceError: memory is wanting.
         RuntimeFailure: ONNX Runtime refuses the graph, or runs a heavy part of it elsewhere than asked.
     """
     path = next((path for name in (GRAPH, ORT_GRAPH) if (path := folder / name).is_file()), None)
@@ -148,9 +152,11 @@ def _is_cache(node: Any) -> bool:
 
 
 def require(session: Session) -> None:
-    """Raises DependencyError where this ONNX Runtime has nothing to run a session's device by."""
-    if session.device == "cuda" and CUDA not in onnxruntime.get_available_providers():
-        raise DependencyError(_no_cuda("offers no CUDA"))
+    """Raises DependencyError where this ONNX Runtime, or this machine, has nothing to run a session's device by."""
+    if session.device == "cuda":
+        if CUDA not in onnxruntime.get_available_providers():  # which are those that it was built with
+            raise DependencyError(_no_cuda("offers no CUDA"))
+        nvidia.require()
 
 
 def _open(
@@ -162,10 +168,8 @@ def _open(
     try:
         return onnxruntime.InferenceSession(path, chosen, providers=_providers(session, replayed), enable_fallback=0)
     except FAILURES as error:
-        raise RuntimeFailure(
-            f"ONNX Runtime refuses {path} ({path.stat().st_size} bytes): {error}. If the file was cut off or edited, "
-            "restore it or export the model again."
-        ) from error
+        what = f"ONNX Runtime refuses {path} ({path.stat().st_size} bytes): {error}"
+        raise failed(what, error, DAMAGED) from error
 
 
 def options(session: Session) -> onnxruntime.SessionOptions:
@@ -185,12 +189,14 @@ def _providers(session: Session, replayed: bool = False) -> list[str | tuple[str
     if session.device == "cpu":
         return [CPU]
     graph = {"enable_cuda_graph": "1"} if replayed else {}
-    return [(CUDA, {"arena_extend_strategy": "kSameAsRequested"} | graph), CPU]
+    # in TF32, which ONNX Runtime would multiply in, ten bits are left of each number
+    return [(CUDA, {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"} | graph), CPU]
 
 
 def _opened_on_cuda(path: Path, session: Session, settings: Mapping[str, str]) -> onnxruntime.InferenceSession:
     """A session whose heavy operators are all on the GPU: a silent fallback to the CPU is a failure, not a result."""
     require(session)
+    nvidia.begin_context()  # ONNX Runtime does not say that a GPU takes no further process
     # CUDA's packages (`onnxruntime-gpu[cuda,cudnn]`) lie where the linker does not search by itself
     with redirect_stdout(io.StringIO()):  # it prints what it does not find; a session that needs it says so
         onnxruntime.preload_dlls()

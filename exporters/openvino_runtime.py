@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from compressor import registry
-from compressor.errors import ArtifactError, DependencyError, RuntimeFailure
+from compressor.errors import ArtifactError, DependencyError
 from compressor.threads import usable_threads
-from exporters.base import Arrays, Session
+from exporters.base import DAMAGED, Arrays, Session, failed
 from exporters.feed import PAST, PRESENT, Feed, shapes
 
 GRAPH, WEIGHTS = "model.xml", "model.bin"
@@ -41,6 +41,7 @@ class OpenvinoRunner:
         """Named arrays in, the logits out; inputs that the graph lacks are ignored, dtypes are cast to the graph's.
 
         Raises:
+            ResourceError: memory is wanting.
             RuntimeFailure: an input is missing, or OpenVINO fails on these inputs.
         """
         return self._run(inputs, [name for name in self.outputs if not name.startswith(PRESENT)])
@@ -67,7 +68,7 @@ class OpenvinoRunner:
             request.start_async(given, share_inputs=True)
             request.wait()
         except RuntimeError as error:
-            raise RuntimeFailure(f"OpenVINO failed to run {self.path} on {shapes(given)}: {said(error)}") from error
+            raise failed(f"OpenVINO failed to run {self.path} on {shapes(given)}: {said(error)}", error) from error
         results = {name: request.get_tensor(name).data.copy() for name in wanted}
         self.idle.append(request)  # one that failed never comes back: it would repeat its error, or an old result
         return results
@@ -79,6 +80,7 @@ def load(folder: Path, session: Session) -> OpenvinoRunner:
     Raises:
         ArtifactError: the folder lacks the graph or its weights.
         DependencyError: openvino is not installed, or CUDA was asked for.
+        ResourceError: memory is wanting.
         RuntimeFailure: OpenVINO refuses the graph.
     """
     _check(folder, session)
@@ -87,10 +89,8 @@ def load(folder: Path, session: Session) -> OpenvinoRunner:
     try:
         compiled = openvino.Core().compile_model(path, DEVICE, options(session))
     except RuntimeError as error:
-        raise RuntimeFailure(
-            f"OpenVINO refuses {path} ({path.stat().st_size} bytes, weights {(folder / WEIGHTS).stat().st_size}): "
-            f"{said(error)}. If a file was cut off or edited, restore it or export the model again."
-        ) from error
+        sizes = f"{path.stat().st_size} bytes, weights {(folder / WEIGHTS).stat().st_size}"
+        raise failed(f"OpenVINO refuses {path} ({sizes}): {said(error)}", error, DAMAGED) from error
     return OpenvinoRunner(
         path, compiled, feed_of(path, compiled), tuple(one.get_any_name() for one in compiled.outputs)
     )

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
+from compressor import nvidia
 from compressor.errors import ArtifactError, DependencyError, RuntimeFailure, first_line
 from compressor.threads import usable_threads
-from exporters.base import Arrays, Exported, Session, require_precision
+from exporters.base import DAMAGED, Arrays, Exported, Session, failed, require_precision
 from exporters.feed import Feed, shapes, told
 
 if TYPE_CHECKING:
     import torch
+
+    from exporters.verify import Spans
 
 Precision = Literal["fp32", "fp16", "bf16"]
 PROGRAM = "model.pt2"
@@ -74,11 +77,13 @@ class TorchExporter:
         """Raises DependencyError where torch has no GPU to run a session on; asked before long work."""
         import torch
 
-        if session.device == "cuda" and not torch.cuda.is_available():
-            raise DependencyError(
-                f"The device cuda was asked for, but torch {torch.__version__} finds none: install a CUDA build of "
-                "torch with a working driver, or ask for `device: cpu`."
-            )
+        if session.device == "cuda":
+            if not torch.cuda.is_available():
+                raise DependencyError(
+                    f"The device cuda was asked for, but torch {torch.__version__} finds none: install a CUDA build of "
+                    "torch with a working driver, or ask for `device: cpu`."
+                )
+            nvidia.require()  # builds for AMD call their GPUs cuda
 
     def load(self, path: Path, session: Session = Session()) -> TorchRunner:  # noqa: B008 (frozen)
         """A runner for an exported folder.
@@ -89,6 +94,7 @@ class TorchExporter:
         Raises:
             ArtifactError: the folder holds no such export, or the file holds what may be pickled.
             DependencyError: CUDA was asked for and is not there.
+            ResourceError: memory is wanting.
             RuntimeFailure: torch refuses the file.
         """
         import torch
@@ -103,11 +109,10 @@ class TorchExporter:
                 warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11 of its own buffer
                 program = torch.export.load(file)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
-            raise RuntimeFailure(
-                f"torch {torch.__version__} refuses {file} ({file.stat().st_size} bytes): {first_line(error)}. If the "
-                "file was cut off or edited, restore it or export the model again."
-            ) from error
+            what = f"torch {torch.__version__} refuses {file} ({file.stat().st_size} bytes): {first_line(error)}"
+            raise failed(what, error, DAMAGED) from error
         if session.device == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # in which convolutions would keep ten bits of each number
             program = move_to_device_pass(program, "cuda")
         return TorchRunner(file, program.module(), Feed(file, dtypes), session.device)
 
@@ -125,6 +130,7 @@ class TorchRunner:
         """Named arrays in, the logits out; inputs that the program lacks are ignored, dtypes are cast to its own.
 
         Raises:
+            ResourceError: memory is wanting.
             RuntimeFailure: an input is missing, or torch fails on these inputs.
         """
         import torch
@@ -135,7 +141,7 @@ class TorchRunner:
                 values = [torch.from_numpy(array).to(self.device) for array in given.values()]
                 return {"logits": self.module(*values).cpu().numpy()}
         except (RuntimeError, IndexError, AssertionError, ValueError) as error:
-            raise RuntimeFailure(f"torch failed to run {self.path} on {shapes(given)}: {first_line(error)}") from error
+            raise failed(f"torch failed to run {self.path} on {shapes(given)}: {first_line(error)}", error) from error
 
     def bound(self, inputs: Arrays, *, replayed: bool = False) -> Callable[[], object]:
         """A run on these inputs, which lie on the device already, as its outputs do: nothing is copied.
@@ -144,6 +150,7 @@ class TorchRunner:
             replayed: the run is recorded once and replayed as one CUDA graph.
 
         Raises:
+            ResourceError: memory is wanting.
             RuntimeFailure: torch fails on these inputs, or cannot record the run.
         """
         import torch
@@ -156,7 +163,7 @@ class TorchRunner:
             run()
             return run
         except (RuntimeError, IndexError, AssertionError, ValueError) as error:
-            raise RuntimeFailure(f"torch failed to run {self.path} on {shapes(given)}: {first_line(error)}") from error
+            raise failed(f"torch failed to run {self.path} on {shapes(given)}: {first_line(error)}", error) from error
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -177,7 +184,12 @@ def _recorded(module: Callable[..., object], values: Sequence[torch.Tensor]) -> 
     torch.cuda.current_stream().wait_stream(beside)
     with torch.inference_mode(), torch.cuda.graph(graph):
         module(*values)
-    return graph.replay
+    return partial(_replay, graph, values)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, _read: Sequence[torch.Tensor]) -> None:
+    """Run what was recorded; the values that it reads where they lie live as long as the run."""
+    graph.replay()
 
 
 def _finished(call: Callable[[], object], device: str) -> object:
@@ -193,24 +205,24 @@ def _finished(call: Callable[[], object], device: str) -> object:
 
 def _write(
     model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path, *, dtype: str | None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Spans]:
     """Trace the model and save the program, without example inputs and without paths of this machine; its facts."""
     import torch
 
     from exporters import torch_program
-    from exporters.tracing import BATCH, SEQUENCE, tracing_of
+    from exporters.tracing import spans, tracing_of
 
     tracing = tracing_of(model, example, cache=False)
     if dtype is not None:
         tracing = torch_program.lowered(tracing, getattr(torch, dtype))
     # named axes would have to be free without end, but positions end somewhere
-    program = torch_program.traced(tracing, dict.fromkeys((BATCH, SEQUENCE), torch.export.Dim.AUTO))
+    program = torch_program.traced(tracing, dict.fromkeys(tracing.sizes, torch.export.Dim.AUTO))
     program._example_inputs = None  # would be pickled into the file
     for node in _nodes(program.graph_module):
         for key in TOLD & node.meta.keys():
             del node.meta[key]
     torch.export.save(program, path)
-    return {"inputs": torch_program.inputs(tracing), **_described(program)}
+    return {"inputs": torch_program.inputs(tracing), **_described(program)}, spans(program, tracing)
 
 
 def _nodes(module: torch.fx.GraphModule) -> Iterator[torch.fx.Node]:

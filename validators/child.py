@@ -104,7 +104,6 @@ def _environment(threads: int) -> Mapping[str, str]:
     extra = {
         "PYTHONPATH": import_path(),
         "OPENBLAS_NUM_THREADS": "1",  # NumPy only carries the arrays
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which NVML counts
     }
     return os.environ | extra | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 

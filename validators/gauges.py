@@ -5,13 +5,13 @@ Never `ru_maxrss`: Linux carries the parent's value over exec, so a child of a l
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compressor import nvidia
 from compressor.errors import DependencyError
 from compressor.threads import usable_threads
 
@@ -32,7 +32,7 @@ def gauge(device: str) -> Gauge:
     """The gauge of what an export on `device` occupies: resident memory, or device memory for "cuda".
 
     Raises:
-        DependencyError: this system offers no peak per process, or there is no NVIDIA driver.
+        DependencyError: this system offers no peak per process, or no GPU takes this process.
     """
     return _device_gauge() if device == "cuda" else resident
 
@@ -65,7 +65,7 @@ def _status(path: Path) -> Reading:
 
 
 def _device_gauge() -> Gauge:
-    """Memory on the first visible GPU: of this process where the driver lists it, else what was added since now.
+    """Memory on the first GPU that CUDA sees: of this process where the driver lists it, else what was added since now.
 
     Containers hide process ids from the driver; the increase is then right as long as nobody else uses the GPU.
     The peak is the largest reading: the arena of ONNX Runtime gives nothing back while its session lives. CUDA's own
@@ -73,13 +73,9 @@ def _device_gauge() -> Gauge:
     """
     import pynvml
 
-    try:
-        pynvml.nvmlInit()
-        handle = _first_visible(pynvml)
-    except pynvml.NVMLError as error:
-        raise DependencyError(f"No NVIDIA GPU can be measured here: {error}. Set `validate.device: cpu`.") from error
+    handle = nvidia.handle()
     before, peak = int(pynvml.nvmlDeviceGetMemoryInfo(handle).used), 0.0
-    _begin_context()
+    nvidia.begin_context()
 
     def read() -> Reading:
         nonlocal peak
@@ -90,17 +86,6 @@ def _device_gauge() -> Gauge:
         return Reading(used / MIB, peak)
 
     return read
-
-
-def _begin_context() -> None:
-    """Retain the context that CUDA's runtime libraries share; where that fails, loading says what is wrong."""
-    try:
-        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return
-    device, context = ctypes.c_int(), ctypes.c_void_p()
-    if not cuda.cuInit(0) and not cuda.cuDeviceGet(ctypes.byref(device), 0):
-        cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
 
 
 def used(device: str, threads: int) -> dict[str, Any]:
@@ -114,16 +99,7 @@ def _card() -> str | None:
     import pynvml
 
     try:
-        pynvml.nvmlInit()
-        name = pynvml.nvmlDeviceGetName(_first_visible(pynvml))
-    except pynvml.NVMLError:
+        name = pynvml.nvmlDeviceGetName(nvidia.handle())
+    except (DependencyError, pynvml.NVMLError):
         return None
     return name.decode() if isinstance(name, bytes) else str(name)
-
-
-def _first_visible(pynvml: Any) -> Any:
-    """The driver's handle of CUDA device 0; the child counts devices as NVML does (CUDA_DEVICE_ORDER=PCI_BUS_ID)."""
-    name = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if name.isdecimal():
-        return pynvml.nvmlDeviceGetHandleByIndex(int(name))
-    return pynvml.nvmlDeviceGetHandleByUUID(name)

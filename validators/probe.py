@@ -20,6 +20,7 @@ import numpy as np
 
 from compressor import registry, turns
 from compressor.errors import DependencyError, InputError, RankfoldError, ResourceError, RuntimeFailure
+from compressor.failures import out_of_memory
 from exporters.base import Arrays, Exporter, Runner, Session
 from validators.gauges import gauge
 from validators.ways import Call, ways
@@ -108,12 +109,14 @@ def main(arguments: Sequence[str]) -> int:
     """Answer on stdout; errors as sentences on stderr. Returns the exit code."""
     try:
         sys.stdout.write(_answer(arguments) + "\n")
-    except MemoryError:
-        sys.stderr.write("The measuring process ran out of memory.\n")
-        return ResourceError.exit_code
     except RankfoldError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
+    except Exception as error:  # a runtime's own, of which only those of memory are known
+        if not out_of_memory(error):
+            raise
+        sys.stderr.write("The measuring process ran out of memory.\n")
+        return ResourceError.exit_code
     return 0
 
 

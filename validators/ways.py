@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from compressor.errors import RuntimeFailure
+from compressor.errors import ResourceError, RuntimeFailure
 from exporters.base import Arrays
 
 Call = Callable[[], object]
@@ -25,6 +25,6 @@ def ways(runners: Sequence[Any], inputs: Arrays, *, on_gpu: bool) -> tuple[str, 
         return PLAIN, plain
     able = all(hasattr(runner, "bound") for runner in runners)
     for way, replayed in ((REPLAYED, True), (BOUND, False)) if able else ():
-        with suppress(RuntimeFailure):
+        with suppress(ResourceError, RuntimeFailure):  # a recorded run takes more memory
             return way, [runner.bound(inputs, replayed=replayed) for runner in runners]
     return COPIED, plain

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field
 
 from compressor.sections.base import Section, Share, registered
 
+COLUMNS = ("text", "text_pair", "image", "choices", "label")  # the keys of a source that name one
+ONLY_SPLIT = "train"  # of a single file
 READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 
 
@@ -50,7 +52,9 @@ class Source(Section):
 
     path: str = Field(description="a folder, a .parquet/.csv/.json/.jsonl/.txt file, or a hub id")
     subset: str | None = Field(default=None, description="of a hub data set that has several (its configurations)")
-    split: str = Field(default="train", description="split of a folder or hub data set; a single file has only `train`")
+    split: str = Field(
+        default=ONLY_SPLIT, description="split of a folder or hub data set; a single file has only `train`"
+    )
     text: str = Field(default="text", description="column of the text")
     text_pair: str | None = Field(default=None, description="column of a second text, for pairs")
     image: str = Field(default="image", description="column of the image: encoded bytes, or the path of a file")
@@ -60,9 +64,13 @@ class Source(Section):
 
     @property
     def file(self) -> Path | None:
-        """The single file that is read: the path itself, or `<folder>/<split>.<kind>`; None where there is neither."""
+        """The single file that is read: the path itself, or `<folder>/<split>.<kind>`; None where there is neither.
+
+        A text beside a folder of the split's name lists what lies there.
+        """
         path = Path(self.path)
-        places = [path, *(path / f"{self.split}{kind}" for kind in READERS)]
+        kinds = [kind for kind in READERS if kind != ".txt" or not (path / self.split).is_dir()]
+        places = [path, *(path / f"{self.split}{kind}" for kind in kinds)]
         return next((place for place in places if place.is_file()), None)
 
 
@@ -78,7 +86,9 @@ class DataSection(Section):
     """Training, validation and evaluation data."""
 
     train: Source = Field(description="what the dense baseline and the cores are trained on")
-    evaluation: Source = Field(description="what accuracy and parity are measured on; never used to choose anything")
+    evaluation: Source = Field(
+        description="what accuracy and parity are measured on; chooses nothing but the winner of `export: auto`"
+    )
     validation: Source | None = Field(
         default=None,
         description="chooses the best checkpoint, and the budget where it is searched; default: `holdout` of train",

@@ -31,7 +31,7 @@ def names(train: Any) -> list[str]:
     feature = train.features["label"]
     if hasattr(feature, "names"):
         return list(feature.names)
-    found = set(train["label"])
+    found = set(train["label"][:])
     whole = all(isinstance(label, str) and WHOLE.fullmatch(label) for label in found)
     return [str(label) for label in sorted(found, key=lambda label: (int(label), label) if whole else label)]
 
@@ -49,14 +49,15 @@ def numbers(rows: Any, labels: Sequence[str], name: str) -> list[int]:
     if unseen:
         raise DataError(
             f"{name} has labels that training does not have: {some([*map(repr, unseen)])}; "
-            f"the {len(labels)} known are {some([*map(repr, labels)])}."
+            f"the {len(labels)} known are {some([*map(repr, labels)])}. Leave these rows out, or train on such, too: "
+            "data.train.limit may have dropped them."
         )
     return [places[label] for label in found]
 
 
 def _require_labeled(rows: Any, name: str) -> None:
     """Hubs publish test sets without labels: a class feature has -1 there, which Python takes for the last class."""
-    without = sum(number < 0 for number in rows["label"]) if hasattr(rows.features["label"], "names") else 0
+    without = sum(number < 0 for number in rows["label"][:]) if hasattr(rows.features["label"], "names") else 0
     if without:
         raise DataError(f"{name}: {without} of {len(rows)} rows have no label (-1). Name a split that has labels.")
 
@@ -64,8 +65,8 @@ def _require_labeled(rows: Any, name: str) -> None:
 def _as_text(rows: Any) -> list[str]:
     feature = rows.features["label"]
     if hasattr(feature, "names"):
-        return [feature.names[number] for number in rows["label"]]
-    return [str(label) for label in rows["label"]]
+        return [feature.names[number] for number in rows["label"][:]]
+    return [str(label) for label in rows["label"][:]]
 
 
 def outcomes(logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> Outcomes:

@@ -64,18 +64,12 @@ class MultipleChoice:
             DataError: a question is empty or has fewer than two choices, a choice is empty or too long, or the answer
                 is none of them.
         """
-        import datasets
-
-        questions = list(zip(rows["text"], rows["choices"], rows["label"], strict=True))
-        for number, question in enumerate(questions):
+        numbered = list(enumerate(zip(rows["text"][:], rows["choices"][:], rows["label"][:], strict=True)))
+        for number, question in numbered:
             _require_sound(f"Row {number} of {name}", *question)
-        width = max(len(choices) for _, choices, _ in questions)
-        encoded = _encoded(questions, processor)
-        found = [
-            _row(f"Row {number} of {name}", tokens, starts, question, width, max_length)
-            for number, (question, (tokens, starts)) in enumerate(zip(questions, encoded, strict=True))
-        ]
-        return datasets.Dataset.from_dict({key: [row[key] for row in found] for key in found[0]})
+        width = max(len(choices) for _, (_, choices, _) in numbered)
+        parts = (numbered[start : start + text.AT_ONCE] for start in range(0, len(numbered), text.AT_ONCE))
+        return text.stacked(_rows(part, processor, name, width, max_length) for part in parts)
 
     def collate(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
         """Prompts with their right completions (B, T); labels are the completions."""
@@ -148,6 +142,22 @@ def _encoded(questions: Sequence[tuple[str, Sequence[str], int]], tokenizer: Any
     for (_, choices, _), length in zip(questions, lengths, strict=True):
         found = [[*opening, *next(tokens)] for _ in choices]
         yield found, [min(len(opening) + length, len(ids) - 1) for ids in found]
+
+
+def _rows(
+    numbered: Sequence[tuple[int, tuple[str, Sequence[str], int]]],
+    tokenizer: Any,
+    name: str,
+    width: int,
+    max_length: int,
+) -> dict[str, list[Any]]:
+    """Columns of encoded questions; their numbers say where a fault is."""
+    encoded = _encoded([question for _, question in numbered], tokenizer)
+    found = [
+        _row(f"Row {number} of {name}", tokens, starts, question, width, max_length)
+        for (number, question), (tokens, starts) in zip(numbered, encoded, strict=True)
+    ]
+    return {key: [row[key] for row in found] for key in found[0]}
 
 
 def _row(

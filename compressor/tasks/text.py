@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = ("one text", "another, somewhat longer text for the tracer", "a third")
 STRINGS = ("string", "large_string")
+AT_ONCE = 1000  # rows that are tokenized together: lists of tokens take many times the memory of what is kept of them
 FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "config.json")
 
 
@@ -43,20 +44,41 @@ def _why(path: str, error: Exception) -> str:
     return f"{first_line(error)}{as_hub_id(path)}"
 
 
-def padding(tokenizer: Any, path: str) -> Any:
-    """The tokenizer with a token to pad with, where it has none that which ends a text, as decoders' go.
+def padding(tokenizer: Any, path: str, **options: Any) -> Any:
+    """The tokenizer with a token to pad with: where it has none the config's beside it, or that which ends a text.
+
+    Decoders that classify find by the config's where a text ends.
 
     Raises:
-        ModelError: it has neither.
+        ModelError: there is none of them.
     """
-    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = _named(tokenizer, path, options) or tokenizer.eos_token
+    if tokenizer.pad_token is None:
         raise ModelError(
             f"The tokenizer of {path} has no token to pad with, so texts of different length cannot be batched: name "
             "one (`tokenizer.pad_token = ...`) and save it again."
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _named(tokenizer: Any, path: str, options: Mapping[str, Any]) -> str | None:
+    """The token that a checkpoint's config pads with; None where it names none, or where there is no config."""
+    from transformers import AutoConfig
+
+    try:
+        number = getattr(AutoConfig.from_pretrained(path, **options), "pad_token_id", None)
+    except (OSError, ValueError):
+        return None
+    found: str | None = tokenizer.convert_ids_to_tokens(number) if number in range(len(tokenizer)) else None
+    return found
+
+
+def stacked(parts: Iterable[Mapping[str, Sequence[Any]]]) -> Any:
+    """A `datasets.Dataset` in memory of columns that come a few rows at a time."""
+    import datasets
+
+    return datasets.concatenate_datasets([datasets.Dataset.from_dict(dict(part)) for part in parts])
 
 
 def pad(rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ class TextClassification:
 
     def processor(self, path: str, **options: Any) -> Any:
         """The tokenizer; one without a padding token pads with what ends a text."""
-        return text.padding(text.load_tokenizer(path, **options), path)
+        return text.padding(text.load_tokenizer(path, **options), path, **options)
 
     def columns(self, source: Source) -> Mapping[str, Column]:
         """`text`, `label` and, where it is named, `text_pair`."""
@@ -46,16 +46,12 @@ class TextClassification:
         Raises:
             DataError: a label that training has not seen, or texts without a token.
         """
-        import datasets
-
         numbers = classes.numbers(rows, labels or (), name)
-        pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
-        encoded = processor(list(rows["text"]), pairs, truncation=True, max_length=max_length)
-        lengths = [len(ids) for ids in encoded["input_ids"]]
+        encoded = text.stacked(_encoded(part, processor, max_length) for part in rows.iter(batch_size=text.AT_ONCE))
+        lengths = encoded["length"][:]
         if not all(lengths):
             raise DataError(f"{name}: {lengths.count(0)} of {len(lengths)} texts give no token; leave them out.")
-        columns = {key: encoded[key] for key in encoded} | {"labels": numbers, "length": lengths}
-        return datasets.Dataset.from_dict(columns)
+        return encoded.add_column("labels", numbers)
 
     def collate(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
         """Padded to the longest row."""
@@ -80,3 +76,8 @@ class TextClassification:
     def outcomes(self, logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> Outcomes:
         """The logits (B, labels) themselves."""
         return classes.outcomes(logits, batch)
+
+
+def _encoded(rows: Mapping[str, list[str]], tokenizer: Any, max_length: int) -> dict[str, Any]:
+    found = tokenizer(rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length)
+    return {**found, "length": [len(ids) for ids in found["input_ids"]]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -49,18 +49,13 @@ class TextGeneration:
         Raises:
             DataError: there are not even two tokens.
         """
-        import datasets
-
-        tokens = _joined(list(rows["text"]), processor)
+        tokens = _joined(rows, processor)
         if len(tokens) < 2:
             raise DataError(
                 f"{name} holds {len(tokens)} tokens of text: at least 2 are needed, "
                 "one to predict from and one to predict."
             )
-        starts = range(0, len(tokens) - 1, max_length)
-        blocks = [language.row(tokens[start : start + max_length]) for start in starts]
-        columns = {key: [block[key] for block in blocks] for key in blocks[0]}
-        return datasets.Dataset.from_dict(columns | {"length": [len(block["input_ids"]) for block in blocks]})
+        return text.stacked(_blocks(tokens[: len(tokens) - (len(tokens) % max_length == 1)], max_length))
 
     def collate(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
         """Padded to the longest block."""
@@ -88,9 +83,23 @@ class TextGeneration:
         return Outcomes(found.likelihoods[:, None], found.predictions, found.targets)
 
 
-def _joined(texts: Sequence[str], tokenizer: Any) -> list[int]:
-    """The tokens of all texts."""
+def _joined(rows: Any, tokenizer: Any) -> np.ndarray:
+    """The tokens of all texts (N,)."""
+    import numpy as np
+
     opening = language.opening(tokenizer)
     between = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return list(chain.from_iterable([*between * (number > 0), *opening, *ids] for number, ids in enumerate(encoded)))
+    parts = []
+    for part in rows.iter(batch_size=text.AT_ONCE):
+        encoded = tokenizer(part["text"], add_special_tokens=False)["input_ids"]
+        parts.append(np.array([*chain.from_iterable([*between, *opening, *ids] for ids in encoded)], dtype=np.int32))
+    return np.concatenate(parts)[len(between) :]
+
+
+def _blocks(tokens: np.ndarray, size: int) -> Iterator[dict[str, list[Any]]]:
+    """Columns of blocks of `size` tokens, the last of which may be shorter."""
+    for start in range(0, len(tokens), size * text.AT_ONCE):
+        part = tokens[start : start + size * text.AT_ONCE].tolist()
+        blocks = [language.row(part[place : place + size]) for place in range(0, len(part), size)]
+        columns = {key: [block[key] for block in blocks] for key in blocks[0]}
+        yield columns | {"length": [len(ids) for ids in columns["input_ids"]]}

@@ -10,6 +10,7 @@ import datasets
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import training_args
 
 from compressor import adapt, progress
 from compressor.adapt import adapt_
@@ -102,6 +103,33 @@ def test_a_checkpoint_that_a_kill_has_taken_a_file_of_is_not_gone_on_from(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(("epochs", "warmup", "rates"), [(1, 0.5, [1e-2, 0]), (3, 0.5, [0, 5e-3])])
+def test_a_single_step_is_no_warmup(
+    tiny_bert: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    epochs: int,
+    warmup: float,
+    rates: list[float],
+) -> None:
+    model, train = tiny_bert(), rows(tiny_bert(), wrong=True)
+    before, seen = {name: value.clone() for name, value in model.state_dict().items()}, list[float]()
+    step = torch.optim.AdamW.step
+
+    def noted(self: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **options)
+
+    progress.set_level("normal")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", noted)
+        trained(model, train, None, tmp_path / "run", epochs=epochs, batch_size=ROWS, warmup=warmup)
+    progress.set_level("off")
+    assert [*seen, 0][:2] == pytest.approx(rates)
+    assert not torch.equal(model.classifier.weight, before["classifier.weight"])
+    assert f"steps in all: {epochs};" in capsys.readouterr().err
+
+
 def test_training_that_diverges_is_an_error_all_the_same(tiny_bert: Callable[..., Any], tmp_path: Path) -> None:
     model, train = tiny_bert(), rows(tiny_bert(), wrong=True)
     with pytest.raises(ModelError, match="Adapting diverged: lower the learning rate"):
@@ -151,5 +179,14 @@ def test_training_takes_one_device_of_many(
     tiny_bert: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(adapt.devices, "fastest", lambda: torch.device("cuda"))
     found = adapt._arguments(Training(batch_size=8), tmp_path, 0, rows(tiny_bert(), wrong=False), None)
     assert (found.n_gpu, found.train_batch_size) == (1, 8)
+
+
+def test_training_takes_the_cpu_beside_gpus_that_nothing_else_here_takes(
+    tiny_bert: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_args, "is_torch_mps_available", lambda: True)
+    found = adapt._arguments(Training(batch_size=8), tmp_path, 0, rows(tiny_bert(), wrong=False), None)
+    assert found.device.type == adapt.devices.fastest().type

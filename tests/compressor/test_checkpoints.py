@@ -15,10 +15,16 @@ from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
     AutoTokenizer,
+    BertForSequenceClassification,
+    ConvBertConfig,
+    ConvBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     OPTConfig,
     OPTForCausalLM,
     RobertaConfig,
@@ -26,7 +32,7 @@ from transformers import (
     RobertaModel,
 )
 
-from compressor import pipeline, recipe, registry
+from compressor import feasible, pipeline, progress, recipe, registry
 from compressor.errors import InputError, ModelError
 from compressor.line import Line
 from compressor.models import head_parameters, load_dense
@@ -93,6 +99,94 @@ def test_the_padding_that_a_config_names_stays_since_positions_may_be_counted_by
     assert line.processor.pad_token_id == 0
     with torch.no_grad():
         torch.testing.assert_close(model.roberta(ids).last_hidden_state, other(ids).last_hidden_state)
+
+
+def uneven(task: Path, classifier: Any, **special: str) -> Path:
+    """The task with texts of several lengths, another model, and a tokenizer that has these special tokens."""
+    for split, first in (("train", 0), ("test", 60)):
+        rows = [
+            {"text": " ".join(f"word{n * k % 39}" for k in range(1, 3 + n % 4)), "label": f"label{n % 3}"}
+            for n in range(first, first + 60)
+        ]
+        (task.parent / "data" / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    tokenizer = AutoTokenizer.from_pretrained(task.parent / "model")
+    tokenizer.pad_token = None
+    tokenizer.add_special_tokens({key: token for key, token in special.items() if key.endswith("_token")})
+    classifier.eval().save_pretrained(task.parent / "model")
+    tokenizer.save_pretrained(task.parent / "model")
+    settings = task.parent / "model" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | special))
+    return task
+
+
+def llama(**values: Any) -> Any:
+    torch.manual_seed(0)
+    return LlamaForSequenceClassification(LlamaConfig(**{**SMALL, "initializer_range": 0.2, "num_labels": 3, **values}))
+
+
+def test_a_tokenizer_without_padding_pads_as_the_config_beside_it_says(task: Path) -> None:
+    line = line_of(uneven(task, llama(pad_token_id=0), eos_token="word0"))
+    model = line.dense().eval()
+    feasible.require(line, model)
+    short, long = (line.processor(text)["input_ids"] for text in ("word1 word4", "word2 word5 word7 word8"))
+    padded = line.processor.pad({"input_ids": [short, long]}, return_tensors="pt")
+    with torch.no_grad():
+        alone, beside = model(torch.tensor([short])).logits[0], model(**padded).logits[0]
+    assert line.processor.pad_token_id == model.config.pad_token_id == 0
+    torch.testing.assert_close(beside, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "special", "said"),
+    [
+        ("llama", {"pad_token": "word5"}, "pads with token 7 on the right, the model's config has pad_token_id 0"),
+        ("gpt2", {"pad_token": "[PAD]", "padding_side": "left"}, "pads with token 0 on the left, the model's config"),
+        ("llama", {"pad_token": "<pad>"}, r"has 43 tokens and the model 42: .* of token 42 \(which pads\)"),
+    ],
+)
+def test_padding_that_the_model_reads_otherwise_is_told_before_any_work(
+    task: Path, kind: str, special: dict[str, str], said: str
+) -> None:
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 16, "pad_token_id": 0, "initializer_range": 0.2}
+    torch.manual_seed(0)
+    gpt2 = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, num_labels=3, **sizes))
+    model = gpt2 if kind == "gpt2" else llama(pad_token_id=0, vocab_size=42)
+    line = line_of(uneven(task, model, **special))
+    with pytest.raises(ModelError, match=said):
+        feasible.require(line, line.dense())
+
+
+def test_a_model_that_always_reads_its_padding_is_told_of_and_taken(
+    task: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    config = ConvBertConfig(**SMALL, embedding_size=32, num_labels=3, pad_token_id=0, initializer_range=0.2)
+    line = line_of(uneven(task, ConvBertForSequenceClassification(config), pad_token="[PAD]"))
+    progress.set_level("normal")
+    try:
+        feasible.require(line, line.dense())
+    finally:
+        progress.set_level("off")
+    assert "ConvBertForSequenceClassification gives a text other logits beside a longer one" in capsys.readouterr().err
+
+
+# ---- the baseline ----
+
+
+@pytest.mark.parametrize(("blocks", "fits"), [(2, True), (3, False)])
+def test_a_baseline_of_another_architecture_is_told_before_any_work(
+    task: Path, tiny_bert: Callable[..., Any], blocks: int, fits: bool
+) -> None:
+    config = tiny_bert().config
+    config.num_hidden_layers, config.vocab_size = blocks, 60
+    BertForSequenceClassification(config).save_pretrained(task.parent / "other")
+    line = line_of(task, f"baseline.path={task.parent / 'other'}")
+    if fits:
+        feasible.require(line, line.dense())
+        return
+    said = r"other is of another architecture than model\.path.*: 6 layers .* bert\.encoder\.layer\.2\.\S+ \(32 x"
+    with pytest.raises(ModelError, match=said):
+        feasible.require(line, line.dense())
 
 
 # ---- the loss and the head ----

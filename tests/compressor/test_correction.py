@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +20,12 @@ from compressor.errors import DataError, ModelError
 from compressor.factorize import factorize_, fold_, plan
 from compressor.forms import form_of, matrix
 from compressor.layers import CoreLinear
-from compressor.linalg import SecondMoment
 from compressor.methods.base import Moment, Moments
 from compressor.methods.cersa import Cersa
 from compressor.methods.jactus import Jactus
 from compressor.methods.psoft import Psoft
 from compressor.methods.spectral import Spectral
+from compressor.metrics import SecondMoment
 from compressor.planning import Plan, break_even
 from compressor.targets import block_of, dense_layer
 
@@ -195,7 +196,7 @@ def read(model: nn.Module, name: str, batches: list[Batch]) -> Tensor:
     with torch.no_grad():
         for batch in batches:
             seen: list[Tensor] = []
-            handle = layer.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(arguments[0]))
+            handle = layer.register_forward_pre_hook(lambda _, read, seen=seen: seen.append(read[0].clone()))
             model(**{key: value for key, value in batch.items() if key != "labels"})
             handle.remove()
             mask = batch.get("attention_mask")
@@ -450,6 +451,46 @@ def test_a_loss_may_change_its_batch() -> None:
     expected = correct_(copy.deepcopy(model), dense, method, moments, chosen, batches)
     correct_(model, dense, method, moments, chosen, batches, loss=taking)
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+class Reread(nn.Module):
+    """Two layers that read one tensor, which is changed in place between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.one, self.other = nn.Linear(10, 20), nn.Linear(20, 24), nn.Linear(20, 24)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Answer:
+        x = self.enter(x)
+        y = self.one(x)
+        x.mul_(3).add_(5)
+        return Answer(self.head(y + self.other(x)), labels)
+
+
+def test_layers_that_read_one_tensor_before_and_after_a_change_are_fitted_apart() -> None:
+    dense, batches, method = Reread().eval(), rows(10, count=8), Spectral(metric="input")
+    targets = ["enter", "one", "other"]
+    moments = calibrate(dense, batches, {Moment.INPUT}, targets=targets)
+    chosen = plan(dense, method, moments, keep=0.5, multiple_of=2, targets=targets)
+    model = factorize_(copy.deepcopy(dense), method, moments, chosen)
+    correct_(model, dense, method, moments, chosen, batches)
+    require_corrected(dense, model, method, chosen, moments, batches)
+
+
+def test_no_more_is_held_than_one_output_of_a_list_for_each_batch_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, batches, method = Chain().eval(), rows(10, count=24), Jactus()
+    model, chosen, moments = made(dense, batches, method, 0.5)
+    forward, held = Block.forward, []
+
+    def counted(self: Block, x: Tensor) -> Tensor:
+        held.append(sum(type(one) is Tensor and one.shape == (8, 20) for one in gc.get_objects()))
+        return forward(self, x)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    correct_(model, dense, method, moments, chosen, batches)
+    assert 2 * len(batches) < max(held) < 3 * len(batches)  # with what one pass holds
 
 
 def test_what_is_not_factorized_or_folded_already_is_refused() -> None:

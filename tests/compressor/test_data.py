@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ from transformers import PreTrainedTokenizerFast
 from compressor import data, progress, registry
 from compressor.errors import DataError, ModelError
 from compressor.failures import explain
+from compressor.paths import resolve
 from compressor.sections.data import Calibration, DataSection, Source
+from compressor.tasks import text as texts_of
 from compressor.tasks.text import padding
 from compressor.tasks.text_classification import TextClassification
 
@@ -29,8 +33,8 @@ WORDS = ["[PAD]", "[UNK]", "red", "one", "blue", "green", "three", "x"]
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))  # beside no rows
 
 
 @pytest.fixture
@@ -87,6 +91,36 @@ def test_csvs_in_a_folder_are_read_as_they_are_written_too(tmp_path: Path) -> No
     (tmp_path / "mine" / "README.md").write_text("# Mine")
     rows = data.read(Source(path=str(tmp_path / "mine")), TASK)
     assert (rows["text"][:], rows["label"][:]) == (["NA", "null"], ["007", "008"])
+
+
+@pytest.mark.parametrize(("name", "mark"), [("my_train.tsv", "\t"), ("my_train.csv.gz", ","), ("my_train.csv", ",")])
+def test_what_else_lies_in_a_folder_changes_no_cell(tmp_path: Path, name: str, mark: str) -> None:
+    text = f"text{mark}label\nNA{mark}007\n\nnull{mark}008\n".encode()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    for other in ("LICENSE", "notes.txt", "convert.py"):
+        (tmp_path / "mine" / other).write_text("1\n2\n")
+    rows = data.read(Source(path=str(tmp_path / "mine")), TASK)
+    assert (rows["text"][:], rows["label"][:]) == (["NA", "null"], ["007", "008"])
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "mine/train.csv", "mine/my_train.csv", "mine/my_train.csv.gz"])
+@pytest.mark.parametrize("header", ["text,label", "\ntext,label", "text"])
+def test_a_csv_whose_rows_have_more_cells_than_names_is_refused(tmp_path: Path, name: str, header: str) -> None:
+    names = len(header.split(","))
+    text = (f"{header}\n" + "red, one" + ",a" * names + "\n").encode()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    path = tmp_path / name if name == "rows.csv" else tmp_path / "mine"
+    with pytest.raises(DataError, match=rf"{name} names {names} columns, but its first row has {names + 2} cells: put"):
+        data.read(Source(path=str(path)), TASK)
+
+
+def test_a_file_may_be_a_link_to_one_without_its_suffix(tmp_path: Path) -> None:
+    write(tmp_path / "rows.parquet")
+    (tmp_path / "rows.parquet").rename(tmp_path / "3f2a")
+    (tmp_path / "train.parquet").symlink_to("3f2a")
+    assert data.read(Source(path=resolve("train.parquet", tmp_path, None)), TASK).to_dict() == ROWS
 
 
 def test_texts_in_a_folder_are_whole(tmp_path: Path) -> None:
@@ -311,6 +345,20 @@ def test_batches_are_made_when_they_are_asked_for(tmp_path: Path, tokenizer: Any
         batches[2]
 
 
+def test_rows_are_tokenized_a_few_at_a_time(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = data.read(write(tmp_path / "rows.csv"), TASK)
+    whole, asked = TASK.encode(rows, tokenizer, ["cold", "warm"], 8, "data"), list[int]()
+    monkeypatch.setattr(texts_of, "AT_ONCE", 3)
+
+    def counted(found: Any, *others: Any, **options: Any) -> Any:
+        asked.append(len(found))
+        return tokenizer(found, *others, **options)
+
+    parts = TASK.encode(rows, counted, ["cold", "warm"], 8, "data")
+    assert asked == [3, 1]
+    assert (parts.to_dict(), parts.features) == (whole.to_dict(), whole.features)
+
+
 def test_pairs_are_encoded_together(tmp_path: Path, tokenizer: Any) -> None:
     write(tmp_path / "pairs.jsonl", {"text": ["red"], "other": ["blue one"], "label": ["a"]})
     rows = data.read(Source(path=str(tmp_path / "pairs.jsonl"), text_pair="other"), TASK)
@@ -326,6 +374,15 @@ def test_a_digest_depends_on_the_rows_and_not_on_the_format(tmp_path: Path) -> N
     assert len(digests) == 1
     changed = {"text": [*ROWS["text"][:3], "blue"], "label": ROWS["label"]}
     assert data.digest(data.read(write(tmp_path / "changed.csv", changed), TASK)) not in digests
+
+
+def test_a_digest_is_that_of_the_rows_as_lines_of_json(tmp_path: Path) -> None:
+    rows = many(2 * data.AT_ONCE + 2)
+    lines = [{"label": label, "text": text} for text, label in zip(rows["text"], rows["label"], strict=True)]
+    plain = "".join(f"{json.dumps(line)}\n" for line in lines)
+    assert (
+        data.digest(data.read(write(tmp_path / "rows.csv", rows), TASK)) == hashlib.sha256(plain.encode()).hexdigest()
+    )
 
 
 def test_the_order_of_rows_is_part_of_the_digest(tmp_path: Path) -> None:
@@ -448,5 +505,7 @@ def test_a_tokenizer_without_padding_pads_with_what_ends_a_text(tokenizer: Any) 
 def test_evaluation_labels_outside_training_are_refused(tmp_path: Path, numbered: Any) -> None:
     given = section(tmp_path)
     write(tmp_path / "test.csv", {"text": ["red"], "label": ["c"]})
-    with pytest.raises(DataError, match=r"data\.evaluation has labels that training does not have: 'c'"):
+    with pytest.raises(
+        DataError, match=r"data\.evaluation has labels that training does not have: 'c'.*data\.train\.limit"
+    ):
         data.prepare(given, TASK, numbered, 8, 0)

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnxruntime
+import pynvml
 import pytest
 
 from compressor import doctor, threads
@@ -99,6 +101,37 @@ def test_instructions_say_what_int8_gains(monkeypatch: pytest.MonkeyPatch, flags
     monkeypatch.setattr(doctor, "_read", lambda path: flags if path.endswith("cpuinfo") else "")
     assert found("instructions").status == status
     assert said in found("instructions").text
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with one GPU."""
+    said = {"Init": None, "DeviceGetCount": 1, "DeviceGetHandleByIndex": "a", "DeviceGetName": "H200"}
+    for name, value in said.items():
+        monkeypatch.setattr(pynvml, f"nvml{name}", lambda *_, value=value: value)
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize(
+    ("cuda", "gpu", "providers", "said"),
+    [
+        ("'13.0'", "1.32.0", ["CUDAExecutionProvider"], []),
+        ("None", "1.32.0", ["CUDAExecutionProvider"], [("warning", "torch is a build without CUDA")]),
+        ("'13.0'", "1.32.0", ["CPUExecutionProvider"], [("warning", "onnxruntime-gpu offers no CUDA")]),
+        ("'13.0'", None, ["CPUExecutionProvider"], [("note", "ONNX Runtime is the CPU build")]),
+    ],
+)
+def test_what_leaves_a_gpu_idle_is_told(
+    monkeypatch: pytest.MonkeyPatch, cuda: str, gpu: str | None, providers: list[str], said: list[tuple[str, str]]
+) -> None:
+    pretend(monkeypatch, onnxruntime_gpu=gpu)
+    text = f"__version__ = '2.13.0'\ndebug = False\ncuda: Optional[str] = {cuda}\nhip: Optional[str] = '7'\n"
+    monkeypatch.setattr(doctor, "_read", lambda path: text if path.endswith("version.py") else "")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    first, *others = doctor._gpu()
+    assert (first.status, first.text) == ("ok", "H200")
+    assert [(one.status, one.text.partition(":")[0]) for one in others] == said
+    assert all(one.remedy for one in others)
 
 
 def test_a_collection_that_is_no_folder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from transformers import (
     ViTConfig,
 )
 
+from compressor import heads
 from compressor.errors import ModelError
 from compressor.models import (
     dense_layer,
@@ -291,6 +292,13 @@ def test_the_rows_of_a_named_head_go_to_the_labels_that_they_are_of(
     assert torch.equal(model.classifier.bias, load_file(saved_bert / "model.safetensors")["classifier.bias"][[2, 1, 0]])
     assert model.config.id2label == {0: "business", 1: "sports", 2: "world"}
     assert torch.equal(load_dense(str(saved_bert), TASK, ["world", "sports", "business"]).classifier.weight, rows)
+
+
+def test_names_of_classes_are_compared_as_they_stand_first() -> None:
+    names = ["LABEL_1", "LABEL_0", "other"]
+    assert heads.order_of(names, sorted(names)) == [1, 0, 2]
+    assert heads.order_of(["LABEL_0", "LABEL_1"], ["0", "1"]) == [0, 1]
+    assert heads.order_of(["LABEL_0", "LABEL_1"], ["0", "LABEL_1"]) is None
 
 
 def test_a_head_of_other_names_is_taken_as_it_is_and_told(saved_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,6 +234,56 @@ def test_keys_that_nothing_would_read_are_refused(tmp_path: Path) -> None:
     said = faults(tmp_path, text.replace("{path: some/model}", "{path: weights, revision: main}"))
     assert f"data.train.subset: is one of a hub data set, but {tmp_path / 'train.csv'} is a file; take it out." in said
     assert f"model.revision: is one of a hub id, but {tmp_path / 'weights'} is a folder; take it out." in said
+    text = GOOD.replace("train: {path: some/data, split: train}", "train: {path: train.csv, split: dev}")
+    assert f"data.train.split: is one of a folder or hub data set, but {tmp_path / 'train.csv'} is a" in faults(
+        tmp_path, text
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [("text-generation", "text_pair"), ("text-classification", "choices"), ("image-classification", "text")],
+)
+def test_columns_that_the_task_does_not_read_are_refused(tmp_path: Path, task: str, key: str) -> None:
+    named = [f"data.{source}.{key}=other" for source in ("train", "evaluation")]
+    said = faults(tmp_path, GOOD, f"model.task={task}", *named)
+    for source in ("train", "evaluation"):
+        assert f"data.{source}.{key}: is not read for the task {task}; take it out." in said
+
+
+def test_second_texts_are_named_for_every_source_or_for_none(tmp_path: Path) -> None:
+    pairs = ["data.train.text_pair=other", "data.evaluation.text_pair=second"]
+    for named, where in ((pairs[:1], "evaluation"), (pairs[1:], "evaluation")):
+        said = (
+            f"data.{where}.text_pair: must be named for all sources or for none, data.train and data.evaluation alike"
+        )
+        assert said in faults(tmp_path, GOOD, *named)
+    found = recipe.read(write(tmp_path, GOOD), pairs).data
+    assert (found.train.text_pair, found.evaluation.text_pair) == ("other", "second")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        ("  evaluation: {path: some/data, split: test}\n", "data.evaluation: is missing: what accuracy and parity are"),
+        ("model: {path: some/model}\n", "model: is missing: Which pretrained model, for which task, and which of its"),
+    ],
+)
+def test_what_is_missing_is_told_in_its_own_words(tmp_path: Path, left_out: str, said: str) -> None:
+    found = faults(tmp_path, GOOD.replace(left_out, ""))
+    assert said in found
+    assert ".." not in found
+
+
+def test_a_link_is_read_by_its_own_name_and_known_for_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "3f2a").write_text("text,label\na,b\n")
+    (tmp_path / "folder").mkdir()
+    for name, target in (("train.csv", "3f2a"), ("test.csv", "3f2a"), ("link", "folder")):
+        (tmp_path / name).symlink_to(target)
+    assert paths.resolve("train.csv", tmp_path, None) == str(tmp_path / "train.csv")
+    for train, evaluation in (("train.csv", "test.csv"), ("link", "folder")):
+        settings = [f"data.train={{path: ./{train}}}", f"data.evaluation={{path: ./{evaluation}}}"]
+        assert "the same rows as data.train" in faults(tmp_path, GOOD, *settings)
 
 
 def test_a_variable_that_is_empty_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

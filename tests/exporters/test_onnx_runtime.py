@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from compressor import cgroup, threads
-from compressor.errors import ArtifactError, DependencyError, RuntimeFailure
+from compressor import cgroup, nvidia, threads
+from compressor.errors import ArtifactError, DependencyError, ResourceError, RuntimeFailure
 from exporters import onnx_runtime
 from exporters.base import Session
 from exporters.onnx import OnnxExporter
@@ -76,8 +76,46 @@ def test_cuda_without_a_cuda_runtime_says_what_to_install(folder: Path) -> None:
     assert caught.value.exit_code == 3
 
 
-def test_a_session_that_fell_back_to_the_cpu_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def built_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ONNX Runtime that was built with CUDA, wherever it runs."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [onnx_runtime.CUDA, onnx_runtime.CPU])
+
+
+@pytest.mark.usefixtures("built_with_cuda")
+def test_a_gpu_that_is_not_there_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking() -> None:
+        raise DependencyError("no GPU is visible here")
+
+    monkeypatch.setattr(nvidia, "require", lacking)
+    OnnxExporter().require(Session())
+    with pytest.raises(DependencyError, match="no GPU is visible here"):
+        OnnxExporter().require(Session(device="cuda"))
+
+
+@pytest.mark.usefixtures("built_with_cuda")
+def test_a_gpu_that_takes_no_further_process_is_told_before_the_graph_is_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken() -> None:
+        raise DependencyError("takes no further process")
+
+    monkeypatch.setattr(nvidia, "require", lambda: None)
+    monkeypatch.setattr(nvidia, "begin_context", taken)
+    with pytest.raises(DependencyError, match="takes no further process"):
+        OnnxExporter().load(folder, Session(device="cuda"))
+
+
+def test_fp32_is_multiplied_in_full_on_a_gpu() -> None:
+    (cuda, settings), cpu = onnx_runtime._providers(Session(device="cuda"))
+    assert (cuda, cpu) == (onnx_runtime.CUDA, onnx_runtime.CPU)
+    assert settings["use_tf32"] == "0"  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("built_with_cuda")
+def test_a_session_that_fell_back_to_the_cpu_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvidia, "require", lambda: None)
+    monkeypatch.setattr(nvidia, "begin_context", lambda: None)
     monkeypatch.setattr(onnx_runtime, "_providers", lambda *_: [onnx_runtime.CPU])
     with pytest.raises(DependencyError, match="could not start CUDA"):
         OnnxExporter().load(folder, Session(device="cuda"))
@@ -210,3 +248,20 @@ def test_a_graph_that_fails_on_bound_inputs_says_so(folder: Path, monkeypatch: p
     monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", refuse)
     with pytest.raises(RuntimeFailure, match=r"failed to run .*model.onnx on x \(3, 2\): no memory there"):
         runner.bound({"x": np.ones((3, 2), np.float32)})
+
+
+def test_a_graph_that_wants_memory_is_no_damaged_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(*_: object, **__: object) -> None:
+        raise onnx_runtime.native.RuntimeException("Failed to allocate memory for requested buffer of size 9")
+
+    runner, x = OnnxExporter().load(folder), {"x": np.ones((3, 2), np.float32)}
+    monkeypatch.setattr(runner.session, "run", hungry)
+    with pytest.raises(ResourceError, match=r"on x \(3, 2\): Failed to allocate memory .*batch_size") as told:
+        runner(x)
+    assert told.value.exit_code == 5
+    with pytest.raises(ResourceError, match="Failed to allocate memory"):
+        runner.bound(x)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", hungry)
+    with pytest.raises(ResourceError, match=r"refuses .*model\.onnx") as told:
+        OnnxExporter().load(folder)
+    assert "cut off" not in str(told.value)

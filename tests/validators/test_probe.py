@@ -21,7 +21,7 @@ from compressor.errors import (
 )
 from compressor.tasks.text_classification import TextClassification
 from exporters.base import Arrays, Session
-from validators import probe
+from validators import child, probe
 from validators.base import Evaluation, Subject
 from validators.child import ask, tiled
 
@@ -121,6 +121,7 @@ FAILURES = [
     ("killed", ResourceError, "killed, most likely for want of memory"),
     ("crashing", RuntimeFailure, "SIGSEGV.*the last words"),
     ("hungry", ResourceError, "ran out of memory"),
+    ("wanting", ResourceError, "ran out of memory"),
     ("raising", RuntimeFailure, "ValueError: an odd graph"),
     ("lacking", DependencyError, "There is no such device"),
     ("silent", RuntimeFailure, "no JSON object"),
@@ -220,3 +221,10 @@ def test_thread_counts_reach_the_runner(pair: Pair, monkeypatch: pytest.MonkeyPa
     ask("memory", [replace(pair[0], session=Session(threads=3))], IDS, steady_runs=1)
     assert seen[0]["subjects"][0]["threads"] == 3
     assert seen[0]["environment"]["OMP_NUM_THREADS"] == "3"
+
+
+def test_the_child_counts_gpus_as_its_parent_does(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    assert "CUDA_DEVICE_ORDER" not in child._environment(1)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert child._environment(1)["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"

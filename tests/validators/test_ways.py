@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import pytest
 
-from compressor.errors import RuntimeFailure
+from compressor.errors import RankfoldError, ResourceError, RuntimeFailure
 from validators.ways import BOUND, COPIED, PLAIN, REPLAYED, ways
 
 
@@ -42,10 +43,11 @@ def test_on_a_gpu_nothing_is_copied_and_all_are_replayed_or_none() -> None:
     assert (way, [call() for call in calls]) == (BOUND, ["a bound", "c bound"])
 
 
-def test_where_binding_fails_the_runs_are_timed_with_their_copies() -> None:
+@pytest.mark.parametrize("error", [RuntimeFailure("an input is empty"), ResourceError("it does not fit twice")])
+def test_where_binding_fails_the_runs_are_timed_with_their_copies(error: RankfoldError) -> None:
     class Unbound(Plain):
         def bound(self, inputs: Mapping[str, np.ndarray], *, replayed: bool = False) -> Callable[[], str]:
-            raise RuntimeFailure("an input is empty")
+            raise error
 
     way, calls = ways([Bound("a", recorded=True), Unbound()], {}, on_gpu=True)
     assert (way, [call() for call in calls]) == (COPIED, ["plain", "plain"])

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -45,7 +47,7 @@ from compressor.sections.data import Calibration, DataSection, Source
 from compressor.sections.training import Training
 from compressor.targets import find_targets, head_parameters
 from compressor.tasks.base import together
-from compressor.tasks.image import check, decode, from_timm
+from compressor.tasks.image import check, content, decode, from_timm
 from compressor.tasks.image_classification import ImageClassification
 from exporters.onnx import OnnxExporter
 
@@ -362,6 +364,33 @@ def test_images_are_read_from_features_bytes_and_paths_as_the_same_rows(tmp_path
     changed = [(encoded(drawn(1, seed=1)[0][0]), blobs[0][1]), *blobs[1:]]
     other = written(tmp_path / "other.parquet", changed, BYTES)
     assert data.digest(data.read(other, TASK)) not in digests
+
+
+@pytest.mark.parametrize("kind", [pa.binary_view(), pa.string_view()])
+def test_images_and_labels_may_be_views(tmp_path: Path, kind: Any) -> None:
+    (image, label), *_ = drawn(1)
+    image.save(tmp_path / "0.png")
+    blob = (tmp_path / "0.png").read_bytes()
+    cell = pa.array([blob if kind == pa.binary_view() else "0.png"]).cast(kind)
+    pq.write_table(
+        pa.table({"image": cell, "label": pa.array([label]).cast(pa.string_view())}), tmp_path / "rows.parquet"
+    )
+    rows = data.read(Source(path=str(tmp_path / "rows.parquet")), TASK)
+    assert content(rows[0]["image"]) == blob
+    assert TASK.encode(rows, None, [label], 128, "data")["labels"][:] == [0]
+
+
+def test_a_list_beside_a_folder_of_pictures_is_not_read_in_its_place(tmp_path: Path) -> None:
+    for number, (image, label) in enumerate(drawn(4)):
+        folder = tmp_path / "pictures" / "train" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{number}.png")
+    (tmp_path / "pictures" / "train.txt").write_text("train/a/0.png\n")
+    source = Source(path=str(tmp_path / "pictures"))
+    assert len(data.read(source, TASK)) == 4
+    (tmp_path / "pictures" / "test.txt").write_text("words\n")
+    with pytest.raises(DataError, match=r"pictures/test\.txt has no column 'image', 'label'"):
+        data.read(source.model_copy(update={"split": "test"}), TASK)
 
 
 def test_a_folder_of_pictures_by_class_is_a_data_set(tmp_path: Path) -> None:

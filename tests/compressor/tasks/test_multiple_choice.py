@@ -71,6 +71,18 @@ def test_a_long_question_loses_its_beginning_and_never_its_answer(tokenizer: Any
     assert tokenizer.decode(asked["input_ids"][0]) == "two Answer : three"
 
 
+def test_rows_are_the_same_however_many_questions_are_tokenized_together(
+    encoded: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressor.tasks.text.AT_ONCE", 2)
+    parts = TASK.encode(rows(), tokenizer, None, 32, "data.train")
+    assert (parts.to_dict(), parts.features) == (encoded.to_dict(), encoded.features)
+    with pytest.raises(DataError, match=r"Row 2 of data\.train: choice 0 has .* leaves no room"):
+        TASK.encode(
+            rows(choices=[["a", "b"], ["a", "b", "c"], ["one two three", "b"]]), tokenizer, None, 3, "data.train"
+        )
+
+
 def test_texts_open_as_the_tokenizer_opens_one(words: Callable[..., Any]) -> None:
     tokenizer = words(opens=True)
     batch = TASK.pose(list(TASK.encode(rows(), tokenizer, None, 32, "data.train")), tokenizer)

@@ -69,6 +69,16 @@ def test_each_text_opens_as_the_tokenizer_opens_one(words: Callable[..., Any]) -
     assert tokenizer.decode(found["input_ids"][0]) == "<s> one two </s> <s> red"
 
 
+def test_blocks_are_the_same_however_many_texts_are_tokenized_together(
+    words: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = words(opens=True)
+    whole = TASK.encode(rows([*TEXTS, "one"]), tokenizer, None, 2, "data.train")
+    monkeypatch.setattr("compressor.tasks.text.AT_ONCE", 2)
+    parts = TASK.encode(rows([*TEXTS, "one"]), tokenizer, None, 2, "data.train")
+    assert (parts.to_dict(), parts.features) == (whole.to_dict(), whole.features)
+
+
 def test_a_last_token_that_nothing_predicts_is_left_out(tokenizer: Any) -> None:
     assert list(TASK.encode(rows(["one two three four"]), tokenizer, None, 3, "data.train")["length"]) == [3]
 
