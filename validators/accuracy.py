@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import binomtest, norm
 
 from compressor.tasks.base import Outcomes
-from validators.base import Finding, Subject, block_means, percentile_interval, wilson
+from validators.base import Finding, Subject, design_effect, wilson
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,14 @@ class Accuracy:
     """Share of right predictions, with an interval of paired proportions (Bonett & Price 2012).
 
     Both exports answer the same rows: much of the spread cancels, and the interval is that of the difference, laid
-    around the dense value; alone the candidate's accuracy lies in Wilson's. Rows that are tokens of running text are no
-    more independent than their neighbors: those are resampled in chunks, as perplexity's are, and McNemar's test, which
-    takes rows to be independent, is left out.
+    around the dense value; alone the candidate's accuracy lies in Wilson's. Rows that are tokens of running text go
+    together with their neighbors: they count for as many as are worth independent ones, by their design effect, and
+    McNemar's test, which takes rows to be independent, is left out.
     """
 
     quantities: ClassVar[tuple[str, ...]] = ("accuracy",)
     confidence: float = 0.95
-    resamples: int = 10_000
     chunk: int = 64
-    seed: int = 0
 
     def run(self, dense: Subject, candidate: Subject) -> tuple[Finding, ...]:
         """Finding `accuracy`; details name the torch models' accuracies, macro F1 and McNemar's exact p-value.
@@ -36,24 +34,19 @@ class Accuracy:
             RuntimeFailure: an export's outputs do not have the shape of its reference.
         """
         base, ours = right(dense), right(candidate)  # each (N,) bool
-        if _of_tokens(dense):
-            low, high = self._resampled(ours.astype(float) - base)
-            alone = self._resampled(ours.astype(float))
-        else:
-            low, high = difference_interval(base, ours, self.confidence)
-            alone = wilson(int(ours.sum()), len(ours), self.confidence)
+        apart, own = (self._effect(dense, rows) for rows in (ours.astype(float) - base, ours))
+        low, high = difference_interval(base, ours, self.confidence, apart)
+        alone = wilson(ours.sum() / own, len(ours) / own, self.confidence)
         center = float(base.mean())
         values = center, float(ours.mean()), (max(0.0, center + low), min(1.0, center + high))
         details = _details(dense, candidate)
         return (Finding("accuracy", "share", "higher", *values, self.confidence, details=details, alone=alone),)
 
-    def _resampled(self, rows: np.ndarray) -> tuple[float, float]:
-        """Interval of the mean of rows (N,), whose neighbors go together."""
-        low, high = percentile_interval(block_means(rows, self.chunk, self.resamples, self.seed), self.confidence)
-        return float(low), float(high)
+    def _effect(self, subject: Subject, rows: np.ndarray) -> float:
+        return design_effect(rows, self.chunk, self.confidence) if of_tokens(subject) else 1.0
 
 
-def _of_tokens(subject: Subject) -> bool:
+def of_tokens(subject: Subject) -> bool:
     """Whether rows are tokens of a text, each with the log-probability of the one that follows."""
     return subject.outcomes.values.shape[1] == 1
 
@@ -67,15 +60,17 @@ def _right(outcomes: Outcomes) -> np.ndarray:
     return outcomes.predictions == outcomes.labels  # (N,) bool
 
 
-def difference_interval(base: np.ndarray, ours: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Interval of mean(ours) - mean(base) over paired rows, both (N,) bool.
+def difference_interval(
+    base: np.ndarray, ours: np.ndarray, confidence: float, effect: float = 1.0
+) -> tuple[float, float]:
+    """Interval of mean(ours) - mean(base) over paired rows, both (N,) bool, of which `effect` are worth one.
 
     The adjusted Wald interval: one more row that only ours has right, and one that only base has (Bonett & Price 2012,
     Journal of Educational and Behavioral Statistics 37). Without a discordant pair among few rows it still has a width,
     where a bootstrap is certain of what it has not seen.
     """
-    rows = len(base) + 2
-    gained, lost = (int((ours & ~base).sum()) + 1) / rows, (int((base & ~ours).sum()) + 1) / rows
+    rows = len(base) / effect + 2
+    gained, lost = ((ours & ~base).sum() / effect + 1) / rows, ((base & ~ours).sum() / effect + 1) / rows
     margin = norm.ppf((1 + confidence) / 2) * math.sqrt((gained + lost - (gained - lost) ** 2) / rows)
     return float(max(-1.0, gained - lost - margin)), float(min(1.0, gained - lost + margin))
 
@@ -95,7 +90,7 @@ def macro_f1(subject: Subject) -> float:
 
 
 def _details(dense: Subject, candidate: Subject) -> dict[str, float]:
-    paired = {} if _of_tokens(dense) else {"mcnemar_p": mcnemar(right(dense), right(candidate)), **_guessed(dense)}
+    paired = {} if of_tokens(dense) else {"mcnemar_p": mcnemar(right(dense), right(candidate)), **_guessed(dense)}
     return {
         "n": len(dense.outcomes.labels),
         **paired,

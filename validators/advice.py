@@ -1,8 +1,9 @@
 """Which export to deploy, by the Pareto front of accuracy, size, latency and memory.
 
 An option is sound when its accuracy (and perplexity and parity) is good enough. One option beats another in a quantity
-when their intervals do not overlap, and dominates it when it beats it somewhere and is beaten nowhere. Of the sound
-options that nothing dominates, the one with the least geometric mean of size, latency and memory is recommended.
+when the interval of their difference leaves out zero, and dominates it when it beats it somewhere and is beaten
+nowhere. Of the sound options that nothing dominates, the one with the least geometric mean of size, latency and memory
+is recommended.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from compressor.tasks.base import QUALITIES
@@ -24,11 +26,15 @@ SOUND = (*QUALITIES, "parity")  # what an option has to hold
 COSTS = ("size", "latency_p50", "peak_memory")
 SAME = 0.005  # points of accuracy that would be printed as 0.00
 MATERIAL = 0.02  # costs that differ by less than 2% are nothing to choose by: one machine's noise from day to day
+APART = 0.05  # of two runtimes 5%: their exports were measured one after the other, not side by side
+DENSE_FP32 = "dense"  # the name of the option that a runtime's exports are measured beside
 ADJECTIVES = {
     "size": ("smaller", "larger"),
     "latency_p50": ("faster", "slower"),
     "peak_memory": ("lighter in memory", "heavier in memory"),
 }
+UNPROVEN = "Dense int8 was not measured, so this is unproven against it."
+LEFT = "Dense fp32, which they are held against and no gate judges, is what is left to ship."
 NOUNS = {
     "accuracy": "accuracy",
     "perplexity": "perplexity",
@@ -50,12 +56,13 @@ class Span(NamedTuple):
 class Option:
     """Something that could be deployed.
 
-    `costs` are ratios to dense (1.0 = as dense), measured side by side with it, perplexity among them; under `accuracy`
-    stands the accuracy lost against dense.
+    `costs` are ratios to dense fp32 of the first runtime (1.0 = as that), perplexity among them; under `accuracy`
+    stands the accuracy lost against it.
     """
 
     label: str
     name: str
+    runtime: str
     low_rank: bool
     sound: bool
     failed: tuple[str, ...]
@@ -87,7 +94,7 @@ def recommend(exports: Sequence[ExportReport]) -> Recommendation:
 
 def winner(exports: Sequence[ExportReport]) -> ExportReport | None:
     """The best of all exports that hold every gate, dense ones too; None where there is none."""
-    found = [option for option in options(_holding(exports))[1:] if option.sound]
+    found = [option for option in entered(options(_holding(exports))) if option.sound]
     shared = _measured(found, COSTS)
     if not found or not shared:
         return None
@@ -115,15 +122,15 @@ def defend(exports: Sequence[ExportReport]) -> Recommendation:
     """Why the winner is the winner, and whether low-rank is the answer."""
     best = winner(exports)
     if best is None:
-        text = f"{_capital(unwon(exports))}, dense or low-rank alike."
+        text = f"{_capital(unwon(exports))}, dense or low-rank alike. {LEFT}"
         if _holding(exports):
             text += " A gate on accuracy or parity says how much of either may be lost."
         return Recommendation(None, text)
     found = options(_holding(exports))
     shared = _measured(found, COSTS)
     chosen = next(option for option in found if option.name == best.name)
-    rivals = [option for option in found[1:] if option.sound and option.low_rank != chosen.low_rank]
-    text = f"{_capital(chosen.label)} wins: {_compared(chosen, found[0], shared)}."
+    rivals = [option for option in entered(found) if option.sound and option.low_rank != chosen.low_rank]
+    text = f"{_capital(chosen.label)} wins: {_compared(chosen, _baseline(chosen, found), shared)}."
     if rivals:
         rival = min(rivals, key=lambda option: _mean_cost(option, shared))
         text += f" {_beside(chosen, rival, shared)}."
@@ -134,7 +141,7 @@ def defend(exports: Sequence[ExportReport]) -> Recommendation:
 
 def front(exports: Sequence[ExportReport]) -> tuple[str, ...]:
     """Names of the sound exports that no other one dominates in accuracy, size, latency and memory."""
-    sound = [option for option in options(exports)[1:] if option.sound]
+    sound = [option for option in entered(options(exports)) if option.sound]
     return tuple(option.name for option in _front(sound, _measured(sound, COSTS)))
 
 
@@ -148,15 +155,47 @@ def _measured(found: Sequence[Option], quantities: Sequence[str]) -> list[str]:
 
 
 def options(exports: Sequence[ExportReport]) -> tuple[Option, ...]:
-    """The dense baseline, then every export whose accuracy was measured."""
+    """Dense fp32 of every runtime, then every export whose accuracy was measured."""
     measured = [export for export in exports if export.finding("accuracy")]
-    limits = _limits(measured)
-    baseline = dict.fromkeys((*QUALITIES, *COSTS), Span(1.0, 1.0, 1.0)) | {"accuracy": Span(0.0, 0.0, 0.0)}
-    labels = _labels(measured)
+    limits, labels, standing = _limits(measured), _labels(measured), _standing(measured)
     return (
-        Option("dense fp32", "dense", low_rank=False, sound=True, failed=(), costs=baseline),
-        *(_option(export, label, limits) for export, label in zip(measured, labels, strict=True)),
+        *(_dense(runtime, standing) for runtime in standing),
+        *(_option(export, label, limits, standing) for export, label in zip(measured, labels, strict=True)),
     )
+
+
+def entered(found: Sequence[Option]) -> list[Option]:
+    """The options but those that the others are measured beside."""
+    return [option for option in found if option.name != DENSE_FP32]
+
+
+def _baseline(option: Option, found: Sequence[Option]) -> Option:
+    """Dense fp32 of the option's runtime."""
+    return next(other for other in found if (other.name, other.runtime) == (DENSE_FP32, option.runtime))
+
+
+def _standing(exports: Sequence[ExportReport]) -> dict[str, dict[str, float]]:
+    """By runtime, dense fp32 against that of the first: accuracy lost, and ratios.
+
+    Each export is measured beside dense anew, and the middle one counts: a runtime's exports keep their ratios.
+    """
+    found: dict[str, dict[str, list[float]]] = {export.runtime: {} for export in exports}
+    for runtime, finding in ((export.runtime, finding) for export in exports for finding in export.findings):
+        known = math.isfinite(finding.dense) if finding.quantity == "accuracy" else _is_comparable(finding)
+        if finding.quantity in (*COSTS, *QUALITIES) and known:
+            found[runtime].setdefault(finding.quantity, []).append(finding.dense)
+    bases = {runtime: {name: median(values) for name, values in own.items()} for runtime, own in found.items()}
+    first = next(iter(bases.values()), {})
+    return {
+        runtime: {n: first[n] - base if n == "accuracy" else base / first[n] for n, base in own.items() if n in first}
+        for runtime, own in bases.items()
+    }
+
+
+def _dense(runtime: str, standing: Mapping[str, Mapping[str, float]]) -> Option:
+    label = f"dense fp32 ({runtime})" if len(standing) > 1 else "dense fp32"
+    costs = {quantity: Span(value, value, value) for quantity, value in standing[runtime].items()}
+    return Option(label, DENSE_FP32, runtime, low_rank=False, sound=True, failed=(), costs=costs)
 
 
 def _limits(exports: Sequence[ExportReport]) -> dict[str, float]:
@@ -176,10 +215,13 @@ def _labels(exports: Sequence[ExportReport]) -> list[str]:
     return [f"{p} ({e.name})" if p in twice else p for p, e in zip(plain, exports, strict=True)]
 
 
-def _option(export: ExportReport, label: str, limits: Mapping[str, float]) -> Option:
-    low_rank = not export.dense
+def _option(
+    export: ExportReport, label: str, limits: Mapping[str, float], standing: Mapping[str, Mapping[str, float]]
+) -> Option:
+    low_rank, sound = not export.dense, _is_sound(export, limits)
     failed = tuple(finding.quantity for finding in export.failures)
-    return Option(label, export.name, low_rank, _is_sound(export, limits), failed, dict(_costs(export)))
+    costs = dict(_costs(export, standing[export.runtime]))
+    return Option(label, export.name, export.runtime, low_rank, sound, failed, costs)
 
 
 def _is_sound(export: ExportReport, limits: Mapping[str, float]) -> bool:
@@ -210,15 +252,17 @@ def _holds(finding: Finding, limit: float) -> bool:
     return not worse  # a reference has no gate of its own: it is held to the candidates' limit
 
 
-def _costs(export: ExportReport) -> Iterator[tuple[str, Span]]:
-    """Measured quantities with lower is better: accuracy lost, and ratios to dense."""
+def _costs(export: ExportReport, standing: Mapping[str, float]) -> Iterator[tuple[str, Span]]:
+    """Measured quantities with lower is better, by where dense fp32 of the export's runtime stands."""
     for finding in export.findings:
         low, high = finding.interval or (finding.candidate, finding.candidate)
-        values = (low, finding.candidate, high)
+        values, base = (low, finding.candidate, high), standing.get(finding.quantity)
+        if base is None:
+            continue
         if finding.quantity == "accuracy":
-            yield "accuracy", _span([finding.dense - value for value in values])
-        elif finding.quantity in (*COSTS, *QUALITIES) and _is_comparable(finding):
-            yield finding.quantity, _span([value / finding.dense for value in values])
+            yield "accuracy", _span([base + finding.dense - value for value in values])
+        elif _is_comparable(finding):
+            yield finding.quantity, _span([base * value / finding.dense for value in values])
 
 
 def _is_comparable(finding: Finding) -> bool:
@@ -226,16 +270,20 @@ def _is_comparable(finding: Finding) -> bool:
 
 
 def _span(values: Sequence[float]) -> Span:
-    value = values[1]
-    known = [v for v in values if math.isfinite(v)]
-    return Span(min(known, default=math.inf), value, max(known, default=math.inf))
+    known = [value for value in values if not math.isnan(value)]
+    return Span(min(known, default=math.inf), values[1], max(known, default=math.inf))
 
 
 def beats(one: Option, other: Option, quantity: str) -> bool:
-    """Whether `one` is clearly better than `other`: by more than noise, and for costs by more than 2%."""
+    """Whether `one` is clearly better than `other`: by more than noise, and for costs by more than 2% (5% elsewhere).
+
+    By the square-and-add interval of their difference, see `validators.compare.interval`: two intervals that overlap
+    a little are apart all the same.
+    """
     mine, theirs = one.costs[quantity], other.costs[quantity]
-    material = quantity in QUALITIES or mine.value < theirs.value * (1 - MATERIAL)
-    return mine.high < theirs.low and material
+    least = MATERIAL if one.runtime == other.runtime else APART
+    material = quantity in QUALITIES or mine.value < theirs.value * (1 - least)
+    return material and mine.value + math.hypot(mine.high - mine.value, theirs.value - theirs.low) < theirs.value
 
 
 def dominates(one: Option, other: Option, quantities: Sequence[str]) -> bool:
@@ -263,21 +311,21 @@ def _mean_cost(option: Option, shared: Sequence[str]) -> float:
 def _explain(best: Option, found: Sequence[Option], shared: Sequence[str]) -> str:
     rivals = [option for option in found if option.low_rank and option.sound]
     lost = [option.label for option in found if option.low_rank and not option.sound]
+    dense = [option for option in entered(found) if not option.low_rank]
+    unproven = "" if any("int8" in option.label for option in dense) else f" {UNPROVEN}"
     if not rivals:
-        return f"No low-rank export holds accuracy and parity: {NOT_THE_ANSWER}. Deploy {best.label}."
+        return f"No low-rank export holds accuracy and parity: {NOT_THE_ANSWER}. Deploy {best.label}.{unproven}"
     rival = min(rivals, key=lambda option: _mean_cost(option, shared))
     text = _for_low_rank(best, found, shared) if best.low_rank else _against_low_rank(best, rival, shared)
+    text += unproven + (f" It fails {_gates(best)}." if best.failed else "")
     return f"{text} {_capital(listed(lost))} {_do_not_hold(len(lost))}." if lost else text
 
 
 def _for_low_rank(best: Option, found: Sequence[Option], shared: Sequence[str]) -> str:
-    text = f"{_capital(best.label)} is the best choice here: {_compared(best, found[0], shared)}."
-    dense = [option for option in found[1:] if not option.low_rank]
-    if not any("int8" in option.label for option in dense):
-        text += " Dense int8 was not measured, so this is unproven against it."
-    for option in dense:
-        text += f" {_beside(best, option, shared)}."
-    return text + (f" It fails {_gates(best)}." if best.failed else "")
+    own = _baseline(best, found)
+    text = f"{_capital(best.label)} is the best choice here: {_compared(best, own, shared)}."
+    dense = [option for option in found if not option.low_rank and option is not own]
+    return " ".join([text, *(f"{_beside(best, option, shared)}." for option in dense)])
 
 
 def _beside(best: Option, reference: Option, shared: Sequence[str]) -> str:

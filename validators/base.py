@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import NormalDist
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from compressor.tasks.base import Outcomes, Task, together
 from exporters.base import Arrays, Session
 
 Verdict = Literal["pass", "fail", "unsure", "ungated"]
-DRAWN = 8_000_000  # counts of a bootstrap held at once
+FEWEST = 8  # chunks of neighboring rows that a standard error is known from
 NO_OUTCOMES = Outcomes(np.empty((0, 1)), np.empty(0, int), np.empty(0, int))  # of what is run for its costs alone
 
 
@@ -148,29 +149,51 @@ def percentile_interval(draws: np.ndarray, confidence: float) -> np.ndarray:
     return np.moveaxis(np.quantile(draws, (tail, 1 - tail), axis=-1), 0, -1)
 
 
-def block_means(differences: np.ndarray, chunk: int, resamples: int, seed: int) -> np.ndarray:
-    """Bootstrap draws (resamples,) of the mean of (N,), whose neighbors go together: in chunks (Carlstein 1986).
+def standard_error(rows: np.ndarray, chunk: int) -> tuple[float, int]:
+    """Of the mean of rows (N,) whose neighbors go together, with the number of chunks that it is known from.
 
-    Fewer than 32 chunks are cut into shorter ones. As many draws are held at once as take 64 MB.
+    Chunks are the units that vary, as in a sample of clusters (Cochran 1977, section 9A.1). Fewer than FEWEST of them
+    are cut into shorter ones; that of a single row is infinite.
     """
-    size = max(1, min(chunk, len(differences) // 32))
-    starts = np.arange(0, len(differences), size)
-    sums = np.add.reduceat(differences, starts)  # (chunks,)
-    counts = np.diff(np.append(starts, len(differences))).astype(float)  # (chunks,)
-    generator, shares = np.random.default_rng(seed), np.full(len(sums), 1 / len(sums))
-    most, means = max(1, DRAWN // len(sums)), list[np.ndarray]()
-    for begun in range(0, resamples, most):
-        drawn = generator.multinomial(len(sums), shares, size=min(most, resamples - begun)).astype(float)
-        means.append(drawn @ sums / (drawn @ counts))
-    return np.concatenate(means)
+    starts = np.arange(0, len(rows), max(1, min(chunk, len(rows) // FEWEST)))
+    sums, counts = np.add.reduceat(rows.astype(float), starts), np.diff(np.append(starts, len(rows)))  # each (chunks,)
+    chunks = len(starts)
+    if chunks < 2:
+        return math.inf, chunks
+    squares = np.square(sums - rows.mean() * counts).sum()
+    return math.sqrt(chunks / (chunks - 1) * squares) / len(rows), chunks
 
 
-def wilson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927); honest near 1, where the normal one has no width."""
-    from scipy.stats import binomtest  # which whoever only reads a report does not wait for
+def quantile(confidence: float, chunks: int) -> float:
+    """By how many standard errors known from so many chunks an interval reaches to each side: Student's t."""
+    from scipy.stats import t  # which whoever only reads a report does not wait for
 
-    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    return float(t.ppf((1 + confidence) / 2, chunks - 1))
+
+
+def design_effect(rows: np.ndarray, chunk: int, confidence: float) -> float:
+    """How many rows (N,) whose neighbors go together are worth one independent row, at least 1 (Kish 1965).
+
+    The variance of their mean by that of independent rows; few chunks know it badly, so that it is taken to be as much
+    larger as Student's t is wider than the normal distribution. Rows that are all alike show none.
+    """
+    spread = float(rows.std())
+    if not spread:
+        return 1.0
+    error, chunks = standard_error(rows, chunk)
+    wider = quantile(confidence, chunks) / NormalDist().inv_cdf((1 + confidence) / 2)
+    return max(1.0, len(rows) * (wider * error / spread) ** 2)
+
+
+def wilson(successes: float, trials: float, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927); honest near 1, where the normal one has no width.
+
+    Counts of rows that go together are divided by their `design_effect`, and then are no whole numbers.
+    """
+    share, z = successes / trials, NormalDist().inv_cdf((1 + confidence) / 2)
+    center = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 class Check(Protocol):

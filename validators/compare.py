@@ -173,9 +173,10 @@ def interval(before: Finding, after: Finding, *, same_dense: bool = True) -> tup
     """Where AFTER's value lies given BEFORE's, from the intervals of both as if they were independent.
 
     The square-and-add interval of a difference (MOVER: Zou & Donner 2008, Statistics in Medicine 27): each end is as
-    far from the value as the root of the summed squares of AFTER's margin on that side and BEFORE's on the other. Runs
-    that share data or machine vary together; for them it is wider than needed. A side without an interval counts as
-    exact. The intervals are those against the dense model where that is the same, else those that each has alone.
+    far from the value as the root of the summed squares of AFTER's margin on that side and BEFORE's on the other. Of
+    what is no share it is that of the ratio, on logarithms: no time is negative. Runs that share data or machine vary
+    together; for them it is wider than needed. A side without an interval counts as exact. The intervals are those
+    against the dense model where that is the same, else those that each has alone.
     """
     theirs, ours = ((one.interval if same_dense else one.alone or one.interval) for one in (before, after))
     if theirs is None and ours is None:
@@ -183,8 +184,16 @@ def interval(before: Finding, after: Finding, *, same_dense: bool = True) -> tup
     old, new = before.candidate, after.candidate
     old_low, old_high = theirs or (old, old)
     new_low, new_high = ours or (new, new)
+    if after.quantity not in SHARES and min(old, new) > 0:
+        below = math.hypot(_log(new) - _log(new_low), _log(old_high) - _log(old))
+        above = math.hypot(_log(new_high) - _log(new), _log(old) - _log(old_low))
+        return new * math.exp(-below), new * math.exp(above)
     low, high = new - math.hypot(new - new_low, old_high - old), new + math.hypot(new_high - new, old - old_low)
     return (max(0.0, low), min(1.0, high)) if after.quantity in SHARES else (low, high)
+
+
+def _log(value: float) -> float:
+    return -math.inf if value <= 0 else math.log(value)
 
 
 def _export(pair: _Pair, gates: Mapping[str, Gate], percents: Mapping[str, float]) -> ExportChanges:

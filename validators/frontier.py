@@ -16,7 +16,7 @@ from compressor.tasks.base import QUALITIES
 from compressor.trials import COST_PREFIXES
 from validators import wording
 from validators.facts import look
-from validators.svg import ACCENT, INK, MUTED, PAPER, RULE, SERIES, Plot, plot
+from validators.svg import ACCENT, DASHES, INK, MARKERS, MUTED, PAPER, RULE, SERIES, Plot, plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,7 +160,7 @@ def draw(context: Mapping[str, Any]) -> Plot | None:
         for limit in limits[:1]:
             axes.axhline(limit, color=INK, lw=1, ls=":", label="limit of the gate")
         for index, (name, line) in enumerate(lines.items()):
-            _line(axes, name, line, (ACCENT, *SERIES[1:])[index % len(SERIES)], unit)
+            _line(axes, name, line, index % len(SERIES), unit)
         axes.plot(100, unit * found[0].dense, "s", color=MUTED, ms=7, label="dense")
         _mark(axes, [point for point in found if point.budget == chosen])
         axes.set(xlabel="parameters of the matrices, % of dense (left is better)", ylabel=_axis(quality, unit))
@@ -168,7 +168,7 @@ def draw(context: Mapping[str, Any]) -> Plot | None:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
 
     told = (f"{p.export} at {p.share:.0%} of the matrices: {_shown(p.quantity, p.quality)}" for p in found)
-    caption = "Hollow dots fail a gate. Measured on the validation rows, which the budget was chosen on."
+    caption = "Hollow points fail a gate. Measured on the validation rows, which the budget was chosen on."
     return plot(f"{quality} against size of the matrices", f"Line plot. {'; '.join(told)}.", caption, 3.6, paint)
 
 
@@ -176,12 +176,14 @@ def _axis(quality: str, unit: int) -> str:
     return f"{quality.lower()}, % (up is better)" if unit == 100 else f"{quality.lower()} (down is better)"
 
 
-def _line(axes: Axes, name: str, line: Sequence[Point], tone: str, unit: int) -> None:
+def _line(axes: Axes, name: str, line: Sequence[Point], index: int, unit: int) -> None:
     """One export over the budgets; hollow where a gate fails."""
-    axes.plot([100 * p.share for p in line], [unit * p.quality for p in line], color=tone, lw=1.2, label=name)
-    for point in line:
-        face = tone if point.holds else PAPER
-        axes.plot(100 * point.share, unit * point.quality, "o", color=tone, mfc=face, mew=1.6, ms=6)
+    tone = (ACCENT, *SERIES[1:])[index]
+    look: dict[str, Any] = {"color": tone, "marker": MARKERS[index], "mew": 1.6, "ms": 6}
+    shares, qualities = [100 * p.share for p in line], [unit * p.quality for p in line]
+    axes.plot(shares, qualities, ls=DASHES[index], lw=1.2, label=name, **look)
+    for share, quality, point in zip(shares, qualities, line, strict=True):
+        axes.plot(share, quality, mfc=tone if point.holds else PAPER, **look)
 
 
 def _mark(axes: Axes, chosen: Sequence[Point]) -> None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from compressor.threads import usable_threads
-from validators.base import Finding, Subject, percentile_interval
+from validators.base import Finding, Subject, design_effect, percentile_interval
 from validators.child import ask, tiled
 from validators.ways import BOUND, REPLAYED
 
 PERCENTILES = (50, 90, 99)
-CHUNK = 2_000_000  # resampled rounds held at once, 32 MB
+FEWEST = tuple(500 // (100 - p) for p in PERCENTILES)  # runs of which 5 lie beyond: 10, 50, 500
+CHUNK = 2_000_000  # resampled rounds held at once, 48 MB
 
 
 @dataclass(frozen=True)
 class Latency:
     """Milliseconds per run at the 50th, 90th and 99th percentile, with a bootstrap interval of candidate / dense.
 
+    A percentile needs as many runs as 5 lie beyond it, of the 99th 500: of fewer its interval is open, and a gate on it
+    unsure.
     On a GPU inputs and outputs stay there, and the runs are replayed as CUDA graphs where both can be recorded; the
     details say whether they did and were, as 1 or 0.
     """
@@ -53,35 +57,63 @@ class Latency:
     def _findings(self, times: np.ndarray) -> list[Finding]:
         """One finding per percentile from times (runs, 2) in ms."""
         values = np.percentile(times, PERCENTILES, axis=0)  # (3, 2)
-        ratios, alone = intervals(times, self.confidence, self.resamples, self.seed)  # each (3, 2)
+        ratios = ratio_intervals(times, self.confidence, self.resamples, self.seed)  # (3, 2)
         ends = values[:, :1] * ratios  # (3, 2) ms
-        rows = zip(self.quantities, values.tolist(), ends.tolist(), alone.tolist(), strict=True)
+        alone = [quantile_interval(times[:, 1], p / 100, self.confidence) for p in PERCENTILES]
+        details = [{"runs": len(times), "runs_needed": fewest} for fewest in FEWEST]
+        rows = zip(self.quantities, values.tolist(), ends.tolist(), alone, details, strict=True)
         return [
-            Finding(name, "ms", "lower", base, ours, (low, high), self.confidence, alone=(own[0], own[1]))
-            for name, (base, ours), (low, high), own in rows
+            Finding(name, "ms", "lower", base, ours, (low, high), self.confidence, alone=own, details=needed)
+            for name, (base, ours), (low, high), own, needed in rows
         ]
 
 
 def ratio_intervals(times: np.ndarray, confidence: float, resamples: int, seed: int) -> np.ndarray:
-    """The first of `intervals`."""
-    return intervals(times, confidence, resamples, seed)[0]
-
-
-def intervals(times: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile intervals (3, 2) of candidate / dense, and of the candidate, at PERCENTILES of times (runs, 2).
+    """Percentile intervals (3, 2) of candidate / dense at PERCENTILES of times (runs, 2); 0 to infinity of too few.
 
     A moving-block bootstrap (Künsch 1989) over whole rounds: a round holds both runs, which shared the machine's mood,
-    and blocks of runs^(1/3) rounds (Hall, Horowitz & Jing 1995) keep moods that last longer.
+    and blocks of runs^(1/3) rounds (Hall, Horowitz & Jing 1995) keep moods that last longer. No resample is slower than
+    the slowest run, so that of a percentile that fewer than 5 runs lie beyond it would be certain of what it has not
+    seen.
     """
-    runs = len(times)
-    length = max(1, round(runs ** (1 / 3)))
+    runs, length = len(times), _block(len(times))
     blocks = -(-runs // length)
     starts = np.random.default_rng(seed).integers(0, runs - length + 1, size=(resamples, blocks))
-    rounds = (starts[:, :, None] + np.arange(length)).reshape(resamples, -1)[:, :runs]  # (resamples, runs)
-    parts = np.array_split(rounds, -(-rounds.size // CHUNK))
-    drawn = np.concatenate([np.percentile(times[part], PERCENTILES, axis=1) for part in parts], axis=1)
-    dense, candidate = drawn[:, :, 0], drawn[:, :, 1]  # each (3, resamples)
-    return percentile_interval(candidate / dense, confidence), percentile_interval(candidate, confidence)
+    drawn = np.concatenate([_drawn(times, part, length) for part in _parts(starts, runs)], axis=1)  # (3, resamples)
+    reached = np.array([runs >= fewest for fewest in FEWEST])
+    return np.where(reached[:, None], percentile_interval(drawn, confidence), (0.0, np.inf))
+
+
+def _parts(starts: np.ndarray, runs: int) -> list[np.ndarray]:
+    """Resamples' starts (resamples, blocks) in parts of CHUNK rounds at most, or one resample."""
+    return np.array_split(starts, min(len(starts), -(-len(starts) * runs // CHUNK)))
+
+
+def _drawn(times: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """Ratios (3, resamples) at PERCENTILES of resamples that blocks from these starts (resamples, blocks) make."""
+    rounds = (starts[:, :, None] + np.arange(length)).reshape(len(starts), -1)[:, : len(times)]  # (resamples, runs)
+    dense, candidate = (np.percentile(column[rounds], PERCENTILES, axis=1) for column in times.T)
+    return candidate / dense
+
+
+def _block(runs: int) -> int:
+    return max(1, round(runs ** (1 / 3)))
+
+
+def quantile_interval(times: np.ndarray, share: float, confidence: float) -> tuple[float, float]:
+    """Where the quantile of times (runs,) in ms lies, whatever their distribution: two of the sorted times.
+
+    By how many runs lie below the quantile (binomial; Hahn & Meeker 1991, section 5.2); runs that share the machine's
+    mood count for fewer. Infinite above where so few runs do not reach beyond it.
+    """
+    from scipy.stats import binom
+
+    runs, ordered = len(times), np.sort(times)
+    effect = design_effect(times <= np.quantile(times, share), _block(runs), confidence)
+    worth = max(1, int(runs / effect))
+    low, high = binom.ppf(((1 - confidence) / 2, (1 + confidence) / 2), worth, share) / worth  # of the sorted times
+    first, last = math.floor(low * runs), math.ceil((high + 1 / worth) * runs)  # from 1, as ranks are
+    return float(ordered[first - 1]) if first else 0.0, float(ordered[last - 1]) if last <= runs else math.inf
 
 
 def _details(times: np.ndarray) -> dict[str, float]:

@@ -22,6 +22,7 @@ def measure(
     candidates: Sequence[Subject],
     validation: ValidateSection,
     gates: Gates,
+    contestants: int = 1,
 ) -> dict[str, tuple[Finding, ...]]:
     """Findings by candidate name, judged where a gate names their quantity.
 
@@ -30,13 +31,14 @@ def measure(
         candidates: exports with names of their own; device and threads are those of each subject's session.
         validation: the knobs; a check takes those that it has a field for.
         gates: by quantity; pass an empty mapping for what is only compared.
+        contestants: among how many exports the best is chosen by the very rows that prove it, see `checks`.
 
     Raises:
         RecipeError: a gate names a quantity that no check measures for this task.
         DependencyError: the runtime or the device is missing.
         RuntimeFailure, ResourceError: an export cannot be run.
     """
-    built = checks(validation, dense.evaluation.task)
+    built = checks(validation, dense.evaluation.task, contestants)
     _refuse_unmeasured(gates, built)
     findings: dict[str, tuple[Finding, ...]] = {candidate.name: () for candidate in candidates}
     jobs = [(candidate, check) for candidate in candidates for check in built]
@@ -45,13 +47,19 @@ def measure(
     return findings
 
 
-def checks(validation: ValidateSection, task: Task) -> tuple[Check, ...]:
+def checks(validation: ValidateSection, task: Task, contestants: int = 1) -> tuple[Check, ...]:
     """Every check of the registry table that says something about the task's outcomes, or about more than outcomes.
 
-    A check gets the recipe's value for each field that the recipe has too.
+    A check gets the recipe's value for each field that the recipe has too. Of several `contestants` the luckiest on
+    these rows may win: the confidence of what is measured on rows is then that of all of them together (Bonferroni).
     """
     found = (registry.load("checks", name) for name in registry.names("checks"))
-    return tuple(configured(check, validation) for check in found if applies(check, task))
+    shared = validation.model_copy(update={"confidence": 1 - (1 - validation.confidence) / contestants})
+    return tuple(
+        configured(check, shared if {*check.quantities} & {*QUALITIES, "parity"} else validation)
+        for check in found
+        if applies(check, task)
+    )
 
 
 def applies(check: Any, task: Task) -> bool:

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import log_softmax
 
-from validators.base import Finding, Subject, wilson
+from validators.accuracy import of_tokens
+from validators.base import Finding, Subject, design_effect, wilson
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,13 @@ class Parity:
     """Agreement of predictions and largest difference of logits, export against its own torch model.
 
     Measured on the whole evaluation set, for the candidate and for the dense baseline alike. The interval of the
-    agreement is Wilson's: where it lies for texts like these. A row that is not finite on either side never agrees,
-    and makes the largest difference infinite.
+    agreement is Wilson's: where it lies for texts like these, whose tokens count as in `Accuracy`. A row that is not
+    finite on either side never agrees, and makes the largest difference infinite.
     """
 
     quantities: ClassVar[tuple[str, ...]] = ("parity", "parity_max_difference")
     confidence: float = 0.95
+    chunk: int = 64
 
     def run(self, dense: Subject, candidate: Subject) -> tuple[Finding, ...]:
         """Findings `parity` (share of predictions) and `parity_max_difference` (logits).
@@ -30,7 +32,8 @@ class Parity:
             RuntimeFailure: an export's outputs do not have the shape of its reference.
         """
         base, ours = agreeing(dense), agreeing(candidate)  # each (N,) bool
-        interval = wilson(int(ours.sum()), len(ours), self.confidence)
+        effect = design_effect(ours, self.chunk, self.confidence) if of_tokens(candidate) else 1.0
+        interval = wilson(ours.sum() / effect, len(ours) / effect, self.confidence)
         shares = float(base.mean()), float(ours.mean()), interval
         counts = {"n": len(ours), "disagreements": int((~ours).sum())}
         maxima = max_difference(dense), max_difference(candidate)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from compressor.tasks.base import Outcomes
-from validators.base import Finding, Subject, block_means, percentile_interval
+from validators.base import FEWEST, Finding, Subject, quantile, standard_error
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean surprise per predicted token, with a paired block bootstrap interval (percentile).
+    """exp of the mean surprise per predicted token, with a paired interval (Student's t) over chunks.
 
-    Both exports read the same tokens, and surprises of neighbors go together, so chunks of consecutive tokens are
-    resampled in pairs (Carlstein 1986); the interval is that of the ratio of both perplexities, laid around the dense
-    one, and `alone` that of the candidate's chunks. For tasks whose outcomes are log-probabilities of targets (N, 1).
+    Both exports read the same tokens, and surprises of neighbors go together, so that pairs of chunks of consecutive
+    tokens are what varies; the interval is that of the ratio of both perplexities, laid around the dense one, and
+    `alone` that of the candidate's chunks. Too few chunks leave it open: what is known of 7 tokens is nothing. For
+    tasks whose outcomes are log-probabilities of targets (N, 1).
     """
 
     quantities: ClassVar[tuple[str, ...]] = ("perplexity",)
     confidence: float = 0.95
     chunk: int = 64
-    resamples: int = 2_000
-    seed: int = 0
 
     def run(self, dense: Subject, candidate: Subject) -> tuple[Finding, ...]:
         """Finding `perplexity`, infinite where a log-probability is not finite; details name the torch models'.
@@ -36,7 +36,7 @@ class Perplexity:
         values = perplexity(base), perplexity(ours)
         interval = alone = None
         if np.isfinite(values).all():
-            knobs = self.chunk, self.confidence, self.resamples, self.seed
+            knobs = self.chunk, self.confidence
             low, high = ratio_interval(ours - base, *knobs)
             interval, alone = (values[0] * low, values[0] * high), ratio_interval(ours, *knobs)
         details = {
@@ -63,9 +63,10 @@ def perplexity(found: np.ndarray) -> float:
     return value if np.isfinite(value) else float("inf")
 
 
-def ratio_interval(
-    differences: np.ndarray, chunk: int, confidence: float, resamples: int, seed: int
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of exp(mean(differences)), (N,), resampled in chunks of neighbors."""
-    low, high = percentile_interval(block_means(differences, chunk, resamples, seed), confidence)
-    return float(np.exp(low)), float(np.exp(high))
+def ratio_interval(differences: np.ndarray, chunk: int, confidence: float) -> tuple[float, float]:
+    """Interval of exp(mean(differences)), (N,), in chunks of neighbors; of fewer than FEWEST chunks 0 to infinity."""
+    error, chunks = standard_error(differences, chunk)
+    if chunks < FEWEST:
+        return 0.0, math.inf
+    margin, center = quantile(confidence, chunks) * error, differences.mean()
+    return float(np.exp(center - margin)), float(np.exp(center + margin))

@@ -8,17 +8,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from validators import frontier, wording
-from validators.advice import Option, Span, options
+from validators.advice import DENSE_FP32, Option, Span, entered, options
 from validators.facts import look, records
 from validators.svg import ACCENT, DASHES, INK, MUTED, PAPER, RULE, SERIES, Plot, plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from validators.report import Report
+
+
+KINDS = "Dense models are squares, low-rank ones dots."
+PLACES = [  # offsets of a number from its point, in typographic points, the nearest first
+    (far * right, far * up)
+    for far in range(9, 40, 5)
+    for right, up in ((0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8), (1, 0), (-1, 0), (0, 1), (0, -1))
+]
 
 
 def draw(report: Report) -> tuple[Plot, ...]:
@@ -45,18 +54,44 @@ def _scatter(axes: Axes, points: Mapping[str, tuple[Span, Span]]) -> None:
     """Points with the intervals of both coordinates; dense ones are gray squares, low-rank ones colored dots."""
     for index, (label, (x, y)) in enumerate(points.items()):
         tone, marker = (MUTED, "s") if label.startswith("dense") else (ACCENT, "o")
-        face = PAPER if "int8" in label else tone
         sides = ([[x.value - x.low], [x.high - x.value]], [[y.value - y.low], [y.high - y.value]])
         axes.errorbar(x.value, y.value, sides[1], sides[0], fmt="none", ecolor=tone, elinewidth=1, zorder=2)
-        axes.plot(x.value, y.value, marker, color=tone, mfc=face, mew=1.6, ms=7, label=label, zorder=3 + index)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0, handletextpad=0.2)
-    axes.margins(0.1, 0.15)
+        axes.plot(x.value, y.value, marker, color=tone, mec=PAPER, ms=8, zorder=3 + index)
+    axes.margins(0.15, 0.2)
+
+
+def _number(axes: Axes, points: Sequence[tuple[Span, Span]]) -> None:
+    """Write beside each point its number, as near as no other point or number is in the way."""
+    import numpy as np
+    from matplotlib.transforms import Bbox
+
+    figure = cast("Figure", axes.figure)
+    figure.draw_without_rendering()  # lays the axes out: only then do points have places on the page
+    unit = figure.dpi / 72
+    middles = [axes.transData.transform((x.value, y.value)) / unit for x, y in points]  # typographic points
+    taken = [Bbox([middle - 5, middle + 5]) for middle in middles]
+    within = Bbox(axes.bbox.get_points() / unit)
+    for number, ((x, y), middle) in enumerate(zip(points, middles, strict=True), 1):
+        half = np.array([3 * len(str(number)), 4])
+        places = {place: Bbox([middle + place - half, middle + place + half]) for place in PLACES}
+        free = (place for place, box in places.items() if not box.count_overlaps(taken))
+        chosen = next((place for place in free if within.contains(*middle + place)), PLACES[0])
+        taken.append(places[chosen])
+        line = {"arrowstyle": "-", "color": INK, "lw": 0.5, "shrinkA": 0, "shrinkB": 4}
+        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "va": "center"}
+        axes.annotate(str(number), (x.value, y.value), chosen, arrowprops=line, in_layout=False, **style)
+
+
+def _key(points: Iterable[str]) -> str:
+    """`1 dense fp32, 2 low-rank fp32`: what the numbers beside the points mean."""
+    return ", ".join(f"{number} {label}" for number, label in enumerate(points, 1))
 
 
 def _accuracy_size(report: Report) -> Plot | None:
-    points: dict[str, tuple[Span, Span]] = {}
-    by_name = {export.name: export for export in report.exports}
-    for option in options(report.exports)[1:]:
+    found, by_name = options(report.exports), {export.name: export for export in report.exports}
+    dense = {option.runtime: option.label for option in found if option.name == DENSE_FP32}
+    base, points = dict[str, tuple[Span, Span]](), dict[str, tuple[Span, Span]]()
+    for option in entered(found):
         accuracy, size = by_name[option.name].finding("accuracy"), by_name[option.name].finding("size")
         if accuracy is None or size is None or not _is_number(accuracy.candidate + size.candidate):
             continue
@@ -64,22 +99,24 @@ def _accuracy_size(report: Report) -> Plot | None:
         middle = 100 * accuracy.candidate
         points[option.label] = (Span(*[size.candidate] * 3), Span(min([middle, *ends]), middle, max([middle, *ends])))
         if _is_number(accuracy.dense + size.dense):
-            points["dense fp32"] = (Span(*[size.dense] * 3), Span(*[100 * accuracy.dense] * 3))
+            base[dense[option.runtime]] = (Span(*[size.dense] * 3), Span(*[100 * accuracy.dense] * 3))
     if not points:
         return None
+    points = base | points
     said = "; ".join(f"{label}: {wording.number(x.value)} MiB, {y.value:.2f}%" for label, (x, y) in points.items())
 
     def paint(axes: Axes) -> None:
         _scatter(axes, points)
         axes.set(xlabel="size, MiB (left is better)", ylabel="accuracy, % (up is better)")
         axes.set_xlim(left=0)
+        _number(axes, list(points.values()))
 
-    caption = "Whiskers are the intervals of the accuracy. Dense models are squares, int8 ones are hollow."
+    caption = f"{_key(points)}. {KINDS} Whiskers are the intervals of the accuracy."
     return plot("Accuracy against size", f"Scatter plot. {said}.", caption, 3.6, paint)
 
 
 def _latency_memory(found: Iterable[Option]) -> Plot | None:
-    """Both axes as shares of dense, since each export was timed side by side with dense and not with the others."""
+    """Both axes as shares of dense, which each export was timed side by side with, and not with the others."""
     wanted = ("peak_memory", "latency_p50")
     rows = {o.label: [Span(*(100 * v for v in o.costs[q])) for q in wanted] for o in found if {*wanted} <= {*o.costs}}
     points = {label: (x, y) for label, (x, y) in rows.items()}
@@ -94,8 +131,9 @@ def _latency_memory(found: Iterable[Option]) -> Plot | None:
         axes.axvline(100, color=RULE, lw=1)
         _scatter(axes, points)
         axes.set(xlabel="peak memory, % of dense (left is better)", ylabel="latency p50, % of dense (down is better)")
+        _number(axes, list(points.values()))
 
-    caption = "Both as shares of dense, which every export was measured side by side with."
+    caption = f"{_key(points)}. {KINDS} Both as shares of {next(iter(points))}."
     return plot("Latency against memory", f"Scatter plot. {said}.", caption, 3.6, paint)
 
 

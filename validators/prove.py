@@ -2,32 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
-from compressor import data, models, registry, storage
+from compressor import data, devices, models, registry, storage
 from compressor.artifact import DENSE, Artifact
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, RankfoldError, ResourceError, RuntimeFailure
 from compressor.factory import Allowed
 from compressor.files import read_json
-from compressor.progress import stage
+from compressor.progress import note, stage
 from compressor.recipe import Recipe
 from compressor.tasks.base import Outcomes, Task
 from exporters.base import EXPORT_FILE, Session
 from validators import advice, rows
-from validators.base import Evaluation, Subject
+from validators.base import Evaluation, Finding, Subject
 from validators.context import context
 from validators.measure import measure
-from validators.report import AUTO, ExportReport, Report
+from validators.report import AUTO, ExportReport, Report, Role
 
 
-def prove(artifact: Artifact, exports: Sequence[str] | None = None, **code: Unpack[Allowed]) -> Report:
+class Field(NamedTuple):
+    """The export folders that a proof is of."""
+
+    dense: dict[str, Path]  # fp32, by runtime: what exports are held against
+    candidates: list[Path]
+    references: list[Path]  # the other dense ones of these runtimes
+
+    @property
+    def names(self) -> set[str]:
+        """What the report calls those that it has findings of."""
+        return {*(one.name for one in self.candidates), *(f"{DENSE}{one.name}" for one in self.references)}
+
+
+def field(run: Path, exports: Sequence[str] | None = None) -> Field:
+    """What there is to prove of a run folder's exports (all, or those named).
+
+    Raises:
+        ArtifactError: there is no such export, or not the dense one in fp32 that it is held against.
+    """
+    candidates, baseline = _folders(run / "exports", exports), run / "baseline"
+    dense = {runtime: baseline / f"{runtime}-fp32" for runtime in map(_runtime, candidates)}
+    for runtime, folder in dense.items():
+        if not (folder / EXPORT_FILE).is_file():
+            raise ArtifactError(
+                f"{folder} is no export, and every export for {runtime} is held against it. "
+                f"`python -m compressor export {run} --to {runtime} --precision fp32 --overwrite` makes it."
+            )
+    others = [folder for folder in _folders(baseline) if folder not in dense.values() and _runtime(folder) in dense]
+    return Field(dense, candidates, others)
+
+
+def prove(
+    artifact: Artifact, exports: Sequence[str] | None = None, **code: Unpack[Allowed]
+) -> tuple[Report, RankfoldError | None]:
     """Run every check on the exports (all, or those named) and on the dense exports beside them.
 
-    Each is held against dense fp32 on its own runtime: two runtimes' memory and time have no common floor. With
-    `export: auto` dense exports are judged too, and the winner is the report's only candidate.
+    Each is held against dense fp32 on its own runtime, which it is measured side by side with. With `export: auto`
+    dense exports are judged too, and the winner is the report's only candidate.
     `code` is whose code may run to load both models: see `compressor.load`.
+
+    Returns:
+        the report, and the error of the first export that had to hold and could not be measured: one that cannot be
+        run loses no other's measurements. A reference or an entrant of `export: auto` is left out and said.
 
     Raises:
         ArtifactError: there is no such export.
@@ -35,21 +72,27 @@ def prove(artifact: Artifact, exports: Sequence[str] | None = None, **code: Unpa
         DependencyError: the asked device is not there.
     """
     recipe = Recipe.model_validate(artifact.manifest["recipe"])
-    candidates, prover = _folders(artifact.path / "exports", exports), _Prover(artifact, recipe, code)
-    runtimes = dict.fromkeys(map(_runtime, candidates))
-    baseline = artifact.path / "baseline"
-    dense = {runtime: prover.subject(baseline / f"{runtime}-fp32", DENSE) for runtime in runtimes}
-    full = {subject.path for subject in dense.values()}
-    others = [folder for folder in _folders(baseline) if folder not in full]
-    auto, found = recipe.export == AUTO, list[ExportReport]()
-    for role, folders in {"candidate": candidates, "reference": others}.items():
-        for runtime in runtimes:
-            gates = recipe.gates if auto or role == "candidate" else {}
-            prefix = DENSE if role == "reference" else ""
-            subjects = [prover.subject(folder, prefix) for folder in folders if _runtime(folder) == runtime]
-            findings = measure(dense[runtime], subjects, recipe.validation, gates)
-            found += [_row(subject, role, findings[subject.name]) for subject in subjects]
-    return Report(advice.crowned(found) if auto else tuple(found), context(artifact, recipe, prover.rows))
+    entered = field(artifact.path, exports)
+    prover, auto = _Prover(artifact, recipe, code), recipe.export == AUTO
+    contestants = len(entered.names) if auto else 1
+    dense = {runtime: prover.subject(folder, DENSE) for runtime, folder in entered.dense.items()}
+    found, lost = list[ExportReport](), dict[str, tuple[Role, RankfoldError]]()
+    for role, subject in prover.subjects(entered):
+        gates = recipe.gates if auto or role == "candidate" else {}
+        try:
+            findings = measure(dense[subject.runtime], [subject], recipe.validation, gates, contestants)
+            found.append(_row(subject, role, findings[subject.name]))
+        except (RuntimeFailure, ResourceError) as error:
+            note(f"{subject.name} could not be measured: {error}")
+            lost[subject.name] = ("reference" if auto else role, error)
+    failed = [error for role, error in lost.values() if role == "candidate" or not found]
+    facts = context(artifact, recipe, prover.rows) | _unmeasured(lost)
+    return Report(advice.crowned(found) if auto else tuple(found), facts), next(iter(failed), None)
+
+
+def _unmeasured(lost: Mapping[str, tuple[Role, RankfoldError]]) -> dict[str, Any]:
+    told = [{"export": name, "role": role, "error": str(error)} for name, (role, error) in lost.items()]
+    return {"unmeasured": told} if told else {}
 
 
 def _runtime(folder: Path) -> str:
@@ -69,7 +112,7 @@ def _folders(parent: Path, names: Sequence[str] | None = None) -> list[Path]:
     return [there[name] for name in names or there]
 
 
-def _row(subject: Subject, role: Any, findings: Any) -> ExportReport:
+def _row(subject: Subject, role: Role, findings: tuple[Finding, ...]) -> ExportReport:
     precision = read_json(subject.path / EXPORT_FILE)["precision"]
     return ExportReport(subject.name, subject.runtime, precision, role, findings)
 
@@ -91,7 +134,16 @@ class _Prover:
 
     def _predict(self, folder: Path) -> Outcomes:
         model = storage.load(folder, self.artifact.manifest["task"], **self.code)
-        return data.outcomes(model, self.evaluation.task, self.batches)
+        with devices.lent(model), devices.exact():
+            return data.outcomes(model, self.evaluation.task, self.batches)
+
+    def subjects(self, entered: Field) -> Iterator[tuple[Role, Subject]]:
+        """Candidates, then references, each by runtime."""
+        for runtime in entered.dense:
+            yield from (("candidate", self.subject(one)) for one in entered.candidates if _runtime(one) == runtime)
+        for runtime in entered.dense:
+            dense = (one for one in entered.references if _runtime(one) == runtime)
+            yield from (("reference", self.subject(one, DENSE)) for one in dense)
 
     def subject(self, folder: Path, prefix: str = "") -> Subject:
         """An export folder as a subject; `baseline/<export>` reproduces the dense model, the others the folded one."""

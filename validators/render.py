@@ -67,6 +67,8 @@ def junit(report: Report) -> str:
         _lost(root, "search", "budget", frontier.sentence(report.context))
     elif report.auto and report.winner is None:
         _lost(root, "auto", "winner", report.advice())
+    for name, error in report.unmeasured.items():
+        _lost(root, name, "measured", error)
     for export in report.exports:
         suite = ElementTree.SubElement(root, "testsuite", {"name": _xml(export.name)} | _counts((export,)))
         properties = ElementTree.SubElement(suite, "properties")
@@ -80,11 +82,11 @@ def junit(report: Report) -> str:
 
 
 def _lost(root: ElementTree.Element, suite_name: str, case_name: str, sentence: str) -> None:
-    """A suite of one failed case: a search that found no budget, or a contest without a winner."""
+    """A suite of one failed case: a search that found no budget, a contest without a winner, what cannot be run."""
     root.attrib |= {name: str(int(root.attrib[name]) + 1) for name in ("tests", "failures")}
     counts = {"tests": "1", "failures": "1", "errors": "0", "skipped": "0"}
-    suite = ElementTree.SubElement(root, "testsuite", {"name": suite_name} | counts)
-    case = ElementTree.SubElement(suite, "testcase", classname=f"rankfold.{suite_name}", name=case_name)
+    suite = ElementTree.SubElement(root, "testsuite", {"name": _xml(suite_name)} | counts)
+    case = ElementTree.SubElement(suite, "testcase", classname=_xml(f"rankfold.{suite_name}"), name=case_name)
     ElementTree.SubElement(case, "failure", type="fail", message=_xml(sentence))
 
 
@@ -157,15 +159,25 @@ def _html_rows(export: ExportReport) -> list[dict[str, Any]]:
 
 
 def _overview(report: Report) -> list[dict[str, Any]]:
-    """Dense first, then every export: for each quantity of the columns the value and its ratio to dense."""
+    """Dense of each runtime, then every export: for each quantity of the columns the value and its ratio to dense."""
     columns = _columns(report)
     best = report.recommendation.best
-    dense = {"label": "dense fp32", "name": "the baseline", "cells": [_dense_cell(report, q) for q in columns]}
     front = advice.front(report.exports) if report.auto else ()
+    found = advice.options(report.exports)
     rows = [
-        dense | {"best": best is not None and best.name == "dense", "verdict": "-", "state": "ungated", "front": False}
+        {
+            "label": dense.label,
+            "name": "the baseline",
+            "cells": [_dense_cell(report, dense.runtime, quantity) for quantity in columns],
+            "best": dense == best,
+            "verdict": "-",
+            "state": "ungated",
+            "front": False,
+        }
+        for dense in found
+        if dense.name == advice.DENSE_FP32
     ]
-    labels: Mapping[str, str] = {option.name: option.label for option in advice.options(report.exports)[1:]}
+    labels: Mapping[str, str] = {option.name: option.label for option in advice.entered(found)}
     for export in report.exports:
         state = _state(report, export)
         rows.append(
@@ -204,8 +216,9 @@ def _cell(finding: Finding | None) -> tuple[str, str]:
     return wording.amount(finding, finding.candidate), f"{ratio}x" if shown else ""
 
 
-def _dense_cell(report: Report, quantity: str) -> tuple[str, str]:
-    """The dense value; where every export was measured beside dense anew, the middle one."""
-    found = [finding for export in report.exports if (finding := export.finding(quantity))]
+def _dense_cell(report: Report, runtime: str, quantity: str) -> tuple[str, str]:
+    """A runtime's dense value; where every export was measured beside dense anew, the middle one."""
+    exports = [export for export in report.exports if export.runtime == runtime]
+    found = [finding for export in exports if (finding := export.finding(quantity))]
     found.sort(key=lambda finding: finding.dense)
     return (wording.amount(found[len(found) // 2], found[len(found) // 2].dense), "") if found else ("-", "")

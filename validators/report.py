@@ -19,7 +19,7 @@ from compressor.display import columns
 from compressor.errors import ArtifactError, GateError, field_faults
 from compressor.files import write_text
 from compressor.run_folder import STATE
-from validators import advice, frontier, remarks, wording
+from validators import advice, facts, frontier, remarks, wording
 from validators.base import Finding
 
 SCHEMA_VERSION = 1
@@ -98,9 +98,21 @@ class Report:
         return tuple((export, finding) for export in self.exports for finding in export.failures)
 
     @property
+    def unmeasured(self) -> dict[str, str]:
+        """Candidates that could not be run, each with the error."""
+        found = facts.records(self.context, "unmeasured")
+        return {str(one.get("export")): str(one.get("error")) for one in found if one.get("role") == "candidate"}
+
+    @property
+    def told(self) -> set[str]:
+        """The names of all exports that were to be measured."""
+        lost = facts.records(self.context, "unmeasured")
+        return {*(export.name for export in self.exports), *(str(one.get("export")) for one in lost)}
+
+    @property
     def verdict(self) -> Literal["pass", "fail"]:
-        """`fail` when any export fails, or where the best export or budget was looked for and none holds its gates."""
-        lost = frontier.in_vain(self.context) or (self.auto and self.winner is None)
+        """`fail` when an export fails or cannot be run, or where of many budgets or exports none holds its gates."""
+        lost = self.unmeasured or frontier.in_vain(self.context) or (self.auto and self.winner is None)
         return "fail" if self.failures or lost else "pass"
 
     @property
@@ -108,6 +120,8 @@ class Report:
         """The verdict in plain words."""
         if frontier.in_vain(self.context):
             return "Fail: no budget that was tried holds every gate"
+        if self.unmeasured:
+            return f"Fail: {wording.listed(list(self.unmeasured))} could not be measured"
         if self.auto:
             return self._contest()
         gates = sum(len(export.gated) for export in self.exports)
@@ -145,7 +159,8 @@ class Report:
         """
         if self.verdict == "pass":
             return
-        lines = [f"  {export.name}: {wording.complaint(finding)}" for export, finding in self.failures]
+        lines = [f"  {name}: {error}" for name, error in self.unmeasured.items()]
+        lines += [f"  {export.name}: {wording.complaint(finding)}" for export, finding in self.failures]
         if self.auto and self.winner is None:
             lines.append(self.advice())
         if any(finding.verdict == "unsure" for _, finding in self.failures):
@@ -270,8 +285,15 @@ def _finding_with_nan(finding: Any) -> Any:
     if not isinstance(finding, Mapping):
         return finding
     numbers = {key: _nan(finding[key]) for key in ("dense", "candidate", "details") if key in finding}
-    ends = {key: finding[key] for key in ("interval", "alone") if key in finding}
-    return dict(finding) | numbers | {key: None if given is None else _nan(given) for key, given in ends.items()}
+    ends = {key: _ends(finding[key]) for key in ("interval", "alone") if key in finding}
+    return dict(finding) | numbers | ends
+
+
+def _ends(given: Any) -> Any:
+    """An interval with infinity in place of None."""
+    if not isinstance(given, list) or len(given) != 2:
+        return given
+    return [open_ if end is None else end for end, open_ in zip(given, (-math.inf, math.inf), strict=True)]
 
 
 def _nan(value: Any) -> Any:

@@ -22,6 +22,7 @@ TONES = {INK: "ink", MUTED: "muted", RULE: "rule", ACCENT: "accent", PAPER: "pap
     tone: f"series-{index}" for index, tone in enumerate(SERIES, 1)
 }
 DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))  # so that no line is told by its color alone
+MARKERS = ("o", "^", "D", "v", "P", "X")  # the square is the dense model's
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a "$" in a layer's name is a "$"

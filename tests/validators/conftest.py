@@ -59,6 +59,10 @@ class Hungry(Tiny):
     def load(self, path, session):
         raise MemoryError
 
+class Wanting(Tiny):
+    def load(self, path, session):
+        raise type("RuntimeException", (Exception,), {})("Failed to allocate memory for requested buffer of size 9")
+
 class Raising(Tiny):
     def load(self, path, session):
         raise ValueError("an odd graph")
@@ -71,7 +75,7 @@ class Silent(Tiny):
     def load(self, path, session):
         os._exit(0)
 """
-ROWS = ("Tiny", "Torching", "Killed", "Crashing", "Hungry", "Raising", "Lacking", "Silent")
+ROWS = ("Tiny", "Torching", "Killed", "Crashing", "Hungry", "Wanting", "Raising", "Lacking", "Silent")
 
 
 @pytest.fixture

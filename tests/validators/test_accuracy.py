@@ -9,7 +9,7 @@ import pytest
 
 from compressor.tasks.base import Outcomes
 from validators.accuracy import Accuracy, difference_interval, mcnemar
-from validators.base import block_means
+from validators.base import design_effect
 
 
 def one_hot(labels: np.ndarray, classes: int = 4) -> np.ndarray:
@@ -28,15 +28,6 @@ def brute_force(base: np.ndarray, ours: np.ndarray, confidence: float, resamples
     drawn = (rng.integers(0, len(base), len(base)) for _ in range(resamples))
     gains = [ours[rows].mean() - base[rows].mean() for rows in drawn]
     return np.quantile(gains, ((1 - confidence) / 2, (1 + confidence) / 2))
-
-
-@pytest.mark.parametrize("size", [1, 7, 640, 20_000])
-def test_draws_are_the_same_however_many_are_held_at_once(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    differences = np.random.default_rng(0).normal(size=2_000)
-    wanted = block_means(differences, 64, 300, 5)
-    monkeypatch.setattr("validators.base.DRAWN", size)
-    np.testing.assert_allclose(block_means(differences, 64, 300, 5), wanted, rtol=1e-12)
-    assert wanted.std() == pytest.approx(1 / 2_000**0.5, rel=0.4)
 
 
 @pytest.mark.parametrize("counts", [(300, 30, 10, 60), (900, 25, 25, 50), (20, 60, 60, 60)])
@@ -118,11 +109,41 @@ def test_tokens_of_a_text_vary_with_their_neighbors() -> None:
     base, ours = np.ones(texts * 64, bool), np.ones((texts, 64), bool)
     ours[worse, ::3] = False
     labels = np.zeros(texts * 64, int)
-    found = Accuracy(resamples=500).run(told(base, labels), told(ours.ravel(), labels))[0]
+    found = Accuracy().run(told(base, labels), told(ours.ravel(), labels))[0]
     assert found.interval is not None
     spread = worse.std() / texts**0.5 * 22 / 64  # of the texts' means: what another text may be like
     assert found.interval[1] - found.interval[0] == pytest.approx(2 * 1.96 * spread, rel=0.15)
     assert "mcnemar_p" not in found.details
+
+
+def test_the_design_effect_is_how_many_rows_go_together() -> None:
+    rng = np.random.default_rng(0)
+    alone, together = rng.random(64 * 400) < 0.3, np.repeat(rng.random(400 * 16) < 0.3, 4)
+    assert design_effect(alone, 64, 0.95) == pytest.approx(1, abs=0.15)
+    assert design_effect(together, 64, 0.95) == pytest.approx(4, rel=0.2)
+    assert design_effect(np.ones(100, bool), 64, 0.95) == 1
+
+
+@pytest.mark.parametrize("texts", [12, 60])
+def test_of_few_texts_the_interval_covers_the_truth_nearly_as_often_as_it_says(texts: int) -> None:
+    rng, hits = np.random.default_rng(4), 0
+    labels = np.zeros(texts * 64, int)
+    for _ in range(300):
+        lost = rng.random((texts, 64)) < rng.beta(1, 9, texts)[:, None]  # a tenth, in some texts many and in others few
+        found = Accuracy(confidence=0.9).run(told(labels == 0, labels), told(~lost.ravel(), labels))[0]
+        assert found.interval is not None
+        hits += found.interval[0] <= 0.9 <= found.interval[1]
+    assert hits / 300 >= 0.85
+
+
+def test_few_tokens_without_a_discordant_pair_prove_little() -> None:
+    every = np.ones(40, bool)
+    (found,) = Accuracy().run(told(every, np.zeros(40, int)), told(every, np.zeros(40, int)))
+    assert found.interval is not None
+    assert found.interval[0] == 1 + difference_interval(every, every, 0.95)[0]
+    assert 0.05 < 1 - found.interval[0] < 0.1
+    assert found.alone is not None
+    assert found.alone[0] < 0.95
 
 
 def told(right: np.ndarray, labels: np.ndarray) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from compressor.recipe import Gate
-from validators import advice
+from validators import advice, render
 from validators.base import Finding
 from validators.report import ExportReport, Report
 
@@ -83,6 +83,11 @@ def test_advice_is_against_low_rank_that_loses_the_accuracy() -> None:
     assert Report((kept, lost, dense_int8())).advice().endswith("Low-rank int8 does not hold accuracy and parity.")
 
 
+def test_what_was_not_measured_is_said_where_dense_wins_too() -> None:
+    lost = export("fp32", accuracy=0.80, gates={"accuracy": ACCURACY})
+    assert Report((lost,)).advice().endswith("Dense int8 was not measured, so this is unproven against it.")
+
+
 def test_a_reference_below_the_accuracy_limit_is_no_option() -> None:
     candidate = export("int8", size=30, gates={"accuracy": ACCURACY})
     advice = Report((candidate, dense_int8(accuracy=0.91, size=20, latency=1))).advice()
@@ -101,7 +106,9 @@ def test_a_reference_below_the_parity_limit_is_no_option() -> None:
 def test_advice_keeps_dense_fp32_when_nothing_is_gained() -> None:
     advice = Report((export("fp32", size=130, latency=14, memory=120),)).advice()
     assert advice.startswith("Dense fp32 is smaller (0.77x), faster (0.71x)")
-    assert advice.endswith("low-rank is not the answer here.")
+    assert advice.endswith(
+        "low-rank is not the answer here. Dense int8 was not measured, so this is unproven against it."
+    )
 
 
 def test_advice_names_the_gates_that_the_best_option_fails() -> None:
@@ -170,6 +177,60 @@ def test_nothing_is_recommended_without_measurements() -> None:
 def test_two_exports_of_one_kind_are_told_apart() -> None:
     other = replace(export("int8", size=10, latency=2), name="openvino-int8", runtime="openvino")
     assert "Low-rank int8 (openvino-int8) is the best" in Report((export("int8"), other)).advice()
+
+
+def timed(name: str, runtime: str, role: Any, dense: float, latency: float, size: float = 25) -> ExportReport:
+    """An export of a runtime whose dense fp32 takes `dense` ms."""
+    one = export(name.rpartition("-")[2], role, size=size)
+    findings = (
+        replace(f, dense=dense, candidate=latency, interval=(0.99 * latency, 1.01 * latency))
+        if f.quantity == "latency_p50"
+        else f
+        for f in one.findings
+    )
+    return replace(one, name=name, runtime=runtime, findings=tuple(findings))
+
+
+def test_exports_of_two_runtimes_are_held_against_each_other_by_what_they_take() -> None:
+    """0.4 of a slow dense model is no faster than 0.56 of one that is twice as fast."""
+    exports = (
+        timed("onnx-int8", "onnx", "candidate", 10.0, 4.0),
+        timed("openvino-int8", "openvino", "candidate", 5.0, 3.0),
+        timed("dense-openvino-int8", "openvino", "reference", 5.0, 2.8),
+    )
+    found = {option.label: option for option in advice.options(exports)}
+    taken = {label: 10 * option.costs["latency_p50"].value for label, option in found.items()}
+    assert taken == pytest.approx(
+        {
+            "dense fp32 (onnx)": 10.0,
+            "dense fp32 (openvino)": 5.0,
+            "low-rank int8 (onnx-int8)": 4.0,
+            "low-rank int8 (openvino-int8)": 3.0,
+            "dense int8": 2.8,
+        }
+    )
+    best = advice.recommend(exports).best
+    assert best is not None
+    assert best.name == "dense-openvino-int8"
+    page = render.html(Report(exports))
+    assert "dense fp32 (onnx)" in page
+    assert "dense fp32 (openvino)" in page
+
+
+def test_between_runtimes_a_few_percent_are_nothing_to_choose_by() -> None:
+    one = timed("onnx-int8", "onnx", "candidate", 10.0, 4.0)
+    alike, apart = (timed("openvino-int8", "openvino", "candidate", 5.0, taken) for taken in (3.85, 3.7))
+    for other, faster in ((alike, False), (apart, True), (replace(alike, runtime="onnx"), False)):
+        ours, theirs = advice.entered(advice.options((one, other)))
+        assert advice.beats(theirs, ours, "latency_p50") is faster
+
+
+def test_noise_is_what_the_interval_of_the_difference_does_not_leave_out() -> None:
+    """Intervals of 0.5 points each: 0.7 points are just more than their square and sum, 0.8 are told apart."""
+    for lost, noise in ((0.006, True), (0.008, False)):
+        ours = export("int8", accuracy=0.93, size=10, latency=2)
+        said = Report((ours, dense_int8(accuracy=0.93 + lost))).advice()
+        assert ("(within noise)" in said.split("Against dense int8")[1]) is noise
 
 
 def speaking(precision: str, role: Any, perplexity: float, gate: Gate | None = None, size: float = 50) -> ExportReport:

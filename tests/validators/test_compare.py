@@ -236,17 +236,32 @@ def test_the_interval_of_the_difference_covers_it_as_often_as_those_it_is_made_o
     inside = 0
     for before, after in zip(old.tolist(), new.tolist(), strict=True):
         low, high = interval(finding(before, 0.3), finding(after, 0.4)) or (math.nan, math.nan)
-        inside += low - before <= 1.0 <= high - before
-        assert high - low == pytest.approx(2 * 1.96 * 0.5)  # sqrt(0.3^2 + 0.4^2)
+        inside += low / before <= 1.1 <= high / before
+        assert high - low == pytest.approx(2 * 1.96 * 11 * math.hypot(0.3 / 10, 0.4 / 11), rel=0.2)
     assert 0.94 < inside / 4000 < 0.96
 
 
 def test_the_margin_of_a_side_comes_from_the_opposite_side_before() -> None:
     before = Finding("latency_p50", "ms", "lower", 9.0, 5.0, (4.0, 5.0), 0.9)
     after = Finding("latency_p50", "ms", "lower", 9.0, 6.0, (6.0, 6.5), 0.95)
-    assert interval(before, after) == (6.0, pytest.approx(6 + math.hypot(0.5, 1.0)))
-    assert interval(before, replace(after, interval=None)) == (6.0, 7.0)
+    margin = math.hypot(math.log(6.5 / 6), math.log(5 / 4))
+    assert interval(before, after) == (6.0, pytest.approx(6 * math.exp(margin)))
+    assert interval(before, replace(after, interval=None)) == (6.0, pytest.approx(6 * 5 / 4))
     assert interval(replace(before, interval=None), replace(after, interval=None)) is None
+
+
+def test_a_difference_of_shares_is_one_of_points() -> None:
+    before, after = (Finding("accuracy", "share", "higher", 0.9, v, (v - 0.03, v + 0.03), 0.95) for v in (0.8, 0.85))
+    assert interval(before, after) == pytest.approx((0.85 - math.hypot(0.03, 0.03), 0.85 + math.hypot(0.03, 0.03)))
+
+
+def test_no_time_is_negative_however_little_is_known() -> None:
+    before = Finding("latency_p99", "ms", "lower", 9.0, 5.0, (2.0, 30.0), 0.95)
+    after = Finding("latency_p99", "ms", "lower", 9.0, 6.0, (1.0, 40.0), 0.95)
+    low, high = interval(before, after) or (math.nan, math.nan)
+    assert 0 < low < 1
+    assert high > 40
+    assert interval(before, replace(after, interval=(0.0, math.inf))) == (0.0, math.inf)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +452,8 @@ def test_json_is_one_object_with_every_figure(saved: Callable[..., Path]) -> Non
     latency = changes["latency_p50"]
     assert (latency["before"], latency["after"], latency["difference"], latency["ratio"]) == (5, 6, 1, 1.2)
     assert latency["before_interval"] == pytest.approx([4.95, 5.05])
-    assert latency["interval"] == pytest.approx([6 - math.hypot(0.06, 0.05), 6 + math.hypot(0.06, 0.05)])
+    margins = (math.hypot(math.log(0.99), math.log(1.01)), math.hypot(math.log(1.01), math.log(0.99)))
+    assert latency["interval"] == pytest.approx([6 * math.exp(-margins[0]), 6 * math.exp(margins[1])])
     assert (latency["overlap"], latency["limit"], latency["verdict"]) == (False, 5.5, "fail")
 
 
@@ -521,8 +537,9 @@ def test_every_verb_that_judges_tells_the_step_summary(
     failing = replace(export(), findings=(export().findings[2].judged(Gate(type="threshold", value=1)),))
     names = {"run": Report((failing,)), "validate": Report((failing,)), "export": SimpleNamespace(name="onnx-int8")}
     module = SimpleNamespace(**{name: lambda *_, found=found, **__: found for name, found in names.items()})
-    monkeypatch.setitem(sys.modules, "compressor.pipeline", module)
-    monkeypatch.setattr(compressor, "pipeline", module, raising=False)
+    for room in ("pipeline", "exporting", "proving"):
+        monkeypatch.setitem(sys.modules, f"compressor.{room}", module)
+        monkeypatch.setattr(compressor, room, module, raising=False)
     monkeypatch.setattr("compressor.recipe.read", lambda *_: None)
     monkeypatch.setenv(step_summary.VARIABLE, str(tmp_path / "summary.md"))
     assert CliRunner().invoke(app, list(words)).exit_code == 1

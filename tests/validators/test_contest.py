@@ -75,6 +75,7 @@ def test_without_a_winner_every_low_rank_export_fails() -> None:
     report = contest(low("int8", accuracy=0.80), low("fp32", latency=12), dense("int8", latency=11))
     assert (report.verdict, report.winner) == ("fail", None)
     assert report.headline == "Fail: none of 3 exports holds every gate"
+    assert report.advice().endswith("dense or low-rank alike. " + advice.LEFT)
     with pytest.raises(GateError, match=r"(?s)onnx-int8: accuracy.*onnx-fp32: latency_p50") as caught:
         report.raise_for_gates()
     assert "dense-onnx-int8:" not in str(caught.value)

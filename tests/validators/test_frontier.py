@@ -67,6 +67,21 @@ def test_the_plot_draws_every_trial_the_dense_model_the_limit_and_what_was_chose
     ElementTree.fromstring(re.sub(r"xlink:", "", drawn.svg))
 
 
+def test_no_line_is_told_by_its_color_alone() -> None:
+    one = trial(0.5, 0.94)
+    one["exports"] = [{**one["exports"][0], "name": name} for name in ("onnx-fp32", "onnx-int8", "onnx-int4")]
+    looks = list[tuple[Any, Any]]()
+
+    class Axes:
+        def plot(self, *_: Any, **look: Any) -> None:
+            if "label" in look:
+                looks.append((look["ls"], look["marker"]))
+
+    for index, point in enumerate(frontier.points(context(one))):
+        frontier._line(Axes(), point.export, [point], index, 100)  # type: ignore[arg-type]
+    assert [len(set(kind)) for kind in zip(*looks, strict=True)] == [3, 3]
+
+
 def test_perplexity_is_drawn_in_its_own_unit() -> None:
     one = trial(0.5, 0.94)
     one["exports"][0]["findings"] = {"perplexity": {"dense": 20.0, "candidate": 21.5, "limit": 22.0}}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from compressor.recipe import Gate
+from compressor.tasks.base import Outcomes
 from validators.parity import Parity, differences, wilson
 
 RNG = np.random.default_rng(3)
@@ -37,6 +39,20 @@ def test_agreement_and_largest_difference_are_counted_for_both_sides(answered: A
     assert agreement.details["disagreements"] == 7
     assert difference.dense == pytest.approx(1e-4)
     assert difference.candidate == pytest.approx(np.max(np.abs(broken[:7] - reference[:7])))
+
+
+def test_tokens_that_go_together_agree_as_if_they_were_fewer() -> None:
+    """Half of the texts disagree on every eighth token: what is known is known of texts."""
+    labels, agreeing = np.zeros(100 * 64, int), np.ones((100, 64), bool)
+    agreeing[::2, ::8] = False
+    values = np.zeros((len(labels), 1))
+    reference = Outcomes(values, labels, labels)
+    subject = SimpleNamespace(outcomes=Outcomes(values, np.where(agreeing.ravel(), 0, 1), labels), reference=reference)
+    found = Parity().run(subject, subject)[0]  # type: ignore[arg-type]
+    assert found.interval is not None
+    low, high = wilson_by_hand(400, 6400)
+    assert found.interval[1] - found.interval[0] == pytest.approx(2 * 1.984 * 0.0625 / 99**0.5, rel=0.05)
+    assert found.interval[1] - found.interval[0] > 2 * (high - low)
 
 
 def test_details_match_scipy(answered: Any):

@@ -55,13 +55,31 @@ def test_the_interval_is_that_of_chunks_drawn_one_by_one() -> None:
     parts = [found[start : start + 64] for start in range(0, 4_000, 64)]
     drawn = [np.concatenate([parts[n] for n in rng.integers(0, len(parts), len(parts))]).mean() for _ in range(2_000)]
     low, high = np.exp(np.quantile(drawn, (0.025, 0.975)))
-    assert ratio_interval(found, 64, 0.95, 2_000, 0) == pytest.approx((low, high), abs=0.01)
+    assert ratio_interval(found, 64, 0.95) == pytest.approx((low, high), abs=0.01)
 
 
 def test_neighbors_that_go_together_widen_the_interval() -> None:
     found = correlated(4_000, 0)
-    (narrow_low, narrow_high), (low, high) = (ratio_interval(found, chunk, 0.95, 2_000, 0) for chunk in (1, 64))
+    (narrow_low, narrow_high), (low, high) = (ratio_interval(found, chunk, 0.95) for chunk in (1, 64))
     assert high - low > 2 * (narrow_high - narrow_low)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7])
+def test_of_a_handful_of_tokens_nothing_is_known_and_the_gate_is_unsure(tokens: int) -> None:
+    (finding,) = Perplexity().run(subject(np.full(tokens, -2.0)), subject(np.full(tokens, -2.0)))
+    assert finding.interval == finding.alone == (0, math.inf)
+    for kind in ("percent-max-degradation", "threshold"):
+        assert finding.judged(Gate(type=kind, value=50)).verdict == "unsure"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tokens", [8, 20, 640])
+def test_of_few_tokens_the_interval_covers_the_truth_as_often_as_it_says(tokens: int) -> None:
+    rng, hits = np.random.default_rng(2), 0
+    for _ in range(500):
+        texts = np.repeat(rng.normal(size=-(-tokens // 64)), 64)[:tokens] if tokens > 64 else 0.0
+        low, high = ratio_interval(rng.normal(size=tokens) + texts, 64, 0.9)
+        hits += low <= 1 <= high
+    assert 0.86 <= hits / 500 <= 0.94
 
 
 def test_pairing_makes_models_that_differ_little_tell_apart() -> None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +20,7 @@ from compressor.errors import ArtifactError, GateError
 from compressor.recipe import Gate
 from validators import facts, plots, render
 from validators.base import Finding
+from validators.compare import compare
 from validators.report import ExportReport, Report
 
 HOSTILE = """<script>alert("x")</script>|`*$a_b$*`\x00&"""
@@ -220,6 +222,20 @@ def test_the_report_is_read_without_torch_and_without_a_plotting_library() -> No
     code = "import sys, validators.report; print([m for m in ('torch', 'matplotlib', 'jinja2') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_an_open_interval_is_null_in_the_data_and_open_again_when_it_is_read(tmp_path: Path) -> None:
+    gate = Gate(type="percent-max-degradation", value=10)
+    unknown = Finding("latency_p99", "ms", "lower", 10.0, 9.0, (0.0, math.inf), 0.95, alone=(4.0, math.inf))
+    report = Report((replace(export("fp32"), findings=(unknown.judged(gate),)),), {})
+    report.save(tmp_path)
+    data = json.loads((tmp_path / "report.json").read_text())
+    finding = data["exports"][0]["findings"]["latency_p99"]
+    assert (finding["interval"], finding["alone"], finding["verdict"]) == ([0, None], [4, None], "unsure")
+    assert Report.read(tmp_path) == report
+    for text in (str(report), (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()):
+        assert "0 ms to infinite (95%)" in text
+    assert compare(report, report).exports[0].changes[0].to_dict()["interval"] == [0, None]
 
 
 # --- junit.xml and report.md
@@ -452,6 +468,46 @@ def test_what_makes_a_report_prove_less_stands_beneath_its_advice(tmp_path: Path
         assert "has not learned this task" in text
     assert said.to_dict()["remarks"] == [first, second]
     assert Report((export("fp32"),), CONTEXT).remarks == ()
+
+
+@pytest.mark.parametrize("accuracy", [1.0, 0.9])
+def test_rows_of_one_class_are_said_to_prove_nothing_however_good_the_model(accuracy: float) -> None:
+    one = replace(export("fp32").findings[0], dense=accuracy, details={"n": 100, "commonest_label": 1.0})
+    (said,) = Report((replace(export("fp32"), findings=(one,)),), CONTEXT).remarks
+    assert said.startswith("All rows that quality is measured on are of one class")
+
+
+def test_the_confidence_of_a_contest_is_said() -> None:
+    sharp = replace(export("fp32").findings[0], confidence=1 - 0.05 / 9)
+    context = {"recipe": {"export": "auto", "validate": {"confidence": 0.95}}}
+    (said,) = Report((replace(export("fp32"), findings=(sharp,)),), context).remarks
+    assert "among 9 exports" in said
+    assert "judged with 99.44% confidence: 95% for all of them together" in said
+
+
+def test_every_point_of_a_crowded_picture_has_its_number_and_no_two_stand_on_each_other() -> None:
+    """Eight exports that are as large, fast and accurate as each other."""
+    precisions = ("fp32", "fp16", "int8", "int8-static", "int8-weights", "int4", "fp32-fused", "int8-fused")
+    figures = {plot.title: plot for plot in plots.draw(Report(tuple(map(export, precisions))))}
+    for title in ("Accuracy against size", "Latency against memory"):
+        assert figures[title].caption.startswith("1 dense fp32, 2 low-rank fp32, 3 low-rank fp16, ")
+        pattern = r'<text style="font-size: 8px[^>]* x="([\d.]+)" y="([\d.]+)"[^>]*>(\d)</text>'
+        found = {number: (float(x), float(y)) for x, y, number in re.findall(pattern, figures[title].svg)}
+        assert sorted(found) == list("123456789")
+        assert min(math.dist(one, other) for one, other in combinations(found.values(), 2)) >= 6
+
+
+def test_exports_that_were_timed_in_several_ways_on_a_gpu_are_said_not_to_compare() -> None:
+    def timed(precision: str, **details: float) -> Any:
+        made = export(precision)
+        found = tuple(replace(f, details=details) if f.quantity == "latency_p50" else f for f in made.findings)
+        return replace(made, findings=found)
+
+    graphs, copied = {"kept_on_gpu": 1.0, "cuda_graphs": 1.0}, {"kept_on_gpu": 0.0, "cuda_graphs": 0.0}
+    (said,) = Report((timed("fp32", **graphs), timed("fp16", **graphs), timed("int4", **copied)), CONTEXT).remarks
+    assert said.endswith("onnx-fp32, onnx-fp16 replayed as CUDA graphs; onnx-int4 with copies to the GPU and back.")
+    assert Report((timed("fp32", **graphs), timed("fp16", **graphs)), CONTEXT).remarks == ()
+    assert Report((timed("fp32"), timed("fp16", **graphs)), CONTEXT).remarks == ()
 
 
 def test_a_summary_names_its_model_without_a_path_of_the_machine() -> None:
