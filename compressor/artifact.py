@@ -69,6 +69,11 @@ def require_ours(folder: Path) -> None:
         )
 
 
+def place(name: str) -> str:
+    """Where an export of the report lies in the run folder: under exports/, a dense one beside the baseline."""
+    return f"baseline/{name.removeprefix(DENSE)}" if name.startswith(DENSE) else f"exports/{name}"
+
+
 def going_on(folder: Path) -> str:
     """What is said of a run that is not finished."""
     return f"go on with `python -m compressor run RECIPE --out {folder} --resume`."

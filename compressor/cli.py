@@ -154,15 +154,17 @@ def export(
 @app.command(cls=Verb)
 def validate(
     path: terminal.RunPath,
+    settings: terminal.Settings = None,
     factory: terminal.FactoryName = None,
     trust_remote_code: terminal.Trust = False,
     as_json: terminal.Json = False,
 ) -> None:
-    """Measure every export of a run again. Exit code 1 when a gate fails."""
+    """Measure every export of a run again, by other gates too. Exit code 1 when a gate fails."""
     with working():
         from compressor import proving
 
-        report = proving.validate(path, factory=factory, trust_remote_code=trust_remote_code)
+        code: Allowed = {"factory": factory, "trust_remote_code": trust_remote_code}
+        report = proving.validate(path, settings=settings or (), **code)
     _judge(report, as_json)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,9 +17,11 @@ from compressor.line import Line
 from compressor.recipe import ExportSection, Recipe
 from compressor.run_folder import Run, alone, recorded
 from exporters.base import Session, write
+from validators import gauges
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from compressor.tasks.base import Task
 
@@ -38,7 +39,7 @@ def require_runtimes(recipe: Recipe, exports: Sequence[ExportSection]) -> None:
 def require_gauge(recipe: Recipe) -> None:
     """Nor is it told after hours of training that this system does not say how much memory a process takes."""
     if recipe.validation.device == "cpu":  # the runtimes have asked for the GPU, and its gauge would begin to use it
-        importlib.import_module("validators.gauges").resident()
+        gauges.resident()
 
 
 def export_all(artifact: Artifact, recipe: Recipe) -> None:
@@ -159,13 +160,28 @@ def _export(
         target.parent.mkdir(exist_ok=True)
         load = partial(storage.load, source, artifact.manifest["task"], **code)
         try:
-            write(exporter, load, task.example(processor), scratch, partial(_samples, artifact, task, processor))
+            write(
+                exporter,
+                load,
+                _example(artifact, task, processor),
+                scratch,
+                partial(_samples, artifact, task, processor),
+            )
             processor.save_pretrained(scratch)
             shutil.rmtree(target, ignore_errors=True)
             scratch.replace(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return [target]
+
+
+def _example(artifact: Artifact, task: Task, processor: Any) -> dict[str, Tensor]:
+    """What the model is traced with; no text is longer than the recipe's, since the model may take no longer one."""
+    from exporters.verify import is_sequence
+
+    longest = artifact.manifest["recipe"]["model"]["max_length"]
+    found = task.example(processor)
+    return {name: tensor[:, :longest] if is_sequence(tensor) else tensor for name, tensor in found.items()}
 
 
 def _samples(artifact: Artifact, task: Task, processor: Any) -> Sequence[Mapping[str, np.ndarray]]:

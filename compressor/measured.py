@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from compressor.running import settled
 from compressor.structure import shape
 from compressor.timings import Curve, Site
 from exporters.base import Arrays, Session, write
+from validators.whole import Whole
 
 if TYPE_CHECKING:
     from compressor.line import Line
@@ -117,13 +117,12 @@ class Measuring:
         return factorize.fold_(self.line.factorized(plan))
 
     @cached_property
-    def whole(self) -> Any:
-        """The measuring of whole exports, `validators.whole.Whole`; the dense model in fp32 is exported for it."""
+    def whole(self) -> Whole:
+        """The measuring of whole exports; the dense model in fp32 is exported for it."""
         line = self.line
         batches = data.posed(line.data.calibration, line.task, line.processor).then(data.arrays)
         dense = self._export(line.start, self.folder / "dense", "fp32")
-        whole = importlib.import_module("validators.whole").Whole
-        return whole(self.runtime, line.task, batches, line.recipe.validation, dense)
+        return Whole(self.runtime, line.task, batches, line.recipe.validation, dense)
 
     def _export(self, model: Callable[[], nn.Module], folder: Path, precision: str) -> Path:
         """An export of what `model` makes in a folder, left as it is where it is there already."""

@@ -5,7 +5,8 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,7 @@ PATHS: dict[tuple[str, ...], str | None] = {
     ("data", "validation", "path"): DATA,
     ("data", "calibration", "source", "path"): DATA,
 }
+LATER = "gates.*, validate.* and where the data lies (data.evaluation.path, ...) can be."
 
 
 class Recipe(Section):
@@ -110,6 +112,31 @@ def read(path: Path | str, settings: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def judged_by(made: Mapping[str, Any], settings: Sequence[str], folder: Path) -> Recipe:
+    """The recipe that an artifact was made by, dumped, with other gates, other measuring or data that lies elsewhere.
+
+    Relative paths in the `settings` are taken from the current folder.
+
+    Raises:
+        RecipeError: a setting is of what the artifact was made with, or has faults; all of them are listed.
+    """
+    found = document.Document(str(folder), copy.deepcopy(dict(made)), {})
+    asked = [tuple(setting.partition("=")[0].strip().split(".")) for setting in settings]
+    found.faults += [(key, f"cannot be changed in what is made already; {LATER}") for key in asked if not _later(key)]
+    for setting in settings:
+        found.override(setting)
+    _check(found)
+    unresolved = list(_resolve_all(found, Path.cwd(), [key for key in PATHS if key in asked]))
+    recipe = Recipe.model_validate(found.data)
+    if contradictions := unresolved + list(conflicts(recipe)):
+        raise faults.recipe_error(found, contradictions)
+    return recipe
+
+
+def _later(key: tuple[str, ...]) -> bool:
+    return key[0] in ("gates", "validate") or (key[0] == "data" and key in PATHS)
+
+
 def dump(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON-able data with every default written out; `Recipe.model_validate` reads it back."""
     return recipe.model_dump(mode="json", by_alias=True)
@@ -143,16 +170,18 @@ def _check(found: document.Document) -> None:
         raise faults.recipe_error(found, [*found.faults, *shape])
 
 
-def _resolve_all(found: document.Document, base: Path) -> Iterator[faults.Fault]:
+def _resolve_all(
+    found: document.Document, base: Path, locations: Iterable[document.Location] = PATHS
+) -> Iterator[faults.Fault]:
     """Make the paths in the data absolute; those that lead nowhere come back as faults."""
-    for location, variable in PATHS.items():
+    for location in locations:
         section: Any = found.data
         *parents, key = location
         for parent in parents:
             section = (section or {}).get(parent)
         if section and section.get(key) is not None:
             try:
-                section[key] = resolve(section[key], base, variable, code=location == ("model", "path"))
+                section[key] = resolve(section[key], base, PATHS[location], code=location == ("model", "path"))
             except InputError as error:
                 yield location, str(error)
     if is_factory(found.data["model"]["path"]):

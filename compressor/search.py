@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compressor import bisection, data, factorize, progress, trials
 from compressor.artifact import SEARCH, TRIALS, Artifact
@@ -31,9 +30,7 @@ from compressor.recipe import Budget, Recipe, dump
 from compressor.run_folder import Run
 from compressor.sharing import share_folder
 from compressor.trials import Record
-
-if TYPE_CHECKING:
-    from validators.report import Report
+from validators.report import Report
 
 SHARED = ("probe", "baseline", "calibrate")
 CHOSEN = ("plan", "correct", "adapt", "fold")
@@ -150,7 +147,7 @@ def _proven(line: Line, found: dict[str, Any]) -> Report:
     """The chosen trial in the search's own folder, on the evaluation data; or, without one, the closest's report."""
     if found["stands"] is None:
         folder = line.folder / TRIALS / trials.name(found["closest"])
-        report: Report = import_module("validators.report").Report.read(folder)
+        report = Report.read(folder)
         report = replace(report, context={**report.context, "search": found})
         report.save(line.folder)
         return report

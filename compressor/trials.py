@@ -7,26 +7,19 @@ Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compressor import bisection
 from compressor.bisection import Trial, Want
 from compressor.planning import Plan
 from compressor.tasks.base import QUALITIES
-
-if TYPE_CHECKING:
-    from validators.base import Finding
-    from validators.report import ExportReport, Report
+from validators import advice
+from validators.base import Finding
+from validators.report import ExportReport, Report
+from validators.wording import COST_PREFIXES, NOT_THE_ANSWER, complaint
 
 Record = dict[str, Any]
-COST_PREFIXES = (
-    "size",
-    "peak_memory",
-    "latency",
-)  # what the quantities' names begin with that a smaller budget betters
 EVERY = "every export"  # the alternative of a recipe whose exports must all hold
-NOT_THE_ANSWER = "low-rank is not the answer here"
 
 
 def name(budget: float) -> str:
@@ -38,7 +31,6 @@ def record(report: Report, plan: Plan, budget: float, seconds: float) -> Record:
     """What is kept of one trial; `seconds` is what its plan, training and folding took."""
     exports = [export for export in report.exports if not export.dense]
     told = {export["name"]: export for export in report.to_dict()["exports"]}
-    complain = import_module("validators.wording").complaint
     return {
         "budget": budget,
         "parameters": plan.parameters,
@@ -46,7 +38,7 @@ def record(report: Report, plan: Plan, budget: float, seconds: float) -> Record:
         "seconds": round(seconds, 1),
         "wants": {alternative: sorted(found) for alternative, found in _alternatives(report.auto, exports).items()},
         "failed": [
-            {"export": export.name, "quantity": finding.quantity, "text": complain(finding)}
+            {"export": export.name, "quantity": finding.quantity, "text": complaint(finding)}
             for export in exports
             for finding in _failed(export)
         ],
@@ -72,7 +64,7 @@ def _failed(export: ExportReport) -> list[Finding]:
 def _winner(report: Report) -> str | None:
     """Of `export: auto` the best of the exports that hold, dense ones too."""
     holding = [export for export in report.exports if not _failed(export)]
-    best = import_module("validators.advice").winner(holding) if report.auto else None
+    best = advice.winner(holding) if report.auto else None
     return best.name if best else None
 
 

@@ -15,9 +15,8 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from compressor.tasks.base import QUALITIES
-from compressor.trials import NOT_THE_ANSWER
 from validators.base import Finding
-from validators.wording import listed
+from validators.wording import NOT_THE_ANSWER, listed
 
 if TYPE_CHECKING:
     from validators.report import ExportReport

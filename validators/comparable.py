@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from compressor.artifact import place
 from compressor.errors import DataError
-from compressor.packaging.proof import place
 from validators import wording
 from validators.facts import look
 from validators.report import Report

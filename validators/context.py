@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,16 @@ def context(artifact: Artifact, recipe: Recipe, measured: Mapping[str, Any]) -> 
         "seconds": {name: found["seconds"] for name, found in read_json(path / STATE)["stages"].items()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": settings,
+        "judged_otherwise": list(_otherwise(manifest["recipe"], settings)),
         **({"search": read_json(path / SEARCH)} if (path / SEARCH).is_file() else {}),
     }
+
+
+def _otherwise(made: Mapping[str, Any], judged: Mapping[str, Any]) -> Iterator[str]:
+    """Keys of the gates and of the measuring that are not those that the run was made with."""
+    for section in ("gates", "validate"):
+        mine, theirs = judged.get(section, {}), made.get(section, {})
+        yield from (f"{section}.{key}" for key in {**theirs, **mine} if mine.get(key) != theirs.get(key))
 
 
 def exported(folder: Path) -> dict[str, str]:

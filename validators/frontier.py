@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from compressor import bisection
 from compressor.sections.proof import SHARES
 from compressor.tasks.base import QUALITIES
-from compressor.trials import COST_PREFIXES
 from validators import wording
 from validators.facts import look
 from validators.svg import ACCENT, DASHES, INK, MARKERS, MUTED, PAPER, RULE, SERIES, Plot, plot
@@ -121,7 +120,7 @@ def hint(context: Mapping[str, Any], failed: Collection[str]) -> str:
     chosen = look(context, "search", "chosen")
     if chosen is None:
         return ""
-    if failed and all(quantity.startswith(COST_PREFIXES) for quantity in failed):
+    if failed and all(quantity.startswith(wording.COST_PREFIXES) for quantity in failed):
         return (
             f"Budget {chosen:.3f} held its gates when it was tried; {wording.listed(sorted(set(failed)))} came out "
             "otherwise when measured again, on the same files. Measure once more where nothing else runs (`validate`), "

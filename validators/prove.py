@@ -54,9 +54,9 @@ def field(run: Path, exports: Sequence[str] | None = None) -> Field:
 
 
 def prove(
-    artifact: Artifact, exports: Sequence[str] | None = None, **code: Unpack[Allowed]
+    artifact: Artifact, recipe: Recipe, exports: Sequence[str] | None = None, **code: Unpack[Allowed]
 ) -> tuple[Report, RankfoldError | None]:
-    """Run every check on the exports (all, or those named) and on the dense exports beside them.
+    """Run every check of a recipe on the exports (all, or those named) and on the dense exports beside them.
 
     Each is held against dense fp32 on its own runtime, which it is measured side by side with. With `export: auto`
     dense exports are judged too, and the winner is the report's only candidate.
@@ -71,7 +71,6 @@ def prove(
         DataError: the evaluation data is not the one that the artifact was made with.
         DependencyError: the asked device is not there.
     """
-    recipe = Recipe.model_validate(artifact.manifest["recipe"])
     entered = field(artifact.path, exports)
     prover, auto = _Prover(artifact, recipe, code), recipe.export == AUTO
     contestants = len(entered.names) if auto else 1

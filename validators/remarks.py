@@ -25,6 +25,8 @@ def remarks(exports: Sequence[ExportReport], context: Mapping[str, Any]) -> Iter
             f"{seen:,} of the {rows:,} rows that quality is measured on stand in the training data, too: on those it "
             "is what was learned by heart."
         )
+    if otherwise := look(context, "judged_otherwise"):
+        yield f"Judged otherwise than the run's recipe says, which it was made with: {', '.join(map(str, otherwise))}."
     yield from dict.fromkeys(said for export in exports if (said := _guessed(export)))
     yield from _chosen(exports, look(context, "recipe", "validate", "confidence"))
     for one in records(context, "unmeasured"):

@@ -19,6 +19,8 @@ LABELS = {
     "latency_p99": "Latency p99",
 }
 ROUNDING = "parity_max_difference"  # dense fp32's is nothing but that, so a ratio to it says nothing
+COST_PREFIXES = ("size", "peak_memory", "latency")  # what quantities' names begin with that a smaller budget betters
+NOT_THE_ANSWER = "low-rank is not the answer here"
 HEADERS = ("Quantity", "Dense", "Candidate", "Ratio", "Interval", "Limit", "Verdict")
 
 

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.artifact import Artifact
+from compressor.artifact import Artifact, place
 from compressor.errors import ArtifactError, InputError, ModelError
 from compressor.files import file_digest, write_json
 from compressor.packaging import archive, bom, card, contents, facts, proof, rehearsal, signing, verification
@@ -70,7 +70,7 @@ def package(
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         folder = Path(scratch) / name
         with alone(found.path, writes=False):
-            shutil.copytree(found.path / proof.place(chosen.name), folder / MODEL)
+            shutil.copytree(found.path / place(chosen.name), folder / MODEL)
         proof.require_measured(report, chosen.name, folder / MODEL)
         _describe(summarize(name, found, report, chosen, sign_with is not None), folder, trust_remote_code)
         if sign_with is not None:

@@ -6,7 +6,6 @@ Names of models, data and labels are untrusted text and are escaped.
 from __future__ import annotations
 
 import math
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from compressor.packaging.contents import CARD, MODEL
 from compressor.packaging.summary import Summary
 from compressor.packaging.tasks import PACKAGED
 from compressor.tasks.base import QUALITIES
+from validators import facts, wording
+from validators.render import escaped
 
 
 def write(summary: Summary, folder: Path) -> None:
     """README.md."""
     import jinja2
 
-    wording, facts = import_module("validators.wording"), import_module("validators.facts")
     page = jinja2.Environment(  # noqa: S701 (markdown, not HTML: the filter `plain` escapes)
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -31,7 +31,7 @@ def write(summary: Summary, folder: Path) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    page.filters |= {"plain": import_module("validators.render").escaped, "number": "{:,}".format}
+    page.filters |= {"plain": escaped, "number": "{:,}".format}
     text = page.get_template(f"{CARD}.j2").render(
         front=front_matter(summary),
         name=summary.name,

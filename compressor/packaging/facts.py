@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import MANIFEST, Artifact
+from compressor.artifact import MANIFEST, Artifact, place
 from compressor.errors import InputError
 from compressor.files import file_digest
 from compressor.packaging.contents import SCHEMA_VERSION
-from compressor.packaging.proof import place
 from compressor.packaging.tasks import PACKAGED
 from compressor.tasks.multiple_choice import PROMPT
 from exporters.generate import ends, places, turn

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from compressor import progress
-from compressor.artifact import DENSE, REPORT, Artifact
+from compressor.artifact import DENSE, REPORT, Artifact, place
 from compressor.errors import ArtifactError, GateError
 from compressor.files import file_digest
 from compressor.recipe import Gate
-
-if TYPE_CHECKING:
-    from validators.report import ExportReport, Report
+from validators.report import ExportReport, Report
+from validators.wording import complaint
 
 GRAPHS = {"onnx": "model.onnx", "ort": "model.ort"}  # the runtimes that predict.py runs, and their files
 
@@ -32,13 +29,7 @@ def report_of(artifact: Artifact) -> Report:
             f"{artifact.path} has no report, so nothing is proven that could be packaged: "
             f"`python -m compressor validate {artifact.path}` measures its exports."
         )
-    found: Report = import_module("validators.report").Report.read(artifact.path)
-    return found
-
-
-def place(name: str) -> str:
-    """Where an export of the report lies in the run folder: under exports/, a dense one beside the baseline."""
-    return f"baseline/{name.removeprefix(DENSE)}" if name.startswith(DENSE) else f"exports/{name}"
+    return Report.read(artifact.path)
 
 
 def choose(report: Report, run: Path, name: str | None = None, *, allow_failed: bool = False) -> ExportReport:
@@ -120,8 +111,7 @@ def _size(folder: Path, graph: str) -> int:
 
 def _allowed(found: ExportReport, allow_failed: bool) -> ExportReport:
     if found.unmet and not allow_failed:
-        complain = import_module("validators.wording").complaint
-        lines = [f"  {found.name}: {complain(failure)}" for failure in found.unmet]
+        lines = [f"  {found.name}: {complaint(failure)}" for failure in found.unmet]
         told = "Gates do not hold, so nothing is packaged (--allow-failed-gates does, and the model card will say so):"
         raise GateError("\n".join([told, *lines]))
     return found

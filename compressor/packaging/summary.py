@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compressor.artifact import Artifact
 from compressor.packaging import base_model
 from compressor.packaging.base_model import BaseModel
 from compressor.packaging.tasks import PACKAGED
 from exporters.onnx_precisions import PRECISIONS
-
-if TYPE_CHECKING:
-    from validators.report import ExportReport, Report
+from validators.report import ExportReport, Report
+from validators.wording import complaint
 
 SPLITS = ("train", "validation", "evaluation")
 
@@ -100,8 +98,7 @@ class Summary:
             found.append(
                 "Activations are quantized over a whole batch: an input's numbers depend a little on the others in it."
             )
-        complain = import_module("validators.wording").complaint
-        found += [f"It was packaged although a gate does not hold: {complain(one)}." for one in self.export.failures]
+        found += [f"It was packaged although a gate does not hold: {complaint(one)}." for one in self.export.failures]
         if not self.export.gated:
             found.append("No gates were set: nobody said what these figures should be.")
         return [*found, "What the base model and the data are biased to, it is biased to; nothing here measured that."]
