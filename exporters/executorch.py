@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from exporters.tracing import Tracing
+    from exporters.verify import Spans
 
 Precision = Literal["fp32", "int8"]
 ELSEWHERE = "which another runtime (onnx, openvino, torch-export) may well run"
@@ -97,29 +98,34 @@ class ExecutorchExporter:
 
         return max(min(self.max_length, verify.positions(model)), *map(_length, verify.trials(model, example)))
 
-    def _write(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], file: Path) -> dict[str, Any]:
+    def _write(
+        self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], file: Path
+    ) -> tuple[dict[str, Any], Spans]:
         """Trace, lower and save the model; what the program is like."""
         import torch
 
         from exporters import torch_program
-        from exporters.tracing import SEQUENCE, tracing_of
+        from exporters.tracing import spans, tracing_of
 
         longest, full = self._longest(model, example), self.precision == "fp32"
         traced = model if full else _quantized(model)
         tracing = _one_row(tracing_of(traced, example, cache=False))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecated calls inside torch and ExecuTorch
-            program = torch_program.traced(tracing, {SEQUENCE: torch.export.Dim.AUTO(min=1, max=longest)})
+            free = torch.export.Dim.AUTO(min=1, max=longest)
+            program = torch_program.traced(tracing, dict.fromkeys(tracing.sizes, free))
             buffer, nodes = _lowered(program)
         file.write_bytes(buffer)
         told = {"inputs": torch_program.inputs(tracing), "max_length": longest, "nodes": nodes}
-        return told if full else told | {"quantization": QUANTIZATION}
+        told |= {} if full else {"quantization": QUANTIZATION}
+        narrower = {length: span for length, span in spans(program, tracing).items() if span[1] < longest}
+        return told, narrower
 
 
 def _length(inputs: Mapping[str, torch.Tensor]) -> int:
-    from exporters.verify import is_sequence
+    from exporters.verify import sequences
 
-    return max((tensor.shape[1] for tensor in inputs.values() if is_sequence(tensor)), default=1)
+    return max(sequences(inputs).values(), default=1)
 
 
 def _one_row(tracing: Tracing) -> Tracing:

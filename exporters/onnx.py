@@ -34,7 +34,7 @@ class OnnxExporter:
             activations while running; "int8-static": activations by scales measured on the task's data; "int8-weights"
             and "int4": weights alone, in blocks; "fp32-fused" and "int8-fused": fp32 and int8 in ONNX Runtime's own
             fused operators. All in int8 or int4 but "int8-weights" round weights by the task's data.
-        opset: version of the ONNX operators.
+        opset: version of the ONNX operators of the fp32 graph; a precision whose types are newer raises it.
         embeddings: all in int8 or int4: quantize embedding tables too.
         reduce_range: int8, int8-fused and int8-static: seven-bit weights, which give the same results with and without
             VNNI.
@@ -80,8 +80,8 @@ class OnnxExporter:
         """Write `model` as a new folder `path`: graph, `export.json`, and the configs of a Hugging Face model.
 
         `example` holds the keyword inputs of `model.forward`, batch >= 2 and length >= 2. Axis 0 of every input becomes
-        `batch_size`, axis 1 of integer inputs `sequence_length`; the only output is `logits`. Other precisions take the
-        graph of an fp32 export of the same weights in the sibling folder `onnx-fp32` instead of tracing again.
+        `batch_size`, axis 1 of those that count tokens `sequence_length`; the only output is `logits`. Other precisions
+        take the graph of an fp32 export of the same weights in the sibling folder `onnx-fp32` instead of tracing again.
         `samples`, batches of the task's inputs, are what int8-static measures the range of activations on, and what
         weights in int8 and int4 are rounded by (GPTQ); without them those go to the nearest step.
 

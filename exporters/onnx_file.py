@@ -33,10 +33,12 @@ def read(path: Path) -> dict[str, Any]:
     `matmul_weight_bytes` counts the initializers that are factors of a matrix product, each once, so neither
     biases nor embeddings that are not tied to a head.
     """
-    graph = onnx.load(path, load_external_data=False).graph
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
     sizes = {tensor.name: _bytes(tensor) for tensor in graph.initializer}
     weights = {*sizes, *(tensor.values.name for tensor in graph.sparse_initializer)}  # older graphs list them as inputs
     return {
+        "opset": next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx")),
         "inputs": [_value(value) for value in graph.input if value.name not in weights],
         "outputs": [_value(value) for value in graph.output],
         "nodes": dict(sorted(Counter(node.op_type for node in graph.node).items())),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 
 from compressor.errors import ExportError
 from exporters import onnx_file
-from exporters.tracing import PAST_LENGTH, SEQUENCE, TOTAL, Tracing, require_free, tracing_of
-from exporters.verify import Inputs, is_sequence, positions
+from exporters.tracing import BATCH, TOTAL, Tracing, require_free, spans, tracing_of
+from exporters.verify import Inputs, Spans, positions, sequences
 
 TURNED = ".T"  # ends the name of a transposed weight
 PREFIX = "model."  # what a tracing puts before every weight's name
@@ -34,16 +35,23 @@ KNOWN_WARNINGS = (
 )
 
 
-def write(model: nn.Module, example: Inputs, opset: int, path: Path) -> None:
+def write(model: nn.Module, example: Inputs, opset: int, path: Path) -> Spans:
     """Trace `model` on `example` and save the graph as `path`.
 
+    Returns:
+        For how many tokens the graph is sure to be the model: torch quietly traces a model that branches on a text's
+        length as if it had but one branch.
+
     Raises:
-        ExportError: the example or the model cannot be traced, or an axis that should be free was fixed.
+        ExportError: the example or the model cannot be traced, an axis that should be free was fixed, or torch.onnx
+            does not write this opset.
     """
     _check(model, example)
     tracing = tracing_of(model, example)
-    graph = _trace(model, tracing, opset)
+    program = _trace(model, tracing, opset)
+    graph = program.model
     _check_axes(graph, tracing)
+    _check_opset(graph, opset)
     _name_weights(graph, model)
     ClearMetadataAndDocStringPass()(graph)  # stack traces name paths of the exporting machine
     onnx_file.save(graph, path)
@@ -52,6 +60,8 @@ def write(model: nn.Module, example: Inputs, opset: int, path: Path) -> None:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"torch.onnx wrote a graph that the ONNX checker refuses: {error}") from error
+    assert program.exported_program is not None
+    return spans(program.exported_program, tracing)
 
 
 def _bytes(tensor: Tensor) -> Any:
@@ -63,7 +73,8 @@ def _check(model: nn.Module, example: Inputs) -> None:
     other = sorted({str(tensor.dtype) for tensor in model.parameters()} - {"torch.float32"})
     if other:
         raise ExportError(f"The model has weights of {', '.join(other)}; call `model.float()` before exporting fp32.")
-    small = [name for name, tensor in example.items() if min(tensor.shape[: 1 + is_sequence(tensor)], default=0) < 2]
+    counted = sequences(example)
+    small = [name for name, tensor in example.items() if min(tensor.shape[: 1 + (name in counted)], default=0) < 2]
     if small or not example:
         raise ExportError(
             f"The example needs at least 2 rows and 2 tokens, since torch fixes axes of length 1; too small: "
@@ -71,7 +82,7 @@ def _check(model: nn.Module, example: Inputs) -> None:
         )
 
 
-def _trace(model: nn.Module, tracing: Tracing, opset: int) -> onnx_ir.Model:
+def _trace(model: nn.Module, tracing: Tracing, opset: int) -> torch.onnx.ONNXProgram:
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -91,7 +102,7 @@ def _trace(model: nn.Module, tracing: Tracing, opset: int) -> onnx_ir.Model:
         raise ExportError(
             f"torch.onnx cannot export {type(model).__name__} at opset {opset}: {_reason(error)}"
         ) from error
-    return program.model
+    return program
 
 
 def _have_rules_forget() -> None:
@@ -107,20 +118,18 @@ def _dynamic_shapes(tracing: Tracing, longest: int) -> tuple[Any, ...]:
     Models that keep a table of their attention's mask (GPT-Neo) hold no text longer than it, which has to be said.
     """
     dim = torch.export.Dim
-    most = {SEQUENCE: longest, PAST_LENGTH: longest}
-    axes = [
-        {axis: dim.AUTO if name == TOTAL else dim(name, max=most.get(name)) for axis, name in free.items()}
-        for free in tracing.axes.values()
-    ]
-    return (tuple(axes),)
+    sizes = {name: dim.AUTO if name == TOTAL else dim(name, max=longest) for name in tracing.sizes - {BATCH}}
+    sizes[BATCH] = dim(BATCH)
+    return (tuple({axis: sizes[name] for axis, name in free.items()} for free in tracing.axes.values()),)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
+    """Without what torch says of things that do not matter, and of failures before it raises them."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # "torchvision is not installed" and the like
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             for message in KNOWN_WARNINGS:
                 warnings.filterwarnings("ignore", message)
             yield
@@ -129,13 +138,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause in one line, with its place in the model's code; torch wraps it in pages of advice."""
+    """The innermost cause in one sentence, with its place in the model's code; torch wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     place = re.search(r'File "(.+?)", line (\d+)', str(error))
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}" + (
-        f" ({place[1]}:{place[2]})" if place else ""
-    )
+    said = re.match(r"(.*:\s*\n)*.*", str(error).strip())  # a line that ends in a colon is continued by the next
+    assert said is not None
+    return f"{type(error).__name__}: {' '.join(said[0].split())}" + (f" ({place[1]}:{place[2]})" if place else "")
 
 
 def _check_axes(graph: onnx_ir.Model, tracing: Tracing) -> None:
@@ -148,6 +157,16 @@ def _check_axes(graph: onnx_ir.Model, tracing: Tracing) -> None:
             elif value.shape is not None and name == TOTAL:
                 value.shape = onnx_ir.Shape([name if place == axis else size for place, size in enumerate(value.shape)])
     require_free(fixed)
+
+
+def _check_opset(graph: onnx_ir.Model, opset: int) -> None:
+    """torch.onnx writes another where it cannot write, or turn its graph into, the one asked for."""
+    written = graph.opset_imports.get("")
+    if written != opset:
+        raise ExportError(
+            f"torch.onnx {torch.__version__} writes this model in opset {written} of ONNX, not in {opset}: ask for "
+            f"`opset: {written}`."
+        )
 
 
 def _name_weights(graph: onnx_ir.Model, model: nn.Module) -> None:

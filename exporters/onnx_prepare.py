@@ -16,7 +16,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxscript.optimizer import fold_constants
 
 from exporters import onnx_file
-from exporters.onnx_values import constant, new_constant, of_constants
+from exporters.onnx_values import constant, drop_unread, new_constant, of_constants
 
 
 def prepare(source: Path, target: Path, *, products: bool = False) -> None:
@@ -69,8 +69,8 @@ def split_gemms(graph: onnx_ir.Graph) -> None:
         onnx_ir.convenience.replace_all_uses_with(given, result, replace_graph_outputs=True)
         graph.remove(node, safe=True)
         result.name = name
-        if weight is not None and not weight.uses() and not weight.is_graph_output():
-            del graph.initializers[str(weight.name)]
+        if weight is not None:
+            drop_unread(graph, weight)
 
 
 def _is_plain(node: onnx_ir.Node) -> bool:

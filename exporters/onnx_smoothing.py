@@ -24,7 +24,7 @@ import onnx_ir
 from exporters import onnx_prepare
 from exporters.base import Arrays
 from exporters.onnx_products import COUNT, ENERGY, LEAST, MOST, Product, array, gathered, products_of
-from exporters.onnx_values import constant, new_constant, read_once, vector_input
+from exporters.onnx_values import constant, drop_unread, new_constant, read_once, vector_input
 
 EXPONENTS = np.linspace(0.3, 0.9, 7)
 QUIET = 0.1  # of the median channel's largest number: what a channel counts as at least
@@ -227,6 +227,7 @@ def _divide(graph: onnx_ir.Graph, group: Group, scales: np.ndarray) -> None:
             vector = array(value)
             even = new_constant(graph, f"{value.name}_even", (vector / scales).astype(vector.dtype))
             node.replace_input_with(number, even)
+            drop_unread(graph, value)
         else:
             _put_off(value, 1 / scales)
     for matrix, axis in group.matrices:

@@ -41,3 +41,9 @@ def new_constant(graph: onnx_ir.Graph, name: str, array: np.ndarray) -> onnx_ir.
     value.shape, value.dtype = onnx_ir.Shape(array.shape), value.const_value.dtype  # type: ignore[union-attr]
     graph.register_initializer(value)
     return value
+
+
+def drop_unread(graph: onnx_ir.Graph, value: onnx_ir.Value) -> None:
+    """Take a constant out of a graph in which nothing reads it any more."""
+    if not value.uses() and not value.is_graph_output():
+        del graph.initializers[str(value.name)]

@@ -20,6 +20,8 @@ from exporters.openvino_runtime import GRAPH, PACKAGES, WEIGHTS, OpenvinoRunner
 if TYPE_CHECKING:
     import torch
 
+    from exporters.verify import Spans
+
 Precision = Literal["fp32", "fp16", "int8", "int8-static"]
 FULL = "openvino-fp32"  # the sibling that the smaller precisions are made of
 STATIC = "int8-static"
@@ -124,16 +126,17 @@ class OpenvinoExporter:
         figures = staged.made(start, folder, stage=stage, load=self.load, tolerance=self.tolerance)
         return self._facts(folder) | figures
 
-    def _convert(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], folder: Path) -> None:
-        """The fp32 IR in `folder`."""
+    def _convert(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], folder: Path) -> Spans:
+        """The fp32 IR in `folder`; for how many tokens it is sure to be the model."""
         from exporters import onnx_graph
 
         (openvino,) = registry.imported(self.packages)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             traced = Path(temporary, "model.onnx")
-            onnx_graph.write(model, example, self.opset, traced)
+            spans = onnx_graph.write(model, example, self.opset, traced)
             # not openvino.convert_model, which is made to report its use
             openvino.save_model(_named(openvino.Core().read_model(traced)), folder / GRAPH, compress_to_fp16=False)
+        return spans
 
     def _shrink(self, source: Path, folder: Path, samples: Sequence[Arrays]) -> None:
         """The fp32 IR of `source` in `folder`, with smaller weights."""

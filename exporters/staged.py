@@ -23,7 +23,10 @@ from exporters.base import EXPORT_FILE, Runner
 if TYPE_CHECKING:
     import torch
 
-    from exporters.verify import Reference
+    from exporters.verify import Reference, Spans
+
+
+LAST = ("max_length",)  # what a tracing may tell of the model
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,7 @@ class Traced:
         folder: where the fp32 graph lies.
         references: what the model computes.
         config: of a Hugging Face model; else None.
-        facts: `weights_digest` and `reused_fp32_graph`, for `export.json`.
+        facts: `weights_digest`, `reused_fp32_graph` and, where the model ends there, `max_length`, for `export.json`.
     """
 
     folder: Path
@@ -48,7 +51,7 @@ def traced(
     example: Mapping[str, torch.Tensor],
     folder: Path,
     *,
-    trace: Callable[[Mapping[str, torch.Tensor], Path], None],
+    trace: Callable[[Mapping[str, torch.Tensor], Path], Spans],
     sibling: Path | None,
     files: Sequence[str],
     known: Mapping[str, Any],
@@ -59,7 +62,8 @@ def traced(
         model: what is traced; its modules' modes are as before when this returns, and nothing here keeps it.
         example: its inputs.
         folder: where a graph that is not there yet is written.
-        trace: writes the fp32 graph of inputs that lie beside the model into a folder.
+        trace: writes the fp32 graph of inputs that lie beside the model into a folder; returns for how many tokens it
+            is sure.
         sibling: an export whose graph is taken where it is one of the same weights; None to trace anyway.
         files: what such an export consists of.
         known: what its `export.json` must say, beside the digest of the weights.
@@ -72,18 +76,18 @@ def traced(
     from compressor.storage import weights_digest
     from exporters import verify
 
-    with settled(model):
+    with settled(model), verify.unchanged(model):
         digest = {"weights_digest": weights_digest(model)}
-        reused = sibling is not None and fits(sibling, files, {**known, **digest}, list(example))
-        inputs = devices.beside(model, example)
-        trials = verify.trials(model, inputs)
-        if not reused:
+        told = None if sibling is None else _record(sibling, files, {**known, **digest}, example)
+        inputs, tried = devices.beside(model, example), list[dict[str, "torch.Tensor"]]()
+        if sibling is not None and told is not None:
+            taken, last = sibling, {name: told[name] for name in LAST if name in told}
+        else:
             folder.mkdir(exist_ok=True)
-            trace(inputs, folder)
-        references = verify.references(model, trials)
+            taken, (tried, last) = folder, verify.beyond(model, inputs, trace(inputs, folder))
+        references = verify.references(model, verify.trials(model, inputs) + tried)
     config = getattr(model, "config", None)
-    taken = sibling if reused and sibling is not None else folder
-    return Traced(taken, references, config, digest | {"reused_fp32_graph": reused})
+    return Traced(taken, references, config, {**digest, "reused_fp32_graph": told is not None, **last})
 
 
 def made(
@@ -137,13 +141,23 @@ def _give_back() -> None:
         trim(0)
 
 
-def fits(sibling: Path, files: Sequence[str], facts: Mapping[str, Any], inputs: Sequence[str]) -> bool:
-    """Whether the sibling is a whole export with these facts and first inputs, so that its graph can be taken."""
+def _record(
+    sibling: Path, files: Sequence[str], facts: Mapping[str, Any], example: Mapping[str, torch.Tensor]
+) -> Mapping[str, Any] | None:
+    """What a sibling says of itself, where it is a whole export with these facts and inputs: its graph can be taken."""
     if not all((sibling / name).is_file() for name in (EXPORT_FILE, *files)):
-        return False
+        return None
     try:
         told = json.loads((sibling / EXPORT_FILE).read_text())
     except json.JSONDecodeError:  # not the export that we wrote
-        return False
-    names = [value["name"] for value in told.get("inputs", [])][: len(inputs)]
-    return names == list(inputs) and all(told.get(key) == value for key, value in facts.items())
+        return None
+    inputs = told.get("inputs", [])[: len(example)]  # of a decoder, its cache's are behind them
+    same = [value["name"] for value in inputs] == list(example)
+    same = same and all(_holds(value["axes"], example[value["name"]].shape) for value in inputs)
+    return told if same and all(told.get(key) == value for key, value in facts.items()) else None
+
+
+def _holds(axes: Sequence[str | int | None], shape: Sequence[int]) -> bool:
+    """Whether a shape is one of these axes, of which those that are no numbers are free."""
+    pairs = list(zip(axes, shape, strict=False))
+    return len(axes) == len(shape) and all(axis == size for axis, size in pairs if isinstance(axis, int))

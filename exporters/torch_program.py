@@ -21,7 +21,8 @@ from compressor.storage import weights_digest
 from exporters import verify
 from exporters.base import EXPORT_FILE, Exported, Exporter, Runner
 from exporters.folder import facts, new_folder, save_config
-from exporters.tracing import Tracing, require_free
+from exporters.tracing import Tracing, free_sizes, require_free
+from exporters.verify import Spans
 
 
 def traced(tracing: Tracing, sizes: Mapping[str, Any]) -> torch.export.ExportedProgram:
@@ -67,7 +68,7 @@ def export(
     path: Path,
     *,
     file: str,
-    write: Callable[[Mapping[str, Tensor], Path], dict[str, Any]],
+    write: Callable[[Mapping[str, Tensor], Path], tuple[dict[str, Any], Spans]],
     load: Callable[[Path], Runner] | None = None,
 ) -> Exported:
     """Write a model as a new folder `path`: a program, `export.json` and the model's config.
@@ -78,22 +79,24 @@ def export(
         example: its inputs.
         path: the folder.
         file: the program's name.
-        write: traces the model with inputs that lie beside it into a file; returns the program's own facts.
+        write: traces the model with inputs that lie beside it into a file; returns the program's own facts, and for
+            how many tokens it is sure.
         load: of the exporter by default.
 
     Raises:
         ExportError: `path` exists, the model cannot be traced, or the program computes something else.
         ResourceError: the disk refuses the files.
     """
-    with new_folder(path) as scratch, settled(model):
+    with new_folder(path) as scratch, settled(model), verify.unchanged(model):
         inputs = devices.beside(model, example)
-        program = write(inputs, scratch / file)
+        program, spans = write(inputs, scratch / file)
+        beyond, last = verify.beyond(model, inputs, spans)
         told = facts(exporter, scratch, [file], _versions(exporter.packages))
-        told |= {"weights_digest": weights_digest(model), **program}
+        told |= {"weights_digest": weights_digest(model), **program, **last}
         write_json(scratch / EXPORT_FILE, told)  # read by load
         limit = exporter.tolerance if exporter.precision == "fp32" else math.inf  # gates say what a precision may cost
         runner = (load or exporter.load)(scratch)
-        told["parity"] = verify.compare(model, runner, verify.trials(model, inputs), limit)
+        told["parity"] = verify.compare(model, runner, verify.trials(model, inputs) + beyond, limit)
         save_config(getattr(model, "config", None), scratch)
         write_json(scratch / EXPORT_FILE, told)
     return Exported(path, (file,), told)
@@ -141,13 +144,10 @@ def _inner(module: nn.Module) -> nn.Module:
 
 def _check_axes(program: torch.export.ExportedProgram, tracing: Tracing) -> None:
     """torch.export quietly fixes an axis that the model turns into a number; that program would serve one size only."""
-    found = {node.name: node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"}
-    given = zip(program.graph_signature.user_inputs, tracing.axes.items(), strict=True)
     fixed = [
-        f"{size} of {name} to {found[place][axis]}"
-        for place, (name, free) in given
-        for axis, size in free.items()
-        if str(found[place][axis]).isdecimal()  # a SymInt that can be but one number
+        f"{size} of {name} to {given}"
+        for name, _, size, given in free_sizes(program, tracing)
+        if str(given).isdecimal()  # a SymInt that can be but one number
     ]
     require_free(fixed)
 

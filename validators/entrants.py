@@ -79,7 +79,7 @@ def _told(folder: Path) -> dict[str, Any]:
     try:
         facts = dict(json.loads(file.read_text(encoding="utf-8")))
         registry.load("exporters", facts["runtime"])
-        return facts | {"model_files": list(facts["model_files"]), "inputs": list(facts["inputs"])}
+        return facts | {"model_files": list(facts["model_files"]), "inputs": list(facts.get("inputs", ()))}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} cannot be read ({error!r}): export again, or name the ONNX file itself.") from error
 
@@ -157,12 +157,17 @@ def inputs(entrants: Sequence[Entrant], rows: int, length: int, seed: int = 0) -
 
     All rows have the same tokens: BART wants as many ends in each. Axes that none of them fixes are `rows` where they
     come first, else `length`; caches are left out, so that runners start with none.
+
+    Raises:
+        InputError: no export lists its inputs.
     """
     tokens = min(entrant.tokens for entrant in entrants)
     generator = np.random.default_rng(seed)
     values = dict[str, Mapping[str, Any]]()
     for value in (value for entrant in entrants for value in entrant.facts["inputs"]):
         values[value["name"]] = _agreed(values.get(value["name"], value), value)
+    if not values:
+        raise InputError(f"{EXPORT_FILE} of {entrants[0].folder} does not list its inputs: give some by --inputs.")
     cached = any(name.startswith(PAST) for name in values)
     return {
         name: _made(name, value, (rows, length), tokens, generator)

@@ -25,6 +25,8 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaForCausalLM,
 )
 
 from compressor import registry
@@ -55,6 +57,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "mistral-window": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=6)),  # texts are longer
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, **LOCAL, sliding_window=6, head_dim=8)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+    "roberta": lambda: RobertaForCausalLM(RobertaConfig(**SIZES, pad_token_id=0, is_decoder=True)),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.4)
     ),
@@ -222,3 +225,15 @@ def test_a_state_space_model_has_no_cache_of_keys_and_values() -> None:
     model = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
     with pytest.raises(ExportError, match="MambaForCausalLM is a NoneType, not keys and values"):
         tracing._cache_shapes(model, torch.tensor([[1, 2, 3]]))
+
+
+def test_a_decoder_whose_first_position_is_not_known_is_refused() -> None:
+    class Odd(GPT2LMHeadModel):
+        def forward(self, input_ids: Any = None, position_ids: Any = None, **others: Any) -> Any:
+            counted = torch.arange(5, 5 + input_ids.shape[1])[None] if position_ids is None else position_ids
+            return super().forward(input_ids=input_ids, position_ids=counted, **others)
+
+    sizes = {"vocab_size": 20, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    model = Odd(GPT2Config(**sizes, initializer_range=0.4, pad_token_id=1)).eval()
+    with pytest.raises(ExportError, match=r"Odd counts positions neither from 0 nor from behind its padding's \(1\)"):
+        tracing._first_position(model, torch.tensor([[3, 4, 5]]))

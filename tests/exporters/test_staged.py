@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from compressor.errors import ExportError
@@ -118,3 +119,27 @@ def test_a_precision_whose_graph_does_not_load_is_an_export_that_failed(
     with pytest.raises(ExportError, match=r"What this precision makes of the graph does not load: .*refuses"):
         OnnxExporter("int8").export(Weights().build(), EXAMPLE, tmp_path / "onnx-int8")
     assert list(tmp_path.iterdir()) == []
+
+
+class Picture(nn.Module):
+    """The mean of an image's patches, whatever its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 4, 2, stride=2)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.patches(pixel_values).mean((2, 3))
+
+
+def test_a_sibling_of_another_size_is_not_taken(tmp_path: Path) -> None:
+    model = Picture()
+    for size, reused in ((8, True), (12, False)):
+        folder, images = tmp_path / str(size), {"pixel_values": torch.rand(2, 3, size, size)}
+        shutil.copytree(tmp_path / "8" / "onnx-fp32", folder / "onnx-fp32") if size > 8 else OnnxExporter().export(
+            model, images, folder / "onnx-fp32"
+        )
+        facts = OnnxExporter("fp16").export(model, images, folder / "onnx-fp16").facts
+        assert facts["reused_fp32_graph"] == reused
+        assert facts["inputs"][0]["axes"] == ["batch_size", 3, size, size]

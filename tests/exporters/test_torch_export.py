@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy as copying
+import gc
 import json
 import pickle
 import shutil
+import weakref
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -17,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from compressor.errors import ArtifactError, DependencyError, ExportError, RuntimeFailure
+from compressor import nvidia
+from compressor.errors import ArtifactError, DependencyError, ExportError, ResourceError, RuntimeFailure
+from exporters import torch_export
 from exporters.base import EXPORT_FILE, Exported, Session
 from exporters.torch_export import TorchExporter
 from validators.base import Evaluation, Subject
@@ -268,6 +274,16 @@ def test_cuda_without_cuda_is_refused(exported: Exported) -> None:
         TorchExporter().load(exported.path, Session(device="cuda"))
 
 
+def test_a_torch_that_calls_another_makers_gpu_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking() -> None:
+        raise DependencyError("no NVIDIA driver is visible here")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(nvidia, "require", lacking)
+    with pytest.raises(DependencyError, match="no NVIDIA driver is visible here"):
+        TorchExporter().require(Session(device="cuda"))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(NO_CUDA, reason=NEEDS_CUDA)
 def test_cuda_runs_the_program(exported: Exported, padded: Padded) -> None:
@@ -301,6 +317,33 @@ def test_a_bound_run_gives_what_a_plain_one_does(
 def test_without_a_gpu_no_run_is_recorded(exported: Exported, padded: Padded) -> None:
     with pytest.raises(RuntimeFailure, match="CUDA graphs need an NVIDIA GPU"):
         TorchExporter().load(exported.path, ONE).bound(arrays(padded(3, 5)), replayed=True)
+
+
+def test_what_a_recorded_run_reads_lives_as_long_as_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
+    for name in ("CUDAGraph", "Stream", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    values = [torch.ones(2)]
+    read = weakref.ref(values[0])
+    replay = torch_export._recorded(lambda x: None, values)
+    del values
+    gc.collect()
+    assert read() is not None
+    replay()
+    torch.cuda.CUDAGraph.return_value.replay.assert_called_once_with()  # type: ignore[attr-defined]
+
+
+def test_a_program_that_wants_memory_is_no_failure_of_torch(
+    exported: Exported, padded: Padded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hungry(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    runner = replace(TorchExporter().load(exported.path, ONE), module=hungry)
+    for run in (runner, runner.bound):
+        with pytest.raises(ResourceError, match=r"input_ids \(3, 5\).*CUDA out of memory.*batch_size"):
+            run(arrays(padded(3, 5)))
 
 
 def test_a_precision_that_it_cannot_write_is_refused() -> None:

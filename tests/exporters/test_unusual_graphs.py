@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ExportError
-from exporters import verify
+from exporters import onnx_graph, verify
 from exporters.onnx import OnnxExporter
 from exporters.torch_export import TorchExporter
 
@@ -91,6 +91,50 @@ class Tagger(nn.Module):
         return self.head(scores.softmax(-1) @ x)
 
 
+class Branching(nn.Module):
+    """Long texts, or very short ones, take another way."""
+
+    def __init__(self, short: bool) -> None:
+        super().__init__()
+        self.table, self.one, self.other, self.short = nn.Embedding(50, 16), nn.Linear(16, 4), nn.Linear(16, 4), short
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x, length = self.table(input_ids).mean(1), input_ids.shape[1]
+        return self.other(x) if (length < 3 if self.short else length > 30) else self.one(x)
+
+
+class Limited(nn.Module):
+    """Takes thirty tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 4)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        if input_ids.shape[1] > 30:
+            raise ValueError("too long")
+        return self.table(input_ids).mean(1)
+
+
+class Pair(nn.Module):
+    """Two texts of lengths of their own, one of them weighted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 16), nn.Linear(32, 4)
+
+    def forward(self, query_ids: Tensor, weights: Tensor, document_ids: Tensor) -> Tensor:
+        query = (self.table(query_ids) * weights[..., None]).sum(1)
+        return self.head(torch.cat([query, self.table(document_ids).mean(1)], -1))
+
+
+class Guarded(nn.Module):
+    """Asks a value, which no tracing knows."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return input_ids.float() if input_ids.sum() > 3 else -input_ids.float()
+
+
 TEXT = {"input_ids": torch.randint(0, 50, (4, 7), generator=torch.Generator().manual_seed(0))}
 TAGGED = TEXT | {"attention_mask": torch.ones(4, 7, dtype=torch.long)}
 IMAGES = {"pixel_values": torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
@@ -143,6 +187,74 @@ def test_a_generator_with_an_encoder_is_refused_in_a_sentence(tmp_path: Path, ki
     model = getattr(transformers, kind)(getattr(transformers, kind).config_class(**small))
     with pytest.raises(ExportError, match="only decoders can be exported"):
         OnnxExporter().export(model, TAGGED | {"decoder_input_ids": TEXT["input_ids"]}, tmp_path / "onnx")
+
+
+@pytest.mark.parametrize("exporter", [OnnxExporter, TorchExporter])
+@pytest.mark.parametrize(("short", "shape"), [(False, r"\[1, 31\]"), (True, r"\[1, 2\]")])
+def test_a_branch_on_the_length_is_refused_though_no_text_of_the_example_takes_it(
+    tmp_path: Path, exporter: Any, short: bool, shape: str
+) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ExportError, match=f"(differs from the model by .*|does not run at the shape ){shape}"):
+        exporter().export(Branching(short), TEXT, tmp_path / "export")
+
+
+@pytest.mark.parametrize("exporter", [OnnxExporter, TorchExporter])
+def test_an_export_says_how_many_tokens_its_model_takes(tmp_path: Path, exporter: Any) -> None:
+    assert exporter().export(Limited(), TEXT, tmp_path / "export").facts["max_length"] == 30
+    assert "max_length" not in exporter().export(Recommender(), TEXT, tmp_path / "endless").facts
+
+
+def test_a_smaller_precision_says_so_too(tmp_path: Path) -> None:
+    model = Limited()
+    OnnxExporter().export(model, TEXT, tmp_path / "onnx-fp32")
+    facts = OnnxExporter("fp16").export(model, TEXT, tmp_path / "onnx-fp16").facts
+    assert (facts["reused_fp32_graph"], facts["max_length"]) == (True, 30)
+
+
+@pytest.mark.parametrize("exporter", [OnnxExporter, TorchExporter])
+def test_texts_of_two_lengths_are_both_free(tmp_path: Path, exporter: Any) -> None:
+    torch.manual_seed(0)
+
+    def texts(rows: int, query: int, document: int) -> dict[str, Tensor]:
+        ids = {"query_ids": torch.randint(50, (rows, query)), "weights": torch.rand(rows, query)}
+        return ids | {"document_ids": torch.randint(50, (rows, document))}
+
+    model = Pair().eval()
+    export = exporter().export(model, texts(2, 7, 11), tmp_path / "export")
+    sizes = ["sequence_length", "sequence_length", "sequence_length_2"]
+    assert [value["axes"] for value in export.facts["inputs"]] == [["batch_size", size] for size in sizes]
+    inputs = texts(3, 19, 4)
+    found = exporter().load(export.path)({name: tensor.numpy() for name, tensor in inputs.items()})["logits"]
+    np.testing.assert_allclose(found, model(**inputs).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [19, 20, 45])
+def test_a_decoder_with_a_window_is_a_program_for_texts_longer_than_it(tmp_path: Path, length: int) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 20}
+    model = MistralForCausalLM(MistralConfig(**sizes, **heads, initializer_range=0.4)).eval()
+    export = TorchExporter().export(model, TAGGED, tmp_path / "export")
+    ids = torch.randint(50, (2, length))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    found = TorchExporter().load(export.path)({name: tensor.numpy() for name, tensor in inputs.items()})["logits"]
+    np.testing.assert_allclose(found, model(**inputs).logits.detach().numpy(), atol=1e-4)
+
+
+def test_an_opset_that_torch_does_not_write_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"in opset 18 of ONNX, not in 14: ask for `opset: 18`"):
+        OnnxExporter(opset=14).export(Recommender(), TEXT, tmp_path / "onnx")
+
+
+def test_a_refusal_is_told_once_and_in_a_whole_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ExportError, match="cannot export Guarded"):
+        OnnxExporter().export(Guarded(), TEXT, tmp_path / "onnx")
+    assert capfd.readouterr().err == ""
+    error = ValueError("\nThe following were found:\n  Eq(s0, 1) is inconsistent!\nand more")
+    assert onnx_graph._reason(error) == "ValueError: The following were found: Eq(s0, 1) is inconsistent!"
 
 
 # ---- what an export is held to ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -88,6 +89,88 @@ def test_trials_stay_within_the_positions_of_the_model(example: dict[str, Tensor
     model = Sum()
     model.config = SimpleNamespace(max_position_embeddings=9)  # type: ignore[assignment]
     assert verify.trials(model, example)[2]["input_ids"].shape == (3, 7)
+
+
+@pytest.mark.parametrize(("said", "found"), [(9, 9), (-1, verify.ENDLESS), (None, verify.ENDLESS)])
+def test_a_config_may_say_that_positions_have_no_end(said: int | None, found: int) -> None:
+    model = Sum()
+    model.config = SimpleNamespace(max_position_embeddings=said)  # type: ignore[assignment]
+    assert verify.positions(model) == found
+
+
+class Short(Sum):
+    """Takes so many tokens at most, and says so nowhere."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.places = nn.Embedding(most, 1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        self.places(torch.arange(input_ids.shape[1]))
+        return super().forward(input_ids, attention_mask)  # type: ignore[no-any-return]
+
+
+def test_trials_are_no_longer_than_a_model_takes_that_says_nowhere_how_many(example: dict[str, Tensor]) -> None:
+    shapes = [[tuple(one["input_ids"].shape) for one in verify.trials(Short(most), example)] for most in (9, 10)]
+    assert shapes == [[(1, 5), (2, 3), (3, 5)], [(1, 5), (2, 3), (3, 10)]]
+
+
+def test_what_a_tracing_is_not_sure_of_is_tried_where_the_model_takes_it(example: dict[str, Tensor]) -> None:
+    def shapes(most: int, span: tuple[int, int]) -> tuple[list[tuple[int, ...]], dict[str, int]]:
+        tried, last = verify.beyond(Short(most), example, {5: span})
+        return [tuple(one["input_ids"].shape) for one in tried], last
+
+    assert shapes(20, (0, 12)) == ([(1, 13)], {})
+    assert shapes(20, (4, 12)) == ([(1, 3), (1, 13)], {})
+    assert shapes(12, (2, 12)) == ([], {"max_length": 12})
+    assert shapes(20, (0, verify.ENDLESS)) == ([], {})
+
+
+def test_memory_that_is_wanting_is_no_end_of_a_model(example: dict[str, Tensor]) -> None:
+    model = Sum()
+    model.forward = MagicMock(side_effect=torch.OutOfMemoryError("wanting"))  # type: ignore[method-assign]
+    with pytest.raises(torch.OutOfMemoryError):
+        verify.beyond(model, example, {5: (0, 12)})
+
+
+def test_texts_of_several_lengths_and_floats_beside_tokens_are_drawn_each_in_its_own(
+    example: dict[str, Tensor],
+) -> None:
+    longer = torch.arange(18).reshape(2, 9)
+    inputs = example | {"weights": example["input_ids"].float(), "other": longer, "features": torch.rand(2, 4)}
+    assert verify.sequences(inputs) == {"input_ids": 5, "attention_mask": 5, "weights": 5, "other": 9}
+    for trial, (rows, columns, others) in zip(
+        verify.trials(MagicMock(config=None), inputs), [(1, 5, 9), (2, 3, 5), (3, 10, 18)], strict=True
+    ):
+        assert torch.equal(trial["weights"], trial["input_ids"].float())
+        assert trial["input_ids"].shape == (rows, columns)
+        assert trial["other"].shape == (rows, others)
+        assert trial["features"].shape == (rows, 4)
+
+
+class Turning(Sum):
+    """Puts another module into its own place when it reads its first text, and can read no second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.way: nn.Module = nn.Identity()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        if isinstance(self.way, nn.Tanh):
+            raise TypeError("too many arguments")
+        self.way = nn.Tanh()
+        return super().forward(input_ids, attention_mask)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_model_that_replaces_its_own_modules_is_refused(example: dict[str, Tensor], runs: int) -> None:
+    def read(model: nn.Module) -> None:
+        with verify.unchanged(model):
+            for _ in range(runs):
+                model(**example)
+
+    with pytest.raises(ExportError, match=r"Turning replaces its own modules .*\(way first\)"):
+        read(Turning())
 
 
 def test_only_the_rows_of_float_features_change() -> None:

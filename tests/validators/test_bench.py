@@ -170,6 +170,19 @@ def test_axes_that_one_export_leaves_free_are_as_another_fixes_them(tmp_path: Pa
     assert entrants.inputs([fixed, one("batch", 3, 8, 8)], 2, 64)["pixel_values"].shape == (2, 3, 224, 224)
 
 
+def test_an_export_that_does_not_list_its_inputs_is_given_some(files: dict[str, Path], tmp_path: Path) -> None:
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    shutil.copy(files["dense"], silent / "model.onnx")
+    facts = {"runtime": "onnx", "precision": "fp32", "model_files": ["model.onnx"]}
+    (silent / "export.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=r"silent does not list its inputs: give some by --inputs\."):
+        bench([silent, silent], ONE)
+    np.savez(tmp_path / "real.npz", input_ids=np.arange(15).reshape(3, 5))
+    found = bench([silent, files["small"]], ONE, runs=10, inputs_file=tmp_path / "real.npz")
+    assert found.setting["inputs"] == "input_ids (3, 5)"
+
+
 def test_inputs_of_a_file_take_the_place_of_made_up_ones(files: dict[str, Path], tmp_path: Path) -> None:
     np.savez(tmp_path / "real.npz", input_ids=np.arange(15).reshape(3, 5))
     found = bench([files["dense"], files["small"]], ONE, runs=10, inputs_file=tmp_path / "real.npz")
