@@ -83,7 +83,7 @@ def projected(model: Any, subspaces: Mapping[str, Subspace], plan: planning.Plan
 
 def blinded(bench: Bench, variation: Variation) -> dict[str, Subspace]:
     """The subspaces of the layers that a variation names, in the metric of their inputs alone."""
-    targets = tuple(one for one in models.find_targets(bench.probed) if one.name.endswith(variation.blind))
+    targets = [one.name for one in models.find_targets(bench.probed) if one.name.endswith(variation.blind)]
     method = replace(variation.method, metric="input")
     return factorize.decompose(bench.probed, method, bench.moments(adapted=False), targets=targets)
 

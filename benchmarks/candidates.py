@@ -105,7 +105,7 @@ def whiten_(layer: CoreLinear, pair: Moments) -> None:
     theirs, onto = _whitening(left.mT @ pair.gradient.matrix.double() @ left)
     layer.right.copy_(ours @ right)
     layer.left.copy_(left @ theirs.mT)
-    layer.core = FreeCore(onto.mT @ core @ into, free=layer.rank)
+    layer.core = FreeCore((onto.mT @ core @ into).to(layer.left), free=layer.rank)
 
 
 def _whitening(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,7 +21,6 @@ from validators import gauges
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
     from compressor.tasks.base import Task
 
@@ -163,7 +162,7 @@ def _export(
             write(
                 exporter,
                 load,
-                _example(artifact, task, processor),
+                task.example(processor, artifact.manifest["recipe"]["model"]["max_length"]),
                 scratch,
                 partial(_samples, artifact, task, processor),
             )
@@ -173,15 +172,6 @@ def _export(
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return [target]
-
-
-def _example(artifact: Artifact, task: Task, processor: Any) -> dict[str, Tensor]:
-    """What the model is traced with; no text is longer than the recipe's, since the model may take no longer one."""
-    from exporters.verify import is_sequence
-
-    longest = artifact.manifest["recipe"]["model"]["max_length"]
-    found = task.example(processor)
-    return {name: tensor[:, :longest] if is_sequence(tensor) else tensor for name, tensor in found.items()}
 
 
 def _samples(artifact: Artifact, task: Task, processor: Any) -> Sequence[Mapping[str, np.ndarray]]:

@@ -164,9 +164,10 @@ def factorize_(
         dtype = torch.promote_types(dense.weight.dtype, torch.float32)
         layer = CoreLinear(subspace.left, core, subspace.right, dense.bias, method.updates, form, plan.layout, dtype)
         _train_in_place(model, name, _like(dense, layer), lean)
-    for name in plan.kept if method.updates else ():
+    for name in plan.kept:
         dense = dense_layer(model, name)
-        _train_in_place(model, name, _like(dense, KeptLinear(dense, method.updates)), lean)
+        kept = KeptLinear(dense, method.updates) if method.updates else dense  # a linear layer where it was transposed
+        _train_in_place(model, name, _like(dense, kept), lean)
     structure.leave_fast_paths_(model)
     return model
 
@@ -179,8 +180,9 @@ def _freeze_(model: nn.Module) -> None:
     model.requires_grad_(False)
 
 
-def _train_in_place(model: nn.Module, name: str, layer: CoreLinear | KeptLinear, lean: bool) -> None:
-    layer.lean = lean
+def _train_in_place(model: nn.Module, name: str, layer: nn.Module, lean: bool) -> None:
+    if isinstance(layer, CoreLinear | KeptLinear):
+        layer.lean = lean
     setattr(layer, FROZEN, getattr(model.get_submodule(name), FROZEN))
     replace_module(model, name, layer)
 

@@ -130,7 +130,8 @@ class Measuring:
         if path.exists():
             return path
         folder.mkdir(exist_ok=True)
-        write(exporter, model, self.line.task.example(self.line.processor), path, self._samples)
+        example = self.line.task.example(self.line.processor, self.line.recipe.model.max_length)
+        write(exporter, model, example, path, self._samples)
         return path
 
     def _samples(self) -> Sequence[Arrays]:

@@ -120,6 +120,8 @@ def judged_by(made: Mapping[str, Any], settings: Sequence[str], folder: Path) ->
     Raises:
         RecipeError: a setting is of what the artifact was made with, or has faults; all of them are listed.
     """
+    if not settings:
+        return Recipe.model_validate(made)  # which was checked when the run was begun, on the machine where it was
     found = document.Document(str(folder), copy.deepcopy(dict(made)), {})
     asked = [tuple(setting.partition("=")[0].strip().split(".")) for setting in settings]
     found.faults += [(key, f"cannot be changed in what is made already; {LATER}") for key in asked if not _later(key)]

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, np.ndarray]
 Device = Literal["cpu", "cuda"]
 
-EXPORT_FILE = "export.json"  # written beside every export: what it is and how it was made
 DAMAGED = "If a file was cut off or edited, restore it or export the model again."
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 from compressor import registry
 from compressor.errors import DependencyError, RuntimeFailure, first_line
 from compressor.threads import usable_threads
-from exporters.base import DAMAGED, EXPORT_FILE, Arrays, Session, failed
+from exporters import record
+from exporters.base import DAMAGED, Arrays, Session, failed
 from exporters.feed import Feed, shapes, told
 
 PROGRAM = "model.pte"
@@ -99,5 +99,5 @@ def load(folder: Path, session: Session) -> ExecutorchRunner:
     except RuntimeError as error:
         what = f"ExecuTorch refuses {file} ({file.stat().st_size} bytes): {first_line(error)}"
         raise failed(what, error, DAMAGED) from error
-    longest = json.loads((folder / EXPORT_FILE).read_text())["max_length"]
+    longest = record.read(folder).facts["max_length"]
     return ExecutorchRunner(file, program, method, Feed(file, dtypes), longest)

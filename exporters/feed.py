@@ -5,7 +5,6 @@ Imports no runtime.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from compressor.errors import ArtifactError, RuntimeFailure
-from exporters.base import EXPORT_FILE, Arrays
+from exporters import record
+from exporters.base import Arrays
+from exporters.record import EXPORT_FILE
 
 PAST, PRESENT, POSITIONS = "past_key_values", "present", "position_ids"  # of a decoder's cache, as optimum names them
 
@@ -61,16 +62,17 @@ def told(folder: Path, program: str) -> dict[str, np.dtype[Any]]:
     Raises:
         ArtifactError: the program or `export.json` is missing, or that does not name the inputs.
     """
-    file = folder / EXPORT_FILE
-    missing = [str(one) for one in (folder / program, file) if not one.is_file()]
+    missing = [str(one) for one in (folder / program, folder / EXPORT_FILE) if not one.is_file()]
     if missing:
         raise ArtifactError(f"{' and '.join(missing)} missing: {folder} is no whole export. Export the model again.")
+    inputs = record.read(folder).inputs
     try:
-        return {value["name"]: np.dtype(value["dtype"]) for value in json.loads(file.read_text())["inputs"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{file} does not name the program's inputs ({error!r}): export the model again."
-        ) from error
+        found = {value["name"]: np.dtype(value["dtype"]) for value in inputs}
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder / EXPORT_FILE} has an input of no type ({error!r}): export again.") from error
+    if not found:
+        raise ArtifactError(f"{folder / EXPORT_FILE} does not name the program's inputs: export the model again.")
+    return found
 
 
 def shapes(feed: Arrays) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 
 from compressor import registry
 from compressor.errors import ArtifactError, InputError, RuntimeFailure
-from compressor.files import read_json
-from exporters.base import EXPORT_FILE, Arrays, Session
+from exporters import record
+from exporters.base import Arrays, Session
 from exporters.feed import PAST, PRESENT
 
 
@@ -41,15 +41,13 @@ def load(folder: Path, session: Session = Session()) -> Decoder:  # noqa: B008 (
         ArtifactError: no export.
         InputError: an export without a cache.
     """
-    if not (folder / EXPORT_FILE).is_file():
-        raise ArtifactError(f"{folder} is no export: {EXPORT_FILE} is missing. Name a folder under exports/ of a run.")
-    told = read_json(folder / EXPORT_FILE)
-    if not any(value["name"].startswith(PAST) for value in told.get("inputs", [])):
+    told = record.read(folder)
+    if not any(value["name"].startswith(PAST) for value in told.inputs):
         raise InputError(
-            f"{folder}, an export to {told.get('runtime')}, has no cache to continue a text with: generate reads "
+            f"{folder}, an export to {told.runtime}, has no cache to continue a text with: generate reads "
             "models of the task text-generation (or multiple-choice) exported to onnx, ort or openvino."
         )
-    return cast("Decoder", registry.load("exporters", told["runtime"])().load(folder, session))
+    return cast("Decoder", registry.load("exporters", told.runtime)().load(folder, session))
 
 
 def continuation(

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.files import write_json
 from exporters import onnx_runtime, staged
-from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session, require_precision
+from exporters.base import Arrays, Device, Exported, Session, require_precision
 from exporters.folder import facts, new_folder, save_config
 from exporters.onnx_precisions import PRECISIONS
 from exporters.onnx_runtime import GRAPH, OnnxRunner
+from exporters.record import EXPORT_FILE
 
 if TYPE_CHECKING:
     import torch

@@ -13,9 +13,10 @@ from compressor import registry
 from compressor.errors import ExportError
 from compressor.files import write_json
 from exporters import openvino_int8, openvino_runtime, staged
-from exporters.base import EXPORT_FILE, Arrays, Device, Exported, Session, require_precision
+from exporters.base import Arrays, Device, Exported, Session, require_precision
 from exporters.folder import facts, new_folder, save_config
 from exporters.openvino_runtime import GRAPH, PACKAGES, WEIGHTS, OpenvinoRunner
+from exporters.record import EXPORT_FILE
 
 if TYPE_CHECKING:
     import torch

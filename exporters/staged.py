@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import ExportError, RuntimeFailure, first_line
-from exporters.base import EXPORT_FILE, Runner
+from exporters.base import Runner
+from exporters.record import EXPORT_FILE
 
 if TYPE_CHECKING:
     import torch

@@ -108,7 +108,7 @@ class TorchExporter:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11 of its own buffer
                 program = torch.export.load(file)
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
+        except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
             what = f"torch {torch.__version__} refuses {file} ({file.stat().st_size} bytes): {first_line(error)}"
             raise failed(what, error, DAMAGED) from error
         if session.device == "cuda":

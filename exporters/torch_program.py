@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from compressor import devices
-from compressor.errors import ExportError, first_line
+from compressor.errors import ExportError, RuntimeFailure, first_line
 from compressor.files import write_json
 from compressor.running import settled
 from compressor.storage import weights_digest
 from exporters import verify
-from exporters.base import EXPORT_FILE, Exported, Exporter, Runner
+from exporters.base import Exported, Exporter, Runner
 from exporters.folder import facts, new_folder, save_config
+from exporters.record import EXPORT_FILE
 from exporters.tracing import Tracing, free_sizes, require_free
 from exporters.verify import Spans
 
@@ -95,11 +96,18 @@ def export(
         told |= {"weights_digest": weights_digest(model), **program, **last}
         write_json(scratch / EXPORT_FILE, told)  # read by load
         limit = exporter.tolerance if exporter.precision == "fp32" else math.inf  # gates say what a precision may cost
-        runner = (load or exporter.load)(scratch)
+        runner = _read_back(load or exporter.load, scratch, model)
         told["parity"] = verify.compare(model, runner, verify.trials(model, inputs) + beyond, limit)
         save_config(getattr(model, "config", None), scratch)
         write_json(scratch / EXPORT_FILE, told)
     return Exported(path, (file,), told)
+
+
+def _read_back(load: Callable[[Path], Runner], folder: Path, model: nn.Module) -> Runner:
+    try:
+        return load(folder)
+    except RuntimeFailure as error:
+        raise ExportError(f"What was written of {type(model).__name__} cannot be read back: {error}") from error
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
 
 from compressor import exporting, progress, proving
@@ -94,16 +92,7 @@ def test_a_precision_that_a_model_cannot_have_is_left_out_of_a_contest_and_said(
     monkeypatch.setattr(progress, "note", said.append)
     section, artifact = ExportSection(precision="int4"), cast("Artifact", None)
     nothing: Allowed = {"factory": None, "trust_remote_code": False}
-    exporting._try(artifact, section, required=False, **nothing)
+    exporting._try(artifact, section, required=False, overwrite=False, **nothing)
     assert said == ["onnx-int4 is left out: The quantizer fails on this graph."]
     with pytest.raises(ExportError):
-        exporting._try(artifact, section, required=True, **nothing)
-
-
-def test_no_text_that_is_traced_is_longer_than_those_of_the_recipe() -> None:
-    ids, pixels = torch.arange(30).reshape(2, 15), torch.rand(2, 3, 20, 20)
-    task: Any = SimpleNamespace(example=lambda _: {"input_ids": ids, "pixel_values": pixels})
-    artifact: Any = SimpleNamespace(manifest={"recipe": {"model": {"max_length": 9}}})
-    found = exporting._example(artifact, task, None)
-    assert torch.equal(found["input_ids"], ids[:, :9])
-    assert torch.equal(found["pixel_values"], pixels)
+        exporting._try(artifact, section, required=True, overwrite=False, **nothing)

@@ -14,9 +14,11 @@ import numpy as np
 
 from compressor import registry
 from compressor.errors import InputError, first_line
-from exporters.base import EXPORT_FILE, Arrays, Session
+from exporters import record
+from exporters.base import Arrays, Session
 from exporters.feed import PAST, POSITIONS
 from exporters.onnx_runtime import GRAPH
+from exporters.record import EXPORT_FILE
 from validators.base import NO_OUTCOMES, Evaluation, Subject
 
 TOKENS = 100  # that inputs are drawn from where no config says how many a model knows
@@ -73,15 +75,14 @@ def entrant(name: str, path: Path, scratch: Path) -> Entrant:
 
 
 def _told(folder: Path) -> dict[str, Any]:
-    file = folder / EXPORT_FILE
-    if not file.is_file():
+    if not (folder / EXPORT_FILE).is_file():
         return {}
     try:
-        facts = dict(json.loads(file.read_text(encoding="utf-8")))
-        registry.load("exporters", facts["runtime"])
-        return facts | {"model_files": list(facts["model_files"]), "inputs": list(facts.get("inputs", ()))}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} cannot be read ({error!r}): export again, or name the ONNX file itself.") from error
+        told = record.read(folder)
+        registry.load("exporters", told.runtime)
+    except InputError as error:
+        raise InputError(f"{error} Or name an ONNX file itself.") from error
+    return {**told.facts, "model_files": list(told.model_files), "inputs": list(told.inputs)}
 
 
 def _graph(path: Path) -> Path:

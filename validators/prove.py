@@ -10,11 +10,12 @@ from compressor import data, devices, models, registry, storage
 from compressor.artifact import DENSE, Artifact
 from compressor.errors import ArtifactError, RankfoldError, ResourceError, RuntimeFailure
 from compressor.factory import Allowed
-from compressor.files import read_json
 from compressor.progress import note, stage
 from compressor.recipe import Recipe
 from compressor.tasks.base import Outcomes, Task
-from exporters.base import EXPORT_FILE, Session
+from exporters import record
+from exporters.base import Session
+from exporters.record import EXPORT_FILE
 from validators import advice, rows
 from validators.base import Evaluation, Finding, Subject
 from validators.context import context
@@ -96,7 +97,7 @@ def _unmeasured(lost: Mapping[str, tuple[Role, RankfoldError]]) -> dict[str, Any
 
 def _runtime(folder: Path) -> str:
     """Whose export a folder is."""
-    return str(read_json(folder / EXPORT_FILE)["runtime"])
+    return record.read(folder).runtime
 
 
 def _folders(parent: Path, names: Sequence[str] | None = None) -> list[Path]:
@@ -112,8 +113,7 @@ def _folders(parent: Path, names: Sequence[str] | None = None) -> list[Path]:
 
 
 def _row(subject: Subject, role: Role, findings: tuple[Finding, ...]) -> ExportReport:
-    precision = read_json(subject.path / EXPORT_FILE)["precision"]
-    return ExportReport(subject.name, subject.runtime, precision, role, findings)
+    return ExportReport(subject.name, subject.runtime, record.read(subject.path).precision, role, findings)
 
 
 class _Prover:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from compressor.errors import ArtifactError
-from exporters.base import EXPORT_FILE
+from exporters import record
+from exporters.record import EXPORT_FILE
 from validators.base import Finding, Subject
 from validators.gauges import MIB
 
@@ -38,7 +38,7 @@ def file_bytes(path: Path) -> int:
     Raises:
         ArtifactError: the list or one of the files is missing.
     """
-    names = _read(path).get("model_files")
+    names = record.read(path).model_files
     if not names:
         raise ArtifactError(f"{path / EXPORT_FILE} names no model_files: export again.")
     missing = [name for name in names if not (path / name).is_file()]
@@ -48,13 +48,5 @@ def file_bytes(path: Path) -> int:
 
 
 def _facts(prefix: str, path: Path) -> dict[str, float]:
-    facts = _read(path)
+    facts = record.read(path).facts
     return {f"{prefix}_{name}": float(facts[name]) for name in FACTS if name in facts}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    file = path / EXPORT_FILE
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{file} cannot be read ({error}): {path} is no complete export, export again.") from error

@@ -98,8 +98,11 @@ class Task(Protocol):
         """
         ...
 
-    def example(self, processor: Any) -> dict[str, Tensor]:
-        """Inputs that an exporter can trace the model on: a few rows, of different lengths where there are lengths."""
+    def example(self, processor: Any, max_length: int | None = None) -> dict[str, Tensor]:
+        """Inputs that an exporter can trace the model on: a few rows, of different lengths where there are lengths.
+
+        No text is longer than `max_length`, since the model may take no longer one.
+        """
         ...
 
     def outcomes(self, logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> Outcomes:

@@ -68,7 +68,7 @@ class ImageClassification:
         """The same as `collate`."""
         return self.collate(rows, processor)
 
-    def example(self, processor: Any) -> dict[str, Tensor]:
+    def example(self, processor: Any, max_length: int | None = None) -> dict[str, Tensor]:
         """Three images of noise."""
         return dict(processor(image.samples(), return_tensors="pt"))
 

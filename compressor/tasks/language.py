@@ -51,9 +51,9 @@ def pad(rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
     }
 
 
-def example(tokenizer: Any) -> dict[str, Tensor]:
-    """input_ids and attention_mask (3, T) of three texts of different lengths."""
-    padded = pad([row(tokens) for tokens in tokenizer(list(text.EXAMPLE))["input_ids"]])
+def example(tokenizer: Any, max_length: int | None = None) -> dict[str, Tensor]:
+    """input_ids and attention_mask (3, T) of three texts of different lengths, none longer than `max_length`."""
+    padded = pad([row(tokens[:max_length]) for tokens in tokenizer(list(text.EXAMPLE))["input_ids"]])
     return {name: padded[name] for name in ("input_ids", "attention_mask")}
 
 

@@ -94,9 +94,9 @@ class MultipleChoice:
         sizes, answers = [row["sizes"] for row in rows], [row["answer"] for row in rows]
         return batch | {"labels_sizes": torch.tensor(sizes), "labels_answer": torch.tensor(answers)}
 
-    def example(self, processor: Any) -> dict[str, Tensor]:
+    def example(self, processor: Any, max_length: int | None = None) -> dict[str, Tensor]:
         """Three texts."""
-        return language.example(processor)
+        return language.example(processor, max_length)
 
     def outcomes(self, logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> Outcomes:
         """Each question's scores (B, width), log-likelihoods per character, the best one's place and the answer."""

@@ -69,9 +69,10 @@ class TextClassification:
         """The same as `collate`."""
         return self.collate(rows, processor)
 
-    def example(self, processor: Any) -> dict[str, Tensor]:
+    def example(self, processor: Any, max_length: int | None = None) -> dict[str, Tensor]:
         """Three texts."""
-        return dict(processor(list(text.EXAMPLE), padding=True, return_tensors="pt"))
+        cut: dict[str, Any] = {"truncation": max_length is not None, "max_length": max_length}
+        return dict(processor(list(text.EXAMPLE), padding=True, return_tensors="pt", **cut))
 
     def outcomes(self, logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> Outcomes:
         """The logits (B, labels) themselves."""

@@ -73,9 +73,9 @@ class TextGeneration:
         """The same as `collate`."""
         return self.collate(rows, processor)
 
-    def example(self, processor: Any) -> dict[str, Tensor]:
+    def example(self, processor: Any, max_length: int | None = None) -> dict[str, Tensor]:
         """Three texts."""
-        return language.example(processor)
+        return language.example(processor, max_length)
 
     def outcomes(self, logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> Outcomes:
         """For each token that is followed by one: the next token's log-probability (N, 1), the likeliest, the next."""

@@ -305,7 +305,7 @@ def test_a_head_of_other_names_is_taken_as_it_is_and_told(saved_bert: Path, caps
     rows = named_head(saved_bert, "world", "sports", "tech")
     told: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("compressor.progress.note", told.append)
+        patch.setattr("compressor.progress.note", lambda text, **_: told.append(text))
         model = load_dense(str(saved_bert), TASK, ["business", "sports", "world"])
     assert torch.equal(model.classifier.weight, rows)
     said = "has a head for world, sports, tech; its rows are taken for business, sports, world in this order."

@@ -20,7 +20,7 @@ from compressor.errors import ArtifactError, BudgetError, DataError, GateError, 
 from compressor.files import file_digest
 from compressor.packaging.assemble import package
 from compressor.search import TrialLine
-from exporters.base import EXPORT_FILE
+from exporters.record import EXPORT_FILE
 from validators import compare
 from validators.base import Finding
 from validators.report import ExportReport, Report

@@ -17,8 +17,9 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from compressor import registry
 from compressor.errors import ArtifactError, DependencyError, ExportError, RuntimeFailure
-from exporters.base import EXPORT_FILE, Exported, Session
+from exporters.base import Exported, Session
 from exporters.executorch import ExecutorchExporter
+from exporters.record import EXPORT_FILE
 from validators.base import Evaluation, Subject
 from validators.child import ask
 
@@ -184,7 +185,9 @@ def test_a_missing_program_is_named(tmp_path: Path) -> None:
 
 def test_cuda_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.pte").touch()
-    (tmp_path / EXPORT_FILE).write_text('{"inputs": []}')
+    (tmp_path / EXPORT_FILE).write_text(
+        '{"runtime": "executorch", "precision": "fp32", "inputs": [{"name": "x", "dtype": "int64"}]}'
+    )
     with pytest.raises(DependencyError, match=r"run on the CPU here, not on cuda"):
         ExecutorchExporter().load(tmp_path, Session("cuda"))
 

@@ -21,10 +21,11 @@ from compressor import registry, storage
 from compressor.errors import ExportError, ResourceError
 from compressor.layers import FactorizedLinear, PivotedLinear
 from exporters import onnx_file, onnx_graph
-from exporters.base import EXPORT_FILE, Exported
+from exporters.base import Exported
 from exporters.folder import new_folder
 from exporters.onnx import OnnxExporter
 from exporters.onnx_precisions import PRECISIONS
+from exporters.record import EXPORT_FILE
 
 pytestmark = pytest.mark.slow
 GUIDE = Path(__file__).parents[2] / "docs" / "add-an-exporter.md"

@@ -26,9 +26,10 @@ from compressor.errors import ExportError
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
 from exporters import onnx_fused, onnx_runtime
-from exporters.base import EXPORT_FILE, Session
+from exporters.base import Session
 from exporters.generate import continuation
 from exporters.onnx import OnnxExporter
+from exporters.record import EXPORT_FILE
 
 
 def folded(model: Any) -> Any:

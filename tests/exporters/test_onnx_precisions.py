@@ -21,10 +21,11 @@ from compressor.errors import ExportError, InputError
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
 from exporters import onnx_fp16
-from exporters.base import EXPORT_FILE, Exported
+from exporters.base import Exported
 from exporters.generate import continuation
 from exporters.onnx import OnnxExporter, Precision
 from exporters.onnx_precisions import PRECISIONS
+from exporters.record import EXPORT_FILE
 
 Arrays = Mapping[str, np.ndarray]
 KINDS = ("text", "image", "decoder")

@@ -27,9 +27,10 @@ from transformers import (
 from compressor import registry
 from compressor.errors import ArtifactError, DependencyError, ExportError, RuntimeFailure
 from exporters import onnx_graph, openvino_runtime
-from exporters.base import EXPORT_FILE, Exported, Session
+from exporters.base import Exported, Session
 from exporters.generate import continuation
 from exporters.openvino import OpenvinoExporter
+from exporters.record import EXPORT_FILE
 
 Padded = Callable[..., dict[str, Tensor]]
 Folded = Callable[[Any], Any]

@@ -22,10 +22,11 @@ from compressor.errors import ArtifactError, DependencyError, ExportError, Input
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
 from exporters import onnx_runtime, ort_file
-from exporters.base import EXPORT_FILE, Exported, Session
+from exporters.base import Exported, Session
 from exporters.generate import continuation
 from exporters.onnx import OnnxExporter
 from exporters.ort_format import OrtExporter
+from exporters.record import EXPORT_FILE
 
 Arrays = Mapping[str, np.ndarray]
 KINDS = ("text", "image", "decoder")

@@ -24,7 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from compressor import nvidia
 from compressor.errors import ArtifactError, DependencyError, ExportError, ResourceError, RuntimeFailure
 from exporters import torch_export
-from exporters.base import EXPORT_FILE, Exported, Session
+from exporters.base import Exported, Session
+from exporters.record import EXPORT_FILE
 from exporters.torch_export import TorchExporter
 from validators.base import Evaluation, Subject
 from validators.child import ask
@@ -169,8 +170,11 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
 
 
 def test_a_record_that_does_not_name_the_inputs_is_told(copy: Path) -> None:
-    (copy / EXPORT_FILE).write_text("{}")
+    (copy / EXPORT_FILE).write_text('{"runtime": "torch-export", "precision": "fp32"}')
     with pytest.raises(ArtifactError, match="does not name the program's inputs"):
+        TorchExporter().load(copy)
+    (copy / EXPORT_FILE).write_text('{"runtime": "torch-export"}')
+    with pytest.raises(ArtifactError, match=r"export\.json cannot be read \(KeyError\('precision'\)\)"):
         TorchExporter().load(copy)
 
 

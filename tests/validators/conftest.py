@@ -106,7 +106,7 @@ def write_export(path: Path, embedding: np.ndarray, *weights: np.ndarray) -> Pat
     path.mkdir(parents=True)
     onnx.save(model, path / "model.onnx")
     multiplied = sum(weight.nbytes for weight in weights)
-    facts = {"model_files": ["model.onnx"], "matmul_weight_bytes": multiplied}
+    facts = {"runtime": "onnx", "precision": "fp32", "model_files": ["model.onnx"], "matmul_weight_bytes": multiplied}
     (path / "export.json").write_text(json.dumps(facts | {"initializer_bytes": multiplied + embedding.nbytes}))
     return path
 

@@ -24,6 +24,7 @@ from validators.size import Size
 Pair = tuple[Subject, Subject]
 QUICK = ValidateSection(runs=10, sequence_length=8)
 CLASSIFYING = [name for name in registry.TABLES["checks"] if name != "perplexity"]  # see test_perplexity.py
+FP32 = {"runtime": "onnx", "precision": "fp32"}
 GUIDE = Path(__file__).parents[2] / "docs" / "add-a-check.md"
 
 
@@ -130,14 +131,15 @@ def test_size_counts_the_model_files_alone(pair: Pair):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "export.json cannot be read"),
+        (None, "is no export: export.json is missing"),
         ("{", "cannot be read"),
         ("[1]", "cannot be read"),
-        ("{}", "names no model_files"),
-        (json.dumps({"model_files": ["model.onnx", "model.onnx.data"]}), "lacks model.onnx.data"),
+        ("{}", "cannot be read"),
+        (json.dumps(FP32), "names no model_files"),
+        (json.dumps(FP32 | {"model_files": ["model.onnx", "model.onnx.data"]}), "lacks model.onnx.data"),
     ],
 )
-def test_an_incomplete_export_is_named(pair: Pair, text: str | None, words: str):
+def test_an_incomplete_export_is_named(pair: Pair, text: str | None, words: str) -> None:
     facts = pair[1].path / "export.json"
     facts.unlink()
     if text is not None:

@@ -85,5 +85,5 @@ def test_blocks_longer_than_the_model_reads_are_refused_before_any_work(
         {"model": {"path": str(folder / "model"), "task": "text-generation", "max_length": 33}}
         | {"data": {"train": source, "evaluation": source | {"split": "test"}}}
     )
-    with pytest.raises(ModelError, match=r"input_ids \(1, 33\).*max_length"):
+    with pytest.raises(ModelError, match=r"input_ids \(2, 33\).*max_length"):
         pipeline.compress(recipe, folder / "run")

@@ -106,6 +106,7 @@ def test_a_column_of_numbers_is_no_text(tmp_path: Path) -> None:
 
 
 def test_the_example_needs_no_padding_token(tokenizer: Any) -> None:
+    assert TASK.example(tokenizer, 3)["input_ids"].shape[1] == 3
     example = TASK.example(tokenizer)
     assert tokenizer.pad_token is None
     assert list(example) == ["input_ids", "attention_mask"]
