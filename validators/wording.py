@@ -61,6 +61,9 @@ def interval(finding: Finding) -> str:
     """`9.10 to 9.60 ms (95%)`; an interval without a confidence is the spread of repeated measurements."""
     if finding.lies is None:
         return "-"
+    if finding.lies[0] <= 0 and finding.lies[1] == math.inf:
+        needed = finding.details.get("runs_needed")
+        return f"not known: takes {needed:,.0f} runs" if needed else "not known"
     low, high = (amount(finding, end) for end in finding.lies)
     if finding.unit and low.endswith(f" {finding.unit}") and high.endswith(f" {finding.unit}"):
         low = low.removesuffix(f" {finding.unit}")
