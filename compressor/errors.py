@@ -109,6 +109,12 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def interrupted(error: BaseException) -> bool:
+    """Whether an interruption lies behind it: what was cut off while it wrote, say, fails in words of its own."""
+    behind = error.__context__
+    return isinstance(error, KeyboardInterrupt) or (behind is not None and interrupted(behind))
+
+
 def field_faults(error: Any) -> list[str]:
     """A line for each fault of a pydantic.ValidationError: the field, what it must be, and a plain value it has."""
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from compressor.errors import DependencyError, InputError, RankfoldError, ResourceError, first_line
+from compressor.errors import DependencyError, InputError, RankfoldError, ResourceError, first_line, interrupted
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 UNEXPECTED = 4
@@ -34,10 +34,10 @@ def _wanting(what: Callable[[BaseException], bool], error: BaseException) -> boo
 
 def explain(error: BaseException) -> tuple[str, int]:
     """The sentence for stderr and the exit code."""
+    if interrupted(error):
+        return f"interrupted. {KEPT}", ResourceError.exit_code
     if isinstance(error, RankfoldError):
         return str(error), error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return f"interrupted. {KEPT}", ResourceError.exit_code
     if _wanting(out_of_memory, error):
         return f"out of memory. Use a smaller batch_size or another machine. {KEPT}", ResourceError.exit_code
     if _wanting(_disk_full, error):

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
+from compressor.errors import interrupted
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -70,8 +72,8 @@ def stage(title: str) -> Iterator[None]:
     try:
         yield
         outcome = "done in"
-    except KeyboardInterrupt:
-        outcome = "interrupted after"
+    except BaseException as error:
+        outcome = "interrupted after" if interrupted(error) else outcome
         raise
     finally:
         note(f"{title}: {outcome} {seconds(time.monotonic() - start)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from compressor import progress
 from compressor.errors import RuntimeFailure
 from compressor.failures import explain, out_of_memory
 
@@ -49,3 +50,28 @@ def test_a_gpu_that_torch_sees_and_cannot_use_is_no_bug(said: str) -> None:
 
 def test_what_was_raised_on_purpose_is_said_as_it_is() -> None:
     assert explain(RuntimeFailure("It failed: bad allocation.")) == ("It failed: bad allocation.", 4)
+
+
+def cut_off(error: Exception) -> Exception:
+    """What a writer raises that an interruption has cut off."""
+    try:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise error
+    except type(error) as found:
+        return found
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unexpected pos 64 vs 0"), RuntimeFailure("no answer")], ids=str)
+def test_what_an_interruption_makes_fail_is_an_interruption(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = cut_off(error)
+    assert explain(found)[1] == 5
+    assert explain(found)[0].startswith("interrupted.")
+    progress.set_level("normal")
+    with pytest.raises(type(error)), progress.stage("Work"):
+        raise found
+    progress.set_level("off")
+    assert "Work: interrupted after" in capsys.readouterr().err
