@@ -229,7 +229,7 @@ def _adopt(graph: Path, folder: Path) -> None:
     names = [GRAPH, *(file.name for file in files[1:])]
     for file, name in zip(files, names, strict=True):
         os.link(file, folder / name)
-    facts = {"runtime": "onnx", "model_files": names, **onnx_file.read(folder / GRAPH)}
+    facts = {"runtime": "onnx", "precision": "", "model_files": names, **onnx_file.read(folder / GRAPH)}
     (folder / EXPORT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
 
 

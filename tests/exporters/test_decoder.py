@@ -191,7 +191,7 @@ def test_exports_of_other_runtimes_are_continued_too(decoder: tuple[Any, OnnxRun
 
 
 def test_an_export_without_a_cache_is_told_which_ones_are_continued(tmp_path: Path) -> None:
-    facts = {"runtime": "torch-export", "inputs": [{"name": "input_ids"}]}
+    facts = {"runtime": "torch-export", "precision": "fp32", "inputs": [{"name": "input_ids"}]}
     (tmp_path / "export.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match=r"to torch-export, has no cache .* onnx, ort or openvino\."):
         load(tmp_path)

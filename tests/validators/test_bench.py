@@ -252,6 +252,7 @@ def test_what_is_no_export_is_told(
 
 def test_an_export_whose_facts_are_spoiled_is_told(folders: Folders, files: dict[str, Path], tmp_path: Path) -> None:
     spoiled = shutil.copytree(folders["small"][0], tmp_path / "spoiled")
+    (spoiled / "export.json").write_text("{}")
     with pytest.raises(InputError, match=r"export\.json cannot be read \(KeyError\('runtime'\)\)"):
         bench([files["dense"], spoiled], ONE)
 
