@@ -240,6 +240,7 @@ def _arguments(training: Training, folder: Path, seed: int, train: Any, chosen_b
 
     evaluated = chosen_by is not None
     steps = math.ceil(math.ceil(len(train) / training.batch_size) * training.epochs)
+    warmup = training.warmup if steps * training.warmup >= 1 else 0  # a share is rounded up, to a step of rate 0
     if steps < FEW:
         progress.note(f"  steps in all: {steps}; a smaller batch_size, more epochs or more data teach more.")
     found = TrainingArguments(
@@ -249,9 +250,7 @@ def _arguments(training: Training, folder: Path, seed: int, train: Any, chosen_b
         per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=2 * training.batch_size,
         weight_decay=training.weight_decay,
-        warmup_steps=training.warmup
-        if steps * training.warmup >= 1
-        else 0,  # below 1 a share, rounded up; its first is of rate 0
+        warmup_steps=warmup,  # below 1 it is a share of all steps
         lr_scheduler_type="cosine",
         train_sampling_strategy="group_by_length" if "length" in train.column_names else "random",
         remove_unused_columns=False,  # the task's collate takes what it needs

@@ -9,10 +9,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from compressor import registry
 from compressor.sections.proof import ExportSection, Quantity, ValidateSection
 
-SECTIONS: Mapping[str, Any] = {
-    "exporters": ExportSection,
-    "checks": ValidateSection,
-}  # what a recipe sets their knobs by
+SETTING: Mapping[str, Any] = {"exporters": ExportSection, "checks": ValidateSection}  # by which a recipe does
 
 
 class Field(NamedTuple):
@@ -40,7 +37,7 @@ def entries(kind: registry.Kind) -> list[Entry]:
     Raises:
         DependencyError: one of them cannot be imported.
     """
-    return [_entry(name, registry.load(kind, name), SECTIONS.get(kind)) for name in registry.names(kind)]
+    return [_entry(name, registry.load(kind, name), SETTING.get(kind)) for name in registry.names(kind)]
 
 
 def to_dict(entry: Entry) -> dict[str, Any]:

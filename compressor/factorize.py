@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,13 +44,8 @@ def decompose(
         InputError: a moment that the method weighs by was not gathered.
         ModelError: see `find_targets`; or weights are not in memory.
     """
-    return _decompose(model, method, moments, _targets(model, moments, targets), layout)
-
-
-def _targets(
-    model: nn.Module, moments: Mapping[str, Moments], targets: str | Sequence[str] | None
-) -> tuple[Target, ...]:
-    return find_targets(model, (list(moments) or "auto") if targets is None else targets)
+    found = find_targets(model, (list(moments) or "auto") if targets is None else targets)
+    return _decompose(model, method, moments, found, layout)
 
 
 def _decompose(
@@ -175,8 +170,8 @@ def factorize_(
 def _freeze_(model: nn.Module) -> None:
     """All of it, with a note on every module of what was so before: any part of a model may be folded by itself."""
     for module in model.modules():
-        own = {key: one for key, one in module._parameters.items() if one is not None}
-        setattr(module, FROZEN, frozenset(key for key, one in own.items() if not one.requires_grad))
+        own = module.named_parameters(recurse=False)
+        setattr(module, FROZEN, frozenset(key for key, one in own if not one.requires_grad))
     model.requires_grad_(False)
 
 
@@ -187,10 +182,7 @@ def _train_in_place(model: nn.Module, name: str, layer: nn.Module, lean: bool) -
     replace_module(model, name, layer)
 
 
-Layer = TypeVar("Layer", bound=nn.Module)
-
-
-def _like(dense: nn.Module, layer: Layer) -> Layer:
+def _like(dense: nn.Module, layer: nn.Module) -> nn.Module:
     """The layer on the dense one's device, in its type."""
     weight = dense.get_parameter("weight")
     return layer.to(weight.device, weight.dtype)
@@ -246,9 +238,9 @@ def fold_(model: nn.Module, layout: planning.Layout | None = None) -> nn.Module:
             parameter.requires_grad_(key.rpartition(".")[2] not in frozen)  # both factors as the weight was
         replace_module(model, name, deployed)
     for module in model.modules():
-        frozen = module.__dict__.pop(FROZEN, None)
-        for key, own in module._parameters.items() if frozen is not None else ():
-            if own is not None:
+        if FROZEN in module.__dict__:
+            frozen = module.__dict__.pop(FROZEN)
+            for key, own in module.named_parameters(recurse=False):
                 own.requires_grad_(key not in frozen)
     return model
 

@@ -104,12 +104,7 @@ def read(path: Path | str, settings: Sequence[str] = ()) -> Recipe:
     found = document.parse(text, str(path))
     for setting in settings:
         found.override(setting)
-    _check(found)
-    unresolved = list(_resolve_all(found, path.parent))
-    recipe = Recipe.model_validate(found.data)
-    if contradictions := unresolved + list(conflicts(recipe)):
-        raise faults.recipe_error(found, contradictions)
-    return recipe
+    return _checked(found, path.parent, PATHS)
 
 
 def judged_by(made: Mapping[str, Any], settings: Sequence[str], folder: Path) -> Recipe:
@@ -127,12 +122,7 @@ def judged_by(made: Mapping[str, Any], settings: Sequence[str], folder: Path) ->
     found.faults += [(key, f"cannot be changed in what is made already; {LATER}") for key in asked if not _later(key)]
     for setting in settings:
         found.override(setting)
-    _check(found)
-    unresolved = list(_resolve_all(found, Path.cwd(), [key for key in PATHS if key in asked]))
-    recipe = Recipe.model_validate(found.data)
-    if contradictions := unresolved + list(conflicts(recipe)):
-        raise faults.recipe_error(found, contradictions)
-    return recipe
+    return _checked(found, Path.cwd(), [key for key in PATHS if key in asked])
 
 
 def _later(key: tuple[str, ...]) -> bool:
@@ -162,6 +152,16 @@ def _text(path: Path) -> str:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}.") from error
 
 
+def _checked(found: document.Document, base: Path, locations: Iterable[document.Location]) -> Recipe:
+    """The recipe in a document, its paths at these locations made absolute; raises RecipeError with all its faults."""
+    _check(found)
+    unresolved = list(_resolve_all(found, base, locations))
+    recipe = Recipe.model_validate(found.data)
+    if contradictions := unresolved + list(conflicts(recipe)):
+        raise faults.recipe_error(found, contradictions)
+    return recipe
+
+
 def _check(found: document.Document) -> None:
     shape: list[faults.Fault] = []
     try:
@@ -173,7 +173,7 @@ def _check(found: document.Document) -> None:
 
 
 def _resolve_all(
-    found: document.Document, base: Path, locations: Iterable[document.Location] = PATHS
+    found: document.Document, base: Path, locations: Iterable[document.Location]
 ) -> Iterator[faults.Fault]:
     """Make the paths in the data absolute; those that lead nowhere come back as faults."""
     for location in locations:

@@ -34,7 +34,7 @@ class Accuracy:
             RuntimeFailure: an export's outputs do not have the shape of its reference.
         """
         base, ours = right(dense), right(candidate)  # each (N,) bool
-        apart, own = (self._effect(dense, rows) for rows in (ours.astype(float) - base, ours))
+        apart, own = (effect(dense, rows, self.chunk, self.confidence) for rows in (ours.astype(float) - base, ours))
         low, high = difference_interval(base, ours, self.confidence, apart)
         alone = wilson(ours.sum() / own, len(ours) / own, self.confidence)
         center = float(base.mean())
@@ -42,11 +42,13 @@ class Accuracy:
         details = _details(dense, candidate)
         return (Finding("accuracy", "share", "higher", *values, self.confidence, details=details, alone=alone),)
 
-    def _effect(self, subject: Subject, rows: np.ndarray) -> float:
-        return design_effect(rows, self.chunk, self.confidence) if of_tokens(subject) else 1.0
+
+def effect(subject: Subject, rows: np.ndarray, chunk: int, confidence: float) -> float:
+    """How many of a subject's rows (N,) are worth one: 1, but for tokens, which go together in chunks."""
+    return design_effect(rows, chunk, confidence) if _of_tokens(subject) else 1.0
 
 
-def of_tokens(subject: Subject) -> bool:
+def _of_tokens(subject: Subject) -> bool:
     """Whether rows are tokens of a text, each with the log-probability of the one that follows."""
     return subject.outcomes.values.shape[1] == 1
 
@@ -90,7 +92,7 @@ def macro_f1(subject: Subject) -> float:
 
 
 def _details(dense: Subject, candidate: Subject) -> dict[str, float]:
-    paired = {} if of_tokens(dense) else {"mcnemar_p": mcnemar(right(dense), right(candidate)), **_guessed(dense)}
+    paired = {} if _of_tokens(dense) else {"mcnemar_p": mcnemar(right(dense), right(candidate)), **_guessed(dense)}
     return {
         "n": len(dense.outcomes.labels),
         **paired,

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import log_softmax
 
-from validators.accuracy import of_tokens
-from validators.base import Finding, Subject, design_effect, wilson
+from validators.accuracy import effect
+from validators.base import Finding, Subject, wilson
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Parity:
             RuntimeFailure: an export's outputs do not have the shape of its reference.
         """
         base, ours = agreeing(dense), agreeing(candidate)  # each (N,) bool
-        effect = design_effect(ours, self.chunk, self.confidence) if of_tokens(candidate) else 1.0
-        interval = wilson(ours.sum() / effect, len(ours) / effect, self.confidence)
+        worth = effect(candidate, ours, self.chunk, self.confidence)
+        interval = wilson(ours.sum() / worth, len(ours) / worth, self.confidence)
         shares = float(base.mean()), float(ours.mean()), interval
         counts = {"n": len(ours), "disagreements": int((~ours).sum())}
         maxima = max_difference(dense), max_difference(candidate)
