@@ -138,11 +138,12 @@ class _Prover:
 
     def subjects(self, entered: Field) -> Iterator[tuple[Role, Subject]]:
         """Candidates, then references, each by runtime."""
-        for runtime in entered.dense:
-            yield from (("candidate", self.subject(one)) for one in entered.candidates if _runtime(one) == runtime)
-        for runtime in entered.dense:
-            dense = (one for one in entered.references if _runtime(one) == runtime)
-            yield from (("reference", self.subject(one, DENSE)) for one in dense)
+        runtimes = list(entered.dense)
+        parts: list[tuple[Role, list[Path], str]]
+        parts = [("candidate", entered.candidates, ""), ("reference", entered.references, DENSE)]
+        for role, folders, prefix in parts:
+            found = (self.subject(folder, prefix) for folder in folders)
+            yield from ((role, one) for one in sorted(found, key=lambda one: runtimes.index(one.runtime)))
 
     def subject(self, folder: Path, prefix: str = "") -> Subject:
         """An export folder as a subject; `baseline/<export>` reproduces the dense model, the others the folded one."""
