@@ -19,7 +19,7 @@ from typing import Any
 from compressor import turns
 from exporters.base import Session
 from exporters.generate import continuation
-from exporters.onnx_runtime import OnnxRunner, load
+from exporters.onnx.runtime import OnnxRunner, load
 from validators.gauges import resident
 
 Times = tuple[int, int]  # nanoseconds to the first token, and from there to the last

@@ -20,8 +20,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "interop"))
 
 from environments import TORCH, Environment, NotHad, prepare
 
-from exporters import onnx_file
-from exporters.onnx_runtime import GRAPH
+from exporters.onnx import file as onnx_file
+from exporters.onnx.runtime import GRAPH
 from exporters.record import EXPORT_FILE
 
 COMMAND = "command.json"  # in a way's folder once it has a graph: the command that made it

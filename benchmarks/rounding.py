@@ -30,7 +30,7 @@ from compressor.machine import machine, versions
 from compressor.tasks.base import Outcomes, together
 from exporters.base import Arrays, Session
 from exporters.onnx import OnnxExporter
-from exporters.onnx_precisions import PRECISIONS
+from exporters.onnx.precisions import PRECISIONS
 from validators.perplexity import perplexity
 
 TEXT = "text-generation"

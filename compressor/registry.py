@@ -35,7 +35,7 @@ TABLES: dict[Kind, dict[str, str]] = {
     },
     "exporters": {
         "onnx": "exporters.onnx:OnnxExporter",
-        "ort": "exporters.ort_format:OrtExporter",
+        "ort": "exporters.ort:OrtExporter",
         "openvino": "exporters.openvino:OpenvinoExporter",
         "torch-export": "exporters.torch_export:TorchExporter",
         "executorch": "exporters.executorch:ExecutorchExporter",

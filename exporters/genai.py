@@ -13,7 +13,7 @@ from typing import Any
 
 from exporters.feed import PAST, POSITIONS, PRESENT
 from exporters.generate import turn
-from exporters.onnx_runtime import GRAPH
+from exporters.onnx.runtime import GRAPH
 
 GENAI_FILE = "genai_config.json"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -16,8 +16,8 @@ from compressor import artifact, exporting, proving
 from compressor.files import file_digest
 from compressor.packaging import assemble
 from compressor.packaging.archive import unpack
-from exporters import onnx_runtime
 from exporters.base import Session
+from exporters.onnx import runtime as onnx_runtime
 from validators.report import Report
 
 QUANTITIES = {"accuracy", "parity", "size", "peak_memory", "latency_p50"}

@@ -28,7 +28,7 @@ from compressor.errors import (
     ModelError,
 )
 from compressor.recipe import Recipe, read
-from exporters.onnx_runtime import CUDA
+from exporters.onnx.runtime import CUDA
 
 CLASSIFIER = "classifier"  # no target: it is the head
 

@@ -17,7 +17,7 @@ from compressor.errors import InputError, first_line
 from exporters import record
 from exporters.base import Arrays, Session
 from exporters.feed import PAST, POSITIONS
-from exporters.onnx_runtime import GRAPH
+from exporters.onnx.runtime import GRAPH
 from exporters.record import EXPORT_FILE
 from validators.base import NO_OUTCOMES, Evaluation, Subject
 
@@ -103,7 +103,7 @@ def _foreign(name: str, file: Path, scratch: Path) -> Entrant:
     import onnx
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-    from exporters import onnx_file
+    from exporters.onnx import file as onnx_file
 
     try:
         tensors = onnx.load(file, load_external_data=False).graph.initializer

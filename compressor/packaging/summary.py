@@ -11,7 +11,7 @@ from compressor.artifact import Artifact
 from compressor.packaging import base_model
 from compressor.packaging.base_model import BaseModel
 from compressor.packaging.tasks import PACKAGED
-from exporters.onnx_precisions import PRECISIONS
+from exporters.onnx.precisions import PRECISIONS
 from validators.report import ExportReport, Report
 from validators.wording import complaint
 

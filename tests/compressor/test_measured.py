@@ -224,7 +224,7 @@ def test_a_budget_is_met_by_exports_and_a_replay_believes_only_ranks(
         return [m * n / 100, *(rank * (m + n) / 100 for rank in ranks)]
 
     monkeypatch.setattr(Whole, "cost", cost)
-    monkeypatch.setattr("exporters.onnx_timing.OnnxTimer.__call__", timer)
+    monkeypatch.setattr("exporters.onnx.timing.OnnxTimer.__call__", timer)
     plan, folder = tiny("weighed", "plan.budget={latency: 0.6}")
     assert plan.measured == pytest.approx(0.6, rel=0.05)
     assert plan.predicted == pytest.approx(plan.measured, abs=0.05)

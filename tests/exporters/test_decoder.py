@@ -37,7 +37,7 @@ from compressor.packaging import predict
 from exporters import generate, tracing
 from exporters.generate import continuation, ends, load, places, text, turn
 from exporters.onnx import OnnxExporter
-from exporters.onnx_runtime import OnnxRunner
+from exporters.onnx.runtime import OnnxRunner
 
 VOCABULARY = 97
 SIZES = {

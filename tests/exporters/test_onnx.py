@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from compressor import registry, storage
 from compressor.errors import ExportError, ResourceError
 from compressor.layers import FactorizedLinear, PivotedLinear
-from exporters import onnx_file, onnx_graph
 from exporters.base import Exported
 from exporters.folder import new_folder
 from exporters.onnx import OnnxExporter
-from exporters.onnx_precisions import PRECISIONS
+from exporters.onnx import file as onnx_file
+from exporters.onnx import graph as onnx_graph
+from exporters.onnx.precisions import PRECISIONS
 from exporters.record import EXPORT_FILE
 
 pytestmark = pytest.mark.slow

@@ -25,10 +25,11 @@ from transformers import (
 from compressor.errors import ExportError
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
-from exporters import onnx_fused, onnx_runtime
 from exporters.base import Session
 from exporters.generate import continuation
 from exporters.onnx import OnnxExporter
+from exporters.onnx import fused as onnx_fused
+from exporters.onnx import runtime as onnx_runtime
 from exporters.record import EXPORT_FILE
 
 

@@ -17,9 +17,11 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, 
 from compressor.errors import ExportError
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
-from exporters import onnx_fused, onnx_int8_fused, onnx_runtime
 from exporters.base import Session
 from exporters.onnx import OnnxExporter
+from exporters.onnx import fused as onnx_fused
+from exporters.onnx import int8_fused as onnx_int8_fused
+from exporters.onnx import runtime as onnx_runtime
 
 
 def vit() -> Any:

@@ -20,11 +20,11 @@ from compressor import registry
 from compressor.errors import ExportError, InputError
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
-from exporters import onnx_fp16
 from exporters.base import Exported
 from exporters.generate import continuation
 from exporters.onnx import OnnxExporter, Precision
-from exporters.onnx_precisions import PRECISIONS
+from exporters.onnx import fp16 as onnx_fp16
+from exporters.onnx.precisions import PRECISIONS
 from exporters.record import EXPORT_FILE
 
 Arrays = Mapping[str, np.ndarray]

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.onnx_prepare import prepare
+from exporters.onnx.prepare import prepare
 
 WIDTH = 8
 

@@ -14,7 +14,10 @@ import onnxruntime
 import pytest
 
 from compressor.errors import ExportError
-from exporters import onnx_apart, onnx_masks, onnx_rows, onnx_scales
+from exporters.onnx import apart as onnx_apart
+from exporters.onnx import masks as onnx_masks
+from exporters.onnx import rows as onnx_rows
+from exporters.onnx import scales as onnx_scales
 
 WIDTH = 8
 OWN = "com.microsoft"

@@ -13,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporters import onnx_blocks, onnx_file, onnx_products, onnx_rounding
 from exporters.base import Arrays
 from exporters.onnx import OnnxExporter
-from exporters.onnx_steps import Blocks, Channels, Steps
+from exporters.onnx import blocks as onnx_blocks
+from exporters.onnx import file as onnx_file
+from exporters.onnx import products as onnx_products
+from exporters.onnx import rounding as onnx_rounding
+from exporters.onnx.steps import Blocks, Channels, Steps
 
 BLOCK = 32
 

@@ -16,9 +16,9 @@ from onnx import TensorProto, helper
 
 from compressor import cgroup, nvidia, threads
 from compressor.errors import ArtifactError, DependencyError, ResourceError, RuntimeFailure
-from exporters import onnx_runtime
 from exporters.base import Session
 from exporters.onnx import OnnxExporter
+from exporters.onnx import runtime as onnx_runtime
 
 NO_CUDA = onnx_runtime.CUDA not in onnxruntime.get_available_providers()
 

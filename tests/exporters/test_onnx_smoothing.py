@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporters import onnx_channels, onnx_products, onnx_runtime, onnx_smoothing
 from exporters.base import Arrays
 from exporters.onnx import OnnxExporter
-from exporters.onnx_products import EXAMPLES
-from exporters.onnx_smoothing import Seen
+from exporters.onnx import channels as onnx_channels
+from exporters.onnx import products as onnx_products
+from exporters.onnx import runtime as onnx_runtime
+from exporters.onnx import smoothing as onnx_smoothing
+from exporters.onnx.products import EXAMPLES
+from exporters.onnx.smoothing import Seen
 
 SIZE, WIDE = 64, 96
 

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from exporters import onnx_steps
-from exporters.onnx_steps import Blocks, Channels, Grid
+from exporters.onnx import steps as onnx_steps
+from exporters.onnx.steps import Blocks, Channels, Grid
 
 BLOCK = 32
 

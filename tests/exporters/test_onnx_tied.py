@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from exporters import onnx_tied
 from exporters.base import Exported
 from exporters.generate import continuation
 from exporters.onnx import OnnxExporter, Precision
-from exporters.ort_format import OrtExporter
+from exporters.onnx import tied as onnx_tied
+from exporters.ort import OrtExporter
 
 WORDS, WIDTH = 200, 64
 PRECISIONS: tuple[Precision, ...] = ("int8", "int8-weights", "int4")

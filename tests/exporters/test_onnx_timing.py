@@ -16,9 +16,9 @@ from onnx import numpy_helper
 
 from compressor.forms import Patches
 from compressor.timings import Site
-from exporters import onnx_timing
 from exporters.base import Session
 from exporters.onnx import OnnxExporter
+from exporters.onnx import timing as onnx_timing
 
 LINEAR = Site(24, 16, (2, 5, 16), True)
 CONVOLUTION = Site(12, 27, (2, 3, 9, 7), True, (3, 3), (2, 1), (1, 1), (1, 0, 1, 2))

@@ -26,10 +26,11 @@ from transformers import (
 
 from compressor import registry
 from compressor.errors import ArtifactError, DependencyError, ExportError, RuntimeFailure
-from exporters import onnx_graph, openvino_runtime
 from exporters.base import Exported, Session
 from exporters.generate import continuation
+from exporters.onnx import graph as onnx_graph
 from exporters.openvino import OpenvinoExporter
+from exporters.openvino import runtime as openvino_runtime
 from exporters.record import EXPORT_FILE
 
 Padded = Callable[..., dict[str, Tensor]]

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from compressor.errors import ExportError
-from exporters import onnx_blocks, onnx_file, onnx_graph, verify
+from exporters import verify
 from exporters.base import Runner
 from exporters.onnx import OnnxExporter
-from exporters.onnx_runtime import GRAPH
+from exporters.onnx import blocks as onnx_blocks
+from exporters.onnx import file as onnx_file
+from exporters.onnx import graph as onnx_graph
+from exporters.onnx.runtime import GRAPH
 
 SIZES = {
     "vocab_size": 97,
@@ -115,7 +118,7 @@ def test_a_precision_whose_graph_does_not_load_is_an_export_that_failed(
     def broken(_source: Path, target: Path, *_: object, **__: object) -> None:
         (target / GRAPH if target.is_dir() else target).write_bytes(b"no graph")
 
-    monkeypatch.setattr("exporters.onnx_int8.quantize", broken)
+    monkeypatch.setattr("exporters.onnx.int8.quantize", broken)
     with pytest.raises(ExportError, match=r"What this precision makes of the graph does not load: .*refuses"):
         OnnxExporter("int8").export(Weights().build(), EXAMPLE, tmp_path / "onnx-int8")
     assert list(tmp_path.iterdir()) == []

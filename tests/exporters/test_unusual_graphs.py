@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ExportError
-from exporters import onnx_graph, verify
+from exporters import verify
 from exporters.onnx import OnnxExporter
+from exporters.onnx import graph as onnx_graph
 from exporters.torch_export import TorchExporter
 
 SIZE = 32

@@ -42,9 +42,9 @@ def make(root: Path) -> None:
 
 def ours(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """What our runner says: one row at a time, without padding."""
-    from exporters import onnx_runtime
     from exporters.base import Session
     from exporters.generate import continuation
+    from exporters.onnx import runtime as onnx_runtime
 
     runner = onnx_runtime.load(folder, Session())
     if "prompts" in asked:

@@ -21,7 +21,7 @@ from compressor.packaging.archive import unpack
 from compressor.tasks.image import samples
 from exporters.base import Session
 from exporters.generate import text
-from exporters.onnx_runtime import load
+from exporters.onnx.runtime import load
 
 BLOCKED = """
 FORBIDDEN = {"torch", "transformers", "datasets", "onnx", "compressor", "exporters", "validators"}

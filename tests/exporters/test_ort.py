@@ -21,11 +21,12 @@ from compressor import registry
 from compressor.errors import ArtifactError, DependencyError, ExportError, InputError, RuntimeFailure
 from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
-from exporters import onnx_runtime, ort_file
 from exporters.base import Exported, Session
 from exporters.generate import continuation
 from exporters.onnx import OnnxExporter
-from exporters.ort_format import OrtExporter
+from exporters.onnx import runtime as onnx_runtime
+from exporters.ort import OrtExporter
+from exporters.ort import file as ort_file
 from exporters.record import EXPORT_FILE
 
 Arrays = Mapping[str, np.ndarray]

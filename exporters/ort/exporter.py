@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from compressor.errors import DependencyError, ExportError
-from exporters import onnx_runtime, staged
+from exporters import staged
 from exporters.base import Arrays, Device, Session
 from exporters.folder import facts, save_config
-from exporters.onnx import OnnxExporter, versions
-from exporters.onnx_precisions import PRECISIONS
-from exporters.onnx_runtime import GRAPH, MAPPED, ORT_GRAPH, OnnxRunner
+from exporters.onnx import OnnxExporter
+from exporters.onnx import runtime as onnx_runtime
+from exporters.onnx.exporter import versions
+from exporters.onnx.precisions import PRECISIONS
+from exporters.onnx.runtime import GRAPH, MAPPED, ORT_GRAPH, OnnxRunner
 
 Precision = Literal["fp32", "fp16", "int8", "int8-static", "int8-weights", "int4"]
 Level = Literal["basic", "extended"]
@@ -89,7 +91,8 @@ class OrtExporter(OnnxExporter):
 
     def _convert(self, source: Path, folder: Path, samples: Sequence[Arrays]) -> dict[str, Any]:
         """From the fp32 graph in `source` to the file in `folder`; returns the facts of the ONNX graph in between."""
-        from exporters import onnx_file, ort_file
+        from exporters.onnx import file as onnx_file
+        from exporters.ort import file
 
         stage, target = PRECISIONS[self.precision].stage, folder / ORT_GRAPH
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -97,7 +100,7 @@ class OrtExporter(OnnxExporter):
             if stage is not None:
                 graph = Path(temporary) / GRAPH
                 stage(source / GRAPH, graph, self, samples)
-            ort_file.convert(graph, target, self.level)
+            file.convert(graph, target, self.level)
             told = onnx_file.read(graph)
-        ort_file.write_operators(target)
-        return told | {"nodes": ort_file.nodes(target)}
+        file.write_operators(target)
+        return told | {"nodes": file.nodes(target)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir
 
-from exporters.onnx_values import OWN, constant, new_constant
+from exporters.onnx.values import OWN, constant, new_constant
 
 AXIS = 1  # of tokens, in (B, T, d)
 BIAS = 5  # of MultiHeadAttention (B, 1, T, T), with queries on axis 2

@@ -58,49 +58,49 @@ class Precision:
 
 
 def _fp16(source: Path, target: Path, _: Knobs, __: Sequence[Arrays]) -> None:
-    from exporters.onnx_fp16 import convert
+    from exporters.onnx.fp16 import convert
 
     convert(source, target)
 
 
 def _int8(source: Path, target: Path, knobs: Knobs, samples: Sequence[Arrays]) -> None:
-    from exporters.onnx_int8 import quantize
+    from exporters.onnx.int8 import quantize
 
     quantize(source, target, embeddings=knobs.embeddings, reduce_range=knobs.reduce_range, samples=samples)
 
 
 def _int8_fused(source: Path, target: Path, knobs: Knobs, samples: Sequence[Arrays]) -> None:
-    from exporters.onnx_int8_fused import quantize
+    from exporters.onnx.int8_fused import quantize
 
     quantize(source, target, embeddings=knobs.embeddings, reduce_range=knobs.reduce_range, samples=samples)
 
 
 def _int8_static(source: Path, target: Path, knobs: Knobs, samples: Sequence[Arrays]) -> None:
-    from exporters.onnx_static import quantize
+    from exporters.onnx.static import quantize
 
     quantize(source, target, samples=samples, embeddings=knobs.embeddings, reduce_range=knobs.reduce_range)
 
 
 def _int8_weights(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays]) -> None:
-    from exporters.onnx_blocks import quantize
+    from exporters.onnx.blocks import quantize
 
     quantize(source, target, embeddings=knobs.embeddings, block=knobs.block, bits=8)
 
 
 def _int4(source: Path, target: Path, knobs: Knobs, samples: Sequence[Arrays]) -> None:
-    from exporters.onnx_blocks import quantize
+    from exporters.onnx.blocks import quantize
 
     quantize(source, target, embeddings=knobs.embeddings, block=knobs.block, samples=samples)
 
 
 def _int4_layer(source: Path, target: Path, knobs: Knobs, _: Sequence[Arrays]) -> None:
-    from exporters.onnx_blocks import quantize
+    from exporters.onnx.blocks import quantize
 
     quantize(source, target, embeddings=False, block=knobs.block, head_bits=4)
 
 
 def _fused(source: Path, target: Path, _: Knobs, __: Sequence[Arrays]) -> None:
-    from exporters.onnx_fused import fuse
+    from exporters.onnx.fused import fuse
 
     fuse(source, target)
 

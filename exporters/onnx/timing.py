@@ -23,10 +23,10 @@ from onnx import TensorProto, helper, numpy_helper
 from compressor import turns
 from compressor.threads import usable_threads
 from compressor.timings import Site
-from exporters import onnx_runtime
 from exporters.base import Session
-from exporters.onnx_precisions import PRECISIONS, Knobs
-from exporters.onnx_runtime import GRAPH, OnnxRunner
+from exporters.onnx import runtime
+from exporters.onnx.precisions import PRECISIONS, Knobs
+from exporters.onnx.runtime import GRAPH, OnnxRunner
 
 IR_VERSION = 10  # what opset 20 came with
 WARMUP = 3
@@ -70,10 +70,10 @@ class OnnxTimer:
         source.mkdir(parents=True)
         onnx.save(graph(site, rank, self.opset), source / GRAPH)
         if precision.stage is None or precision.exact:  # one layer holds nothing to fuse
-            return onnx_runtime.load(source, self.session)
+            return runtime.load(source, self.session)
         stage = precision.layer or precision.stage
         stage(source / GRAPH, folder / GRAPH, self.knobs, [{"x": _sample(site)}])
-        return onnx_runtime.load(folder, self.session)
+        return runtime.load(folder, self.session)
 
 
 def _sample(site: Site) -> np.ndarray:

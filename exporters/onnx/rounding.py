@@ -19,10 +19,10 @@ import numpy as np
 import onnx_ir
 from scipy.linalg import cholesky, lapack
 
-from exporters import onnx_prepare
 from exporters.base import Arrays
-from exporters.onnx_products import GRAM, Product, array, gathered, products_of
-from exporters.onnx_steps import Grid, Steps
+from exporters.onnx import prepare
+from exporters.onnx.products import GRAM, Product, array, gathered, products_of
+from exporters.onnx.steps import Grid, Steps
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 AT_ONCE = 2**27  # numbers of H that are gathered in one pass over the examples, half a GB
@@ -55,7 +55,7 @@ def adjust(
             weights[name].const_value = onnx_ir.LazyTensor(
                 partial(_read, place), onnx_ir.DataType.FLOAT, onnx_ir.Shape(matrix.shape), name=name
             )
-        onnx_prepare.save(model, target)
+        prepare.save(model, target)
 
 
 def _read(place: Path) -> onnx_ir.TensorProtocol:

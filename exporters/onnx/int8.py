@@ -7,7 +7,7 @@ percent of accuracy; int8 embedding tables lose nothing and more than halve the 
 On AVX2 and AVX-512 without VNNI, eight-bit signed weights overflow the kernels' 16-bit sums: simulated on the same
 texts, up to 5 % error in the output of a layer, none with seven bits. A proof on one machine would then not hold on the
 next, so `reduce_range` keeps seven bits: same speed, and 0.992 instead of 0.993 mean cosine similarity to fp32. Rounded
-by the task's data (`onnx_rounding`), seven bits are nearer to fp32 than eight that are rounded to the nearest step.
+by the task's data (`rounding`), seven bits are nearer to fp32 than eight that are rounded to the nearest step.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import onnx_ir
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from compressor.errors import ExportError
-from exporters import onnx_file, onnx_tied
 from exporters.base import Arrays
-from exporters.onnx_channels import by_channels, without_channels
-from exporters.onnx_prepare import prepare
+from exporters.onnx import file, tied
+from exporters.onnx.channels import by_channels, without_channels
+from exporters.onnx.prepare import prepare
 
 
 def quantize(
@@ -62,5 +62,5 @@ def quantize(
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
             raise ExportError(f"ONNX Runtime's quantizer fails on this graph: {error}. Export fp32 instead.") from error
         graph = onnx_ir.load(quantized)
-        onnx_tied.share_channels_(graph, onnx_tied.ties(prepared))
-        onnx_file.save(graph, target)
+        tied.share_channels_(graph, tied.ties(prepared))
+        file.save(graph, target)

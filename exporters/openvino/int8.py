@@ -13,9 +13,9 @@ import numpy as np
 
 from compressor import registry
 from compressor.errors import ExportError, first_line
-from exporters import openvino_runtime
 from exporters.base import Arrays
-from exporters.openvino_runtime import INSTALL
+from exporters.openvino import runtime
+from exporters.openvino.runtime import INSTALL
 
 PACKAGES: Mapping[str, str] = {"nncf": INSTALL}  # needed to export int8, not to run it
 
@@ -37,7 +37,7 @@ def quantized(graph: Any, path: Path, samples: Sequence[Arrays]) -> Any:
     Raises:
         ExportError: the graph is a decoder's, or NNCF fails on it.
     """
-    feed = openvino_runtime.feed_of(path, graph)
+    feed = runtime.feed_of(path, graph)
     if feed.cache:
         raise ExportError(
             "int8-static is not for a model with a cache: a scale for all numbers of an activation loses the outliers "

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from compressor import registry
 from compressor.errors import ExportError, RuntimeFailure, first_line
-from exporters import executorch_runtime
 from exporters.base import Device, Exported, Session, require_precision
-from exporters.executorch_runtime import PACKAGES, PROGRAM, ExecutorchRunner
+from exporters.executorch import runtime
+from exporters.executorch.runtime import PACKAGES, PROGRAM, ExecutorchRunner
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ class ExecutorchExporter:
             DependencyError: executorch is not installed, or CUDA was asked for.
             RuntimeFailure: ExecuTorch refuses the program.
         """
-        return executorch_runtime.load(path, session)
+        return runtime.load(path, session)
 
     def _loaded(self, folder: Path) -> ExecutorchRunner:
         """ExecuTorch lowers operators that it has no kernel for, and says so when the program is loaded."""

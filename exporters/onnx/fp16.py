@@ -16,8 +16,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from compressor.errors import ExportError
-from exporters import onnx_file
-from exporters.onnx_prepare import forget_weight_shapes
+from exporters.onnx import file
+from exporters.onnx.prepare import forget_weight_shapes
 
 SQUARES = frozenset({"Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Reciprocal"})
 ANGLES = frozenset({"Sin", "Cos"})
@@ -31,7 +31,7 @@ def convert(source: Path, target: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         copy = Path(scratch) / "fp32.onnx"  # the converter writes beside what it reads
-        onnx_file.save(onnx_ir.load(source), copy)
+        file.save(onnx_ir.load(source), copy)
         proto = onnx.load(copy, load_external_data=False)
         forget_weight_shapes(proto.graph)
         onnx.save(proto, copy)
@@ -49,7 +49,7 @@ def convert(source: Path, target: Path) -> None:
         model = onnx_ir.from_proto(converted)
         RemoveUnusedNodesPass()(model)
         model.graph.sort()  # the converter puts its casts last
-        onnx_file.save(model, target)
+        file.save(model, target)
 
 
 def _kept(graph: onnx.GraphProto) -> list[str]:

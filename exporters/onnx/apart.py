@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir
 
 from compressor.errors import ExportError
-from exporters.onnx_values import OWN, new_constant
+from exporters.onnx.values import OWN, new_constant
 
 ATTENTION = frozenset({"num_heads", "qkv_hidden_sizes", "scale", "mask_filter_value"})  # attributes that are understood
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from exporters.onnx_values import OWN, new_constant
+from exporters.onnx.values import OWN, new_constant
 
 Ties = Mapping[str, str]  # name of a product's weight (K, N) -> name of the table (N, K) that holds the same numbers
 CHANNELS = ("_quantized", "_scale", "_zero_point")  # ends of the names that a weight's eight bits per channel go by

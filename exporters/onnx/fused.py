@@ -16,9 +16,9 @@ from typing import Any
 import onnx_ir
 
 from compressor.errors import ExportError
-from exporters import onnx_file
-from exporters.onnx_prepare import quiet, split_gemms
-from exporters.onnx_values import OWN
+from exporters.onnx import file
+from exporters.onnx.prepare import quiet, split_gemms
+from exporters.onnx.values import OWN
 
 FUSIONS = "transformers.exporters.onnxruntime_fusions"
 PROVIDER = "cpu"
@@ -46,7 +46,7 @@ def fuse(source: Path, target: Path) -> None:
             "The fusions find nothing to fuse in this graph (0 fused operators), so it would be the fp32 export again. "
             "Export fp32, which ONNX Runtime optimizes when it loads it."
         )
-    onnx_file.save(graph, target)
+    file.save(graph, target)
 
 
 def fused_nodes(graph: onnx_ir.Model) -> Counter[str]:

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir
 
-from exporters import onnx_prepare
 from exporters.base import Arrays
-from exporters.onnx_products import COUNT, ENERGY, LEAST, MOST, Product, array, gathered, products_of
-from exporters.onnx_values import constant, drop_unread, new_constant, read_once, vector_input
+from exporters.onnx import prepare
+from exporters.onnx.products import COUNT, ENERGY, LEAST, MOST, Product, array, gathered, products_of
+from exporters.onnx.values import constant, drop_unread, new_constant, read_once, vector_input
 
 EXPONENTS = np.linspace(0.3, 0.9, 7)
 QUIET = 0.1  # of the median channel's largest number: what a channel counts as at least
@@ -95,7 +95,7 @@ def smooth(source: Path, target: Path, samples: Sequence[Arrays], levels: int, *
             scales = scales_of(_seen(found[str(group.value.name)]), [_turned(*one) for one in group.matrices], levels)
             if scales is not None:
                 _divide(model.graph, group, scales)
-    onnx_prepare.save(model, target)
+    prepare.save(model, target)
 
 
 def groups_of(graph: onnx_ir.Graph, but: Collection[str] = ()) -> list[Group]:

@@ -21,7 +21,7 @@ from onnxscript import rewriter
 from torch import Tensor, nn
 
 from compressor.errors import ExportError
-from exporters import onnx_file
+from exporters.onnx import file
 from exporters.tracing import BATCH, TOTAL, Tracing, require_free, spans, tracing_of
 from exporters.verify import Inputs, Spans, positions, sequences
 
@@ -54,7 +54,7 @@ def write(model: nn.Module, example: Inputs, opset: int, path: Path) -> Spans:
     _check_opset(graph, opset)
     _name_weights(graph, model)
     ClearMetadataAndDocStringPass()(graph)  # stack traces name paths of the exporting machine
-    onnx_file.save(graph, path)
+    file.save(graph, path)
     _have_rules_forget()
     try:
         onnx.checker.check_model(path, full_check=True)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from compressor import registry
 from compressor.errors import ExportError
 from compressor.files import write_json
-from exporters import openvino_int8, openvino_runtime, staged
+from exporters import staged
 from exporters.base import Arrays, Device, Exported, Session, require_precision
 from exporters.folder import facts, new_folder, save_config
-from exporters.openvino_runtime import GRAPH, PACKAGES, WEIGHTS, OpenvinoRunner
+from exporters.openvino import int8, runtime
+from exporters.openvino.runtime import GRAPH, PACKAGES, WEIGHTS, OpenvinoRunner
 from exporters.record import EXPORT_FILE
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class OpenvinoExporter:
                 int8-static without samples, or of a decoder.
             ResourceError: the disk refuses the files.
         """
-        registry.require({**self.packages, **(openvino_int8.PACKAGES if self.precision in QUANTIZATION else {})})
+        registry.require({**self.packages, **(int8.PACKAGES if self.precision in QUANTIZATION else {})})
         if self.calibrated and not samples:
             raise ExportError("int8-static measures its ranges on data: give `export` at least one batch as `samples`.")
         with new_folder(path) as scratch:
@@ -104,7 +105,7 @@ class OpenvinoExporter:
             DependencyError: openvino is not installed, or CUDA was asked for.
             RuntimeFailure: OpenVINO refuses the graph.
         """
-        return openvino_runtime.load(path, session)
+        return runtime.load(path, session)
 
     def _start(
         self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path, scratch: Path
@@ -129,7 +130,7 @@ class OpenvinoExporter:
 
     def _convert(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], folder: Path) -> Spans:
         """The fp32 IR in `folder`; for how many tokens it is sure to be the model."""
-        from exporters import onnx_graph
+        from exporters.onnx import graph as onnx_graph
 
         (openvino,) = registry.imported(self.packages)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -144,19 +145,19 @@ class OpenvinoExporter:
         (openvino,) = registry.imported(self.packages)
         graph = openvino.Core().read_model(source / GRAPH)
         if self.precision == "int8":
-            graph = openvino_int8.compressed(graph)
+            graph = int8.compressed(graph)
         if self.precision == STATIC:
-            graph = openvino_int8.quantized(graph, source / GRAPH, samples)
+            graph = int8.quantized(graph, source / GRAPH, samples)
         openvino.save_model(_named(graph), folder / GRAPH, compress_to_fp16=self.precision == "fp16")
 
     def _facts(self, folder: Path) -> dict[str, Any]:
-        from exporters import openvino_file
+        from exporters.openvino import file
 
         own: dict[str, Any] = {"opset": self.opset}
         if self.precision in QUANTIZATION:
             own["quantization"] = QUANTIZATION[self.precision]
         told = facts(self, folder, (GRAPH, WEIGHTS), self._versions())
-        return own | told | openvino_file.read(folder / GRAPH)
+        return own | told | file.read(folder / GRAPH)
 
     def _versions(self) -> dict[str, str]:
         from importlib.metadata import version

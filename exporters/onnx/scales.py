@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir
 
-from exporters.onnx_values import constant, new_constant, read_once, vector_input
+from exporters.onnx.values import constant, new_constant, read_once, vector_input
 
 Place = tuple[onnx_ir.Node, int]  # a node, and the number of one of its inputs
 

@@ -16,16 +16,16 @@ from pathlib import Path
 import onnx_ir
 from onnxscript.optimizer import fold_constants
 
-from exporters import onnx_apart, onnx_file, onnx_fused, onnx_int8, onnx_masks, onnx_rows, onnx_scales
 from exporters.base import Arrays
-from exporters.onnx_channels import by_channels
-from exporters.onnx_values import of_constants
+from exporters.onnx import apart, file, fused, int8, masks, rows, scales
+from exporters.onnx.channels import by_channels
+from exporters.onnx.values import of_constants
 
 
 def quantize(
     source: Path, target: Path, *, embeddings: bool, reduce_range: bool, samples: Sequence[Arrays] = ()
 ) -> None:
-    """Write the fp32 graph `source` as fused int8 graph `target`; see `onnx_int8.quantize`.
+    """Write the fp32 graph `source` as fused int8 graph `target`; see `int8.quantize`.
 
     Raises:
         ExportError: there is nothing to fuse, or fusions or quantizer fail.
@@ -33,12 +33,12 @@ def quantize(
     """
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         scratch = Path(folder)
-        fused = scratch / "fused.onnx"
-        onnx_fused.fuse(by_channels(source, scratch, samples, reduce_range=reduce_range), fused)
-        model = onnx_ir.load(fused)
+        graph = scratch / "fused.onnx"
+        fused.fuse(by_channels(source, scratch, samples, reduce_range=reduce_range), graph)
+        model = onnx_ir.load(graph)
         rewrite(model)
-        onnx_file.save(model, fused)
-        onnx_int8.quantize(fused, target, embeddings=embeddings, reduce_range=reduce_range)
+        file.save(model, graph)
+        int8.quantize(graph, target, embeddings=embeddings, reduce_range=reduce_range)
 
 
 def rewrite(model: onnx_ir.Model) -> None:
@@ -48,12 +48,12 @@ def rewrite(model: onnx_ir.Model) -> None:
         ExportError: an `Attention` cannot be taken apart.
     """
     fold_constants(model, should_fold=_joins_weights, output_size_limit=sys.maxsize)
-    onnx_apart.take_apart(model.graph)
-    onnx_scales.fold(model.graph)
-    onnx_masks.simplify(model)
-    onnx_rows.narrow(model.graph)
+    apart.take_apart(model.graph)
+    scales.fold(model.graph)
+    masks.simplify(model)
+    rows.narrow(model.graph)
 
 
 def _joins_weights(node: onnx_ir.Node) -> bool:
     """Whether a node only turns or joins constants, as the fusions leave the weight of an `Attention`."""
-    return of_constants(node, {"Concat", *onnx_file.LAYOUT})
+    return of_constants(node, {"Concat", *file.LAYOUT})

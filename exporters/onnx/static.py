@@ -1,7 +1,7 @@
 """Static int8: an fp32 ONNX graph whose weights and activations have scales measured ahead of time (QDQ).
 
 Activations are measured on the task's own data, from the least to the greatest value seen, and weights are rounded by
-it (`onnx_rounding`). Only what a product, a convolution or a table reads is rounded: products give floats, and norms,
+it (`rounding`). Only what a product, a convolution or a table reads is rounded: products give floats, and norms,
 softmax and additions stay as they were.
 """
 
@@ -17,10 +17,10 @@ import onnx_ir
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from compressor.errors import ExportError
-from exporters import onnx_file, onnx_runtime
 from exporters.base import Arrays, Session
-from exporters.onnx_channels import by_channels, without_channels
-from exporters.onnx_prepare import prepare, quiet
+from exporters.onnx import file, runtime
+from exporters.onnx.channels import by_channels, without_channels
+from exporters.onnx.prepare import prepare, quiet
 
 PRODUCTS = ["MatMul", "Gemm"]
 
@@ -47,7 +47,7 @@ def quantize(source: Path, target: Path, *, samples: Sequence[Arrays], embedding
                 quantize_static(
                     prepared,
                     quantized,
-                    _Reader(onnx_runtime.load(source.parent, Session()), samples),
+                    _Reader(runtime.load(source.parent, Session()), samples),
                     quant_format=QuantFormat.QDQ,
                     op_types_to_quantize=[*PRODUCTS, "Conv", *(["Gather"] if embeddings else [])],
                     nodes_to_exclude=[*without_channels(prepared), *_lookups_of_factors(prepared)],
@@ -60,7 +60,7 @@ def quantize(source: Path, target: Path, *, samples: Sequence[Arrays], embedding
                 )
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
             raise ExportError(f"ONNX Runtime's static quantizer fails on this graph: {error}. Export int8.") from error
-        onnx_file.save(onnx_ir.load(quantized), target)
+        file.save(onnx_ir.load(quantized), target)
 
 
 def _lookups_of_factors(path: Path) -> list[str]:
@@ -74,7 +74,7 @@ def _lookups_of_factors(path: Path) -> list[str]:
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     """The samples as the graph takes them, one at a time."""
 
-    def __init__(self, runner: onnx_runtime.OnnxRunner, samples: Sequence[Arrays]) -> None:
+    def __init__(self, runner: runtime.OnnxRunner, samples: Sequence[Arrays]) -> None:
         self.feeds: Iterator[Mapping[str, np.ndarray]] = map(runner.feed, samples)
 
     def get_next(self) -> Mapping[str, np.ndarray] | None:

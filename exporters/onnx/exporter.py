@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.files import write_json
-from exporters import onnx_runtime, staged
+from exporters import staged
 from exporters.base import Arrays, Device, Exported, Session, require_precision
 from exporters.folder import facts, new_folder, save_config
-from exporters.onnx_precisions import PRECISIONS
-from exporters.onnx_runtime import GRAPH, OnnxRunner
+from exporters.onnx import runtime
+from exporters.onnx.precisions import PRECISIONS
+from exporters.onnx.runtime import GRAPH, OnnxRunner
 from exporters.record import EXPORT_FILE
 
 if TYPE_CHECKING:
     import torch
 
-    from exporters.onnx_timing import OnnxTimer
+    from exporters.onnx.timing import OnnxTimer
 
 Precision = Literal[  # rows of PRECISIONS
     "fp32", "fp16", "int8", "int8-static", "int8-weights", "int4", "fp32-fused", "int8-fused"
@@ -107,15 +108,15 @@ class OnnxExporter:
             DependencyError: CUDA was asked for and is not there.
             RuntimeFailure: ONNX Runtime refuses the graph.
         """
-        return onnx_runtime.load(path, session)
+        return runtime.load(path, session)
 
     def require(self, session: Session) -> None:
         """Raises DependencyError where this ONNX Runtime cannot run on a session's device; asked before long work."""
-        onnx_runtime.require(session)
+        runtime.require(session)
 
     def timer(self, session: Session) -> OnnxTimer:
         """What times single layers in this precision, for plans that measure."""
-        from exporters.onnx_timing import OnnxTimer
+        from exporters.onnx.timing import OnnxTimer
 
         return OnnxTimer(self.precision, self.opset, self, session)
 
@@ -128,13 +129,13 @@ class OnnxExporter:
         self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path, scratch: Path
     ) -> staged.Traced:
         """The fp32 graph in `scratch`, or in a folder there where another is made of it; or that of a sibling."""
-        from exporters import onnx_graph
+        from exporters.onnx import graph
 
         return staged.traced(
             model,
             example,
             scratch / "fp32" if self._staged else scratch,
-            trace=lambda inputs, place: onnx_graph.write(model, inputs, self.opset, place / GRAPH),
+            trace=lambda inputs, place: graph.write(model, inputs, self.opset, place / GRAPH),
             sibling=path.parent / "onnx-fp32" if self._staged else None,
             files=(GRAPH,),
             known={"precision": "fp32", "opset": self.opset},
@@ -150,15 +151,15 @@ class OnnxExporter:
             load=self.load,
             tolerance=self.tolerance,
             limit=self.tolerance if exact else math.inf,
-            once=lambda source: onnx_runtime.load(source, Session(), onnx_runtime.ONCE),
+            once=lambda source: runtime.load(source, Session(), runtime.ONCE),
         )
         return self._facts(folder) | figures
 
     def _facts(self, folder: Path) -> dict[str, Any]:
-        from exporters import onnx_file
+        from exporters.onnx import file
 
-        files = sorted(file.name for file in folder.glob(f"{GRAPH}*"))
-        return self._knobs | facts(self, folder, files, versions()) | onnx_file.read(folder / GRAPH)
+        files = sorted(one.name for one in folder.glob(f"{GRAPH}*"))
+        return self._knobs | facts(self, folder, files, versions()) | file.read(folder / GRAPH)
 
     @property
     def _knobs(self) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir
 
-from exporters import onnx_file, onnx_runtime
 from exporters.base import Arrays, Session
-from exporters.onnx_values import constant, new_constant
+from exporters.onnx import file, runtime
+from exporters.onnx.values import constant, new_constant
 
 EXAMPLES = 64  # that what products read is gathered on
 AXES_ARE_INPUTS = 18  # the opset from which on all reductions take their axes as an input
@@ -79,9 +79,9 @@ def gathered(
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         model = onnx_ir.load(path)
         outputs = _measure(model.graph, names, statistics)
-        onnx_file.save(model, Path(folder) / onnx_runtime.GRAPH)
+        file.save(model, Path(folder) / runtime.GRAPH)
         del model
-        runner = onnx_runtime.load(Path(folder), Session(), onnx_runtime.ONCE)
+        runner = runtime.load(Path(folder), Session(), runtime.ONCE)
         for batch in _drawn(samples):
             for output, result in runner(batch).items():
                 name, kind = outputs[output]

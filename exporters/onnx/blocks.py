@@ -1,7 +1,7 @@
 """Weight-only quantization: an fp32 ONNX graph whose weights are stored in four or eight bits, in blocks.
 
 Each block, 32 weights by default, has a scale and a zero point. Four bits are rounded by the task's data, as
-`onnx_rounding` does, and products that give the logits keep eight. Products become MatMulNBits and embedding tables
+`rounding` does, and products that give the logits keep eight. Products become MatMulNBits and embedding tables
 GatherBlockQuantized, contrib operators of ONNX Runtime. On a CPU products round their inputs to eight bits, block by
 block, which its faster kernels want: next to nothing is lost, where one scale for a whole tensor loses outliers, as
 language models have them. A size that is no multiple of the block is padded in its last block.
@@ -21,11 +21,11 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from compressor.errors import ExportError
-from exporters import onnx_file, onnx_rounding, onnx_tied
 from exporters.base import Arrays
-from exporters.onnx_prepare import prepare, quiet
-from exporters.onnx_steps import Blocks, grid
-from exporters.onnx_values import OWN
+from exporters.onnx import file, rounding, tied
+from exporters.onnx.prepare import prepare, quiet
+from exporters.onnx.steps import Blocks, grid
+from exporters.onnx.values import OWN
 
 Bits = Literal[4, 8]
 ACCURACY = 4  # a level of MatMulNBits: it may round inputs to eight bits, by the block
@@ -63,7 +63,7 @@ def quantize(
         if samples and bits == 4:
             start = Path(scratch) / "rounded.onnx"
             heads = _heads(onnx.load(prepared, load_external_data=False).graph) if head_bits != bits else ()
-            onnx_rounding.adjust(prepared, start, samples, Blocks(block, bits), but=heads)
+            rounding.adjust(prepared, start, samples, Blocks(block, bits), but=heads)
         model = _loaded(start)
         _look_up_apart(model.graph)
         try:
@@ -74,8 +74,8 @@ def quantize(
                 f"ONNX Runtime's int{bits} quantizer of blocks fails on this graph: {error}. Export int8."
             ) from error
         graph = onnx_ir.from_proto(quantized)
-        onnx_tied.share_blocks_(graph, onnx_tied.ties(prepared), block=block)
-        onnx_file.save(graph, target)
+        tied.share_blocks_(graph, tied.ties(prepared), block=block)
+        file.save(graph, target)
 
 
 def _loaded(path: Path) -> onnx.ModelProto:

@@ -15,8 +15,8 @@ import onnx_ir
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxscript.optimizer import fold_constants
 
-from exporters import onnx_file
-from exporters.onnx_values import constant, drop_unread, new_constant, of_constants
+from exporters.onnx import file
+from exporters.onnx.values import constant, drop_unread, new_constant, of_constants
 
 
 def prepare(source: Path, target: Path, *, products: bool = False) -> None:
@@ -34,7 +34,7 @@ def prepare(source: Path, target: Path, *, products: bool = False) -> None:
 
 def save(model: onnx_ir.Model, target: Path) -> None:
     """Write a prepared graph as the quantizers want to read it."""
-    onnx_file.save(model, target)
+    file.save(model, target)
     proto = onnx.load(target, load_external_data=False)
     forget_weight_shapes(proto.graph)
     add_pre_process_metadata(proto)
@@ -106,7 +106,7 @@ def quiet() -> Iterator[None]:
 
 def _hides_a_weight(node: onnx_ir.Node) -> bool:
     """Whether a node only turns a constant: the quantized product wants the turned constant itself."""
-    return of_constants(node, onnx_file.LAYOUT)
+    return of_constants(node, file.LAYOUT)
 
 
 def forget_weight_shapes(graph: onnx.GraphProto) -> None:

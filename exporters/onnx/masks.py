@@ -17,9 +17,9 @@ import onnxruntime
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from exporters.base import Arrays
-from exporters.onnx_file import PRODUCTS
-from exporters.onnx_runtime import FAILURES
-from exporters.onnx_values import OWN
+from exporters.onnx.file import PRODUCTS
+from exporters.onnx.runtime import FAILURES
+from exporters.onnx.values import OWN
 
 PADDING, BIAS = 4, 5  # inputs of MultiHeadAttention
 HIDDEN = -10000.0  # what is added to the score of a hidden token, or less

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import onnx_ir
 
-from exporters import onnx_rounding, onnx_smoothing, onnx_tied
 from exporters.base import Arrays
-from exporters.onnx_steps import Channels
+from exporters.onnx import rounding, smoothing, tied
+from exporters.onnx.steps import Channels
 
 SEVEN_BITS, EIGHT_BITS = 64, 127  # steps of a weight to either side of zero, as ONNX Runtime's quantizer takes them
 
@@ -28,10 +28,10 @@ def by_channels(source: Path, scratch: Path, samples: Sequence[Arrays], *, reduc
     """
     if not samples:
         return source
-    levels, tied = SEVEN_BITS if reduce_range else EIGHT_BITS, onnx_tied.ties(source)
+    levels, ties = SEVEN_BITS if reduce_range else EIGHT_BITS, tied.ties(source)
     even, target = scratch / "even.onnx", scratch / "rounded.onnx"
-    onnx_smoothing.smooth(source, even, samples, levels, but=tied)
-    onnx_rounding.adjust(even, target, samples, Channels(levels), but=tied)
+    smoothing.smooth(source, even, samples, levels, but=ties)
+    rounding.adjust(even, target, samples, Channels(levels), but=ties)
     return target
 
 

@@ -17,10 +17,11 @@ import onnxruntime
 from onnx import TensorProto, numpy_helper
 
 from compressor.errors import ExportError
-from exporters import onnx_file, onnx_runtime
 from exporters.base import Session
-from exporters.onnx_prepare import quiet
-from exporters.ort_format import Level
+from exporters.onnx import file as onnx_file
+from exporters.onnx import runtime as onnx_runtime
+from exporters.onnx.prepare import quiet
+from exporters.ort.exporter import Level
 
 LIMIT = 2_000_000_000  # bytes of weights: a flatbuffer addresses less than 2 GiB
 TABLE = 16_000_000  # bytes from which a turned copy of a weight is not stored beside the weight itself

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor import registry
-from exporters.openvino_runtime import PACKAGES
+from exporters.openvino.runtime import PACKAGES
 
 CONSTANT, PRODUCT = "Constant", "MatMul"
 # between a stored weight and its product: layout, and what makes numbers of compressed ones
