@@ -56,8 +56,8 @@ def warm_(model: Any, changes: dict[str, torch.Tensor], head: dict[str, torch.Te
 
 def accuracy(line: Line, model: Any) -> float:
     """Share of the validation rows that are right."""
-    batches = data.posed(line.data.validation, line.task, line.processor)
-    found = data.outcomes(model, line.task, batches)
+    batches = data.posed(line.sources.data.validation, line.sources.task, line.sources.processor)
+    found = data.outcomes(model, line.sources.task, batches)
     return round(float((found.predictions == found.labels).mean()), 5)
 
 
@@ -67,14 +67,14 @@ def train(line: Line, model: Any) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         adapt.adapt_(
             model,
-            line.task,
-            line.processor,
-            line.data.train,
-            line.data.validation,
+            line.sources.task,
+            line.sources.processor,
+            line.sources.data.train,
+            line.sources.data.validation,
             recipe.adapt,
             folder=Path(scratch) / "checkpoints",
             seed=recipe.seed,
-            teacher=line.source.adapted if recipe.distillation else None,
+            teacher=line.sources.models.adapted if recipe.distillation else None,
             distillation=recipe.distillation,
         )
 
@@ -90,7 +90,7 @@ def main() -> None:
     head = {name: parameter.detach().clone() for name, parameter in models.head_parameters(model).items()}
     for budget in others:
         line = line_of(Path(search) / "trials" / budget)
-        line.__dict__ |= {"data": first.data, "processor": first.processor, "subspaces": first.subspaces}
+        line.sources, line.__dict__["subspaces"] = first.sources, first.subspaces
         row: dict[str, Any] = {"from": float(start), "budget": float(budget)}
         for name in ("fresh", "warm"):
             model = line.factorized()

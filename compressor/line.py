@@ -17,7 +17,6 @@ import torch
 
 from compressor import (
     adapt,
-    data,
     devices,
     factorize,
     feasible,
@@ -27,7 +26,6 @@ from compressor import (
     planning,
     probing,
     progress,
-    registry,
     subspaces,
     tensors,
 )
@@ -35,7 +33,6 @@ from compressor.adapt import History
 from compressor.artifact import MANIFEST, Artifact, seal
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
 from compressor.correction import correct_
-from compressor.dense import DenseModels
 from compressor.factory import RECORD, Factory
 from compressor.files import read_json, write_json
 from compressor.machine import versions
@@ -44,7 +41,7 @@ from compressor.passes import in_passes
 from compressor.planning import Plan
 from compressor.recipe import Distillation, Recipe, dump
 from compressor.run_folder import Run
-from compressor.tasks.base import Task
+from compressor.sources import HEAD, Sources
 
 CORRECTED = "corrected.safetensors"
 SUBSPACES = "subspaces.safetensors"
@@ -55,55 +52,13 @@ PROBED = 4096  # training rows that the head is probed on: enough for its gradie
 class Line:
     """The line over one run folder."""
 
-    def __init__(self, recipe: Recipe, run: Run, factory: Factory | None = None) -> None:
-        """`factory`: the code that the recipe names, where the caller has said where it lies."""
+    def __init__(
+        self, recipe: Recipe, run: Run, factory: Factory | None = None, sources: Sources | None = None
+    ) -> None:
+        """`factory`: see `Sources`; `sources`: what another line reads, where it is the same."""
         self.recipe, self.run, self.folder = recipe, run, run.folder
-        self.source = DenseModels(recipe, self.task, self.folder / "baseline", factory or Factory.of(recipe.model))
-        if not run.replaces:
-            self.source.require_same_code()
+        self.sources = sources or Sources(recipe, run, factory)
         models.quiet_libraries()
-
-    # ---- what every stage reads ----
-
-    @cached_property
-    def task(self) -> Task:
-        """What the model is adapted to do."""
-        found: Task = registry.task(self.recipe.model.task)
-        return found
-
-    @cached_property
-    def processor(self) -> Any:
-        """The tokenizer or image processor."""
-        return self.source.processor
-
-    @cached_property
-    def data(self) -> data.Data:
-        """All splits, encoded; the same rows as when the run was begun."""
-        section = self.recipe.model
-        found = data.prepare(self.recipe.data, self.task, self.processor, section.max_length, self.recipe.seed)
-        self.run.require_same_data(found.facts)
-        return found
-
-    def dense(self) -> Any:
-        """A new copy of the pretrained model, with the probed head where that stage is finished."""
-        model = self.source.pretrained(self.data.labels)
-        if self.run.finished("probe"):
-            tensors.load_tensors_(model, self.folder / "head.safetensors", strict=False)
-        return model
-
-    def start(self) -> Any:
-        """A new copy of what is compressed: the adapted baseline, or the pretrained model with its probed head."""
-        if not self.recipe.starts_adapted:
-            return self.dense()
-        return self.source.adapted()
-
-    def targets(self, model: Any) -> tuple[models.Target, ...]:
-        """The recipe's targets in a dense model."""
-        return models.find_targets(model, self.recipe.model.targets, self.recipe.model.exclude)
-
-    def considered(self, model: Any) -> tuple[models.Considered, ...]:
-        """Every linear layer of a dense model, and why it is (not) a target."""
-        return models.consider(model, self.recipe.model.targets, self.recipe.model.exclude)
 
     # ---- the stages ----
 
@@ -111,37 +66,36 @@ class Line:
         """Train the head alone: calibration's gradients, and both trainings, start from it."""
         if self.run.finished("probe"):
             return
-        model = self.dense()
-        feasible.require(self, model)
-        with self.run.stage("probe", "Probing the head", ["head.safetensors"]) as scratch:
+        model = self.sources.dense()
+        feasible.require(self.sources, model)
+        with self.run.stage("probe", "Probing the head", [HEAD]) as scratch:
             head = models.head_parameters(model)
             if head:
-                rows = self.data.train.shuffle(seed=self.recipe.seed).select(range(min(PROBED, len(self.data.train))))
                 with devices.lent(model):
-                    probing.probe_head_(model, data.batches(rows, self.task, self.processor, 32))
-            tensors.save_tensors(head, scratch / "head.safetensors")
+                    probing.probe_head_(model, self.sources.drawn(PROBED, 32))
+            tensors.save_tensors(head, scratch / HEAD)
 
     def baseline(self) -> None:
         """The dense model on the same task."""
         if self.run.finished("baseline"):
             return
         section = self.recipe.baseline
-        model = self.source.given(section.path, self.data.labels) if section.path else self.dense()
+        model = self.sources.given(section.path) if section.path else self.sources.dense()
         with self.run.stage("baseline", "Training the dense baseline", ["baseline"]) as scratch:
             history: History = []
             if section.train == "full" and not section.path:
                 history = self._train(model, section, "baseline")
-            self.source.save(model, self.processor, self.data.labels, scratch / "baseline")
+            self.sources.save(model, scratch / "baseline")
             adapt.save_history(scratch / "baseline" / "history.json", history)
 
     def calibrate(self) -> Statistics:
         """The moments that the method needs."""
         if not self.run.finished("calibrate"):
-            model = self.start()
+            model = self.sources.start()
             with self.run.stage("calibrate", "Calibrating", [STATISTICS]) as scratch, devices.lent(model):
                 (scratch / STATISTICS).mkdir()
                 free = memory.free(next(model.parameters()).device)
-                passes = in_passes(self.targets(model), self.recipe.method.needs(), free)
+                passes = in_passes(self.sources.targets(model), self.recipe.method.needs(), free)
                 for number, names in enumerate(passes, 1):
                     title = "calibrating" if len(passes) == 1 else f"calibrating, pass {number} of {len(passes)}"
                     self._gather(model, names, title).save(scratch / STATISTICS / f"{number:03}.safetensors")
@@ -149,22 +103,17 @@ class Line:
 
     def _gather(self, model: Any, names: Sequence[str], title: str) -> Statistics:
         """The moments of some targets; every pass draws the same labels of the model's own."""
-        terms = self.task.terms
+        terms = self.sources.task.terms
         loss = partial(own_label_loss, terms=terms) if self.recipe.starts_adapted else model_loss
-        tracked, needs = progress.track(self._calibration(), title), self.recipe.method.needs()
+        tracked, needs = progress.track(self.sources.sample(), title), self.recipe.method.needs()
         with devices.fork_rng(model):
             return calibrate(model, tracked, needs, targets=names, loss=loss, terms=terms)
-
-    def _calibration(self) -> Any:
-        """The batches of the sample."""
-        size = self.recipe.data.calibration.batch_size
-        return data.batches(self.data.calibration, self.task, self.processor, size)
 
     @cached_property
     def subspaces(self) -> Mapping[str, Subspace]:
         """The decompositions, as far as any plan may need them; made once, until the ranks are planned."""
-        model = self.start()
-        names = [target.name for target in self.targets(model)]
+        model = self.sources.start()
+        names = [target.name for target in self.sources.targets(model)]
         return factorize.decompose(
             model, self.recipe.method, self.calibrate(), targets=names, layout=self.recipe.plan.layout
         )
@@ -176,8 +125,8 @@ class Line:
             outputs = ["plan.json", SUBSPACES, "spectra.json", "layers.json"]
             outputs += [measured.RECORD] if section.measures else []
             with self.run.stage("plan", "Planning the ranks", outputs) as scratch:
-                model = self.start()
-                write_json(scratch / "layers.json", [asdict(one) for one in self.considered(model)])
+                model = self.sources.start()
+                write_json(scratch / "layers.json", [asdict(one) for one in self.sources.considered(model)])
                 spectra = factorize.spectra(model, self.subspaces)
                 plan = self._choose(spectra, scratch)
                 plan.save(scratch / "plan.json")
@@ -193,33 +142,22 @@ class Line:
         if section.path:
             return planning.replayed(Plan.load(Path(section.path)), spectra)
         if not section.measures:
-            return self.allocate(spectra)
+            return planning.by_recipe(section, spectra)
         plan, record = measured.choose(self, spectra, scratch)
         write_json(scratch / measured.RECORD, record)
         return plan
-
-    def allocate(self, spectra: Sequence[planning.Spectrum], budget: float | None = None) -> Plan:
-        """Ranks by the recipe's strategy; under its budget where no other is given."""
-        section = self.recipe.plan
-        return planning.allocate(
-            spectra,
-            budget=section.share if budget is None else budget,
-            strategy=section.strategy,
-            multiple_of=section.multiple_of,
-            layout=section.layout,
-        )
 
     def correct(self) -> None:
         """Where the recipe says so, decompose every layer anew, in order, for what it reads behind compressed ones."""
         if not self.recipe.adapt.correct or self.run.finished("correct"):
             return
-        dense, model = self.start(), self.factorized()
+        dense, model = self.sources.start(), self.factorized()
         with (
             self.run.stage("correct", "Correcting the layers in order", [CORRECTED]) as scratch,
             devices.lent(dense),
             devices.lent(model),
         ):
-            correct_(model, dense, self.recipe.method, self.calibrate(), self.plan(), self._calibration())
+            correct_(model, dense, self.recipe.method, self.calibrate(), self.plan(), self.sources.sample())
             tensors.save_tensors(tensors.state_of(model), scratch / CORRECTED)
 
     def adapt(self) -> None:
@@ -239,7 +177,7 @@ class Line:
     def factorized(self, plan: Plan | None = None) -> Any:
         """A new copy of the model with cores in place of the planned targets, untrained; by default of its own plan."""
         found = self._planned() if plan is None else self.subspaces
-        model, plan = self.start(), plan or self.plan()
+        model, plan = self.sources.start(), plan or self.plan()
         torch.manual_seed(self.recipe.seed)  # behind what draws as many numbers only where it is not made yet
         return factorize.factorize_(model, self.recipe.method, {}, plan, subspaces=found)
 
@@ -256,7 +194,7 @@ class Line:
             tensors.load_tensors_(model, self.folder / "cores.safetensors")
             with self.run.stage("fold", "Folding", ["model.safetensors", *self._sidecars()]) as scratch:
                 factorize.fold_(model)
-                self.source.save(model, self.processor, self.data.labels, scratch)
+                self.sources.save(model, scratch)
         if not (self.folder / MANIFEST).is_file():
             seal(self.folder, self.facts())
         return Artifact.open(self.folder)
@@ -268,15 +206,15 @@ class Line:
         with devices.lent(model):
             return adapt.adapt_(
                 model,
-                self.task,
-                self.processor,
-                self.data.train,
-                self.data.validation,
+                self.sources.task,
+                self.sources.processor,
+                self.sources.data.train,
+                self.sources.data.validation,
                 training,
                 folder=self.run.scratch / f"{name}-checkpoints",
                 seed=self.recipe.seed,
                 title={"adapt": "adapting", "baseline": "training the baseline"}[name],
-                teacher=self.source.adapted if distillation else None,
+                teacher=self.sources.models.adapted if distillation else None,
                 distillation=distillation,
             )
 
@@ -293,11 +231,11 @@ class Line:
         return {
             "recipe": dump(self.recipe),
             "task": self.recipe.model.task,
-            "labels": self.data.labels,
-            "data": dict(self.data.facts),
+            "labels": self.sources.data.labels,
+            "data": dict(self.sources.data.facts),
             "trust_remote_code": self.recipe.model.trust_remote_code,
-            "factory": read_json(self.folder / RECORD) if self.source.factory else None,
-            "base_digest": self.source.digest(self.data.labels),
+            "factory": read_json(self.folder / RECORD) if self.sources.models.factory else None,
+            "base_digest": self.sources.digest(),
             "parameters": {
                 "targets": plan.dense_parameters,
                 "targets_deployed": plan.parameters,

@@ -51,7 +51,7 @@ class Measuring:
     """Where the layers and models of one line are measured; exports lie in `folder`."""
 
     def __init__(self, line: Line, folder: Path) -> None:
-        self.line, self.folder, self.section = line, folder, line.recipe.plan
+        self.line, self.sources, self.folder, self.section = line, line.sources, folder, line.recipe.plan
         self.runtime, self.precision = line.recipe.exports[0].runtime, line.recipe.exports[0].precision
 
     def choose(self, spectra: Sequence[Spectrum]) -> tuple[Plan, dict[str, Any]]:
@@ -74,10 +74,10 @@ class Measuring:
     # ---- layers ----
 
     def _table(self, spectra: Sequence[Spectrum]) -> Table:
-        validation = self.line.recipe.validation
+        validation = self.sources.recipe.validation
         session = Session(validation.device, validation.threads)
         timer = registry.exporter(self.runtime, self.precision).timer(session)
-        found = sites(self.line.start(), [spectrum.name for spectrum in spectra], self.whole.inputs())
+        found = sites(self.sources.start(), [spectrum.name for spectrum in spectra], self.whole.inputs())
         distinct = dict.fromkeys(site for calls in found.values() for site in calls)
         ranks = {
             site: timings.ladder(break_even(site.out_features, site.in_features), self.section.multiple_of)
@@ -99,7 +99,7 @@ class Measuring:
 
     def _dense(self, market: Market, quantity: str) -> DenseCost:
         """The dense model in the export's precision, and how its cost falls with what the targets are charged."""
-        folder = self._export(self.line.start, self.folder / "dense", self.precision)
+        folder = self._export(self.sources.start, self.folder / "dense", self.precision)
         cost = self.whole.cost(quantity, folder)
         ratio = 1.0 if self.precision == "fp32" else cost.ratio
         if quantity == "latency":
@@ -119,10 +119,10 @@ class Measuring:
     @cached_property
     def whole(self) -> Whole:
         """The measuring of whole exports; the dense model in fp32 is exported for it."""
-        line = self.line
-        batches = data.posed(line.data.calibration, line.task, line.processor).then(data.arrays)
-        dense = self._export(line.start, self.folder / "dense", "fp32")
-        return Whole(self.runtime, line.task, batches, line.recipe.validation, dense)
+        sources = self.sources
+        batches = data.posed(sources.data.calibration, sources.task, sources.processor).then(data.arrays)
+        dense = self._export(sources.start, self.folder / "dense", "fp32")
+        return Whole(self.runtime, sources.task, batches, sources.recipe.validation, dense)
 
     def _export(self, model: Callable[[], nn.Module], folder: Path, precision: str) -> Path:
         """An export of what `model` makes in a folder, left as it is where it is there already."""
@@ -130,15 +130,13 @@ class Measuring:
         if path.exists():
             return path
         folder.mkdir(exist_ok=True)
-        example = self.line.task.example(self.line.processor, self.line.recipe.model.max_length)
+        example = self.sources.example()
         write(exporter, model, example, path, self._samples)
         return path
 
     def _samples(self) -> Sequence[Arrays]:
         """Batches of the examples that the moments were gathered on."""
-        line = self.line
-        size = line.recipe.data.calibration.batch_size
-        return data.batches(line.data.calibration, line.task, line.processor, size).then(data.arrays)
+        return self.sources.sample().then(data.arrays)
 
 
 class Table:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from compressor.errors import ArtifactError, InputError, did_you_mean, field_faults
 from compressor.market import Layout as Layout
@@ -19,6 +19,9 @@ from compressor.market import Spectrum as Spectrum
 from compressor.market import Strategy as Strategy
 from compressor.market import break_even as break_even
 from compressor.market import flat as flat
+
+if TYPE_CHECKING:
+    from compressor.recipe import PlanSection
 
 STRATEGIES = ("gain", "energy", "uniform")  # that need nothing but weights: `measured` needs prices
 STRICT = {"extra": "forbid"}  # of a plan in a file: an edited one has no keys of its own
@@ -177,6 +180,17 @@ def allocate(
     """
     require_sensible(budget, strategy, multiple_of, layout)
     return of_market(Market(spectra, strategy, multiple_of, layout), budget)
+
+
+def by_recipe(section: PlanSection, spectra: Sequence[Spectrum], budget: float | None = None) -> Plan:
+    """The plan that a recipe's section asks for; under its own budget where no other is given; see `allocate`."""
+    return allocate(
+        spectra,
+        budget=section.share if budget is None else budget,
+        strategy=section.strategy,
+        multiple_of=section.multiple_of,
+        layout=section.layout,
+    )
 
 
 def require_sensible(budget: float, strategy: str, multiple_of: int, layout: str) -> None:

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compressor import bisection, data, factorize, progress, trials
+from compressor import bisection, factorize, planning, progress, trials
 from compressor.artifact import SEARCH, TRIALS, Artifact
 from compressor.errors import BudgetError
 from compressor.exporting import export_all
@@ -40,20 +40,10 @@ class TrialLine(Line):
     """The line at one budget; what does not depend on the budget is the search's."""
 
     def __init__(self, search: Line, recipe: Recipe, run: Run) -> None:
-        super().__init__(recipe, run)
+        super().__init__(recipe, run, sources=search.sources)
         self.search = search
         for stage in SHARED:
             run.adopt(stage, search.run)
-
-    @cached_property
-    def processor(self) -> Any:
-        """The tokenizer or image processor."""
-        return self.search.processor
-
-    @cached_property
-    def data(self) -> data.Data:
-        """All splits, encoded."""
-        return self.search.data
 
     @cached_property
     def subspaces(self) -> Mapping[str, Subspace]:
@@ -89,17 +79,17 @@ def _begun(line: Line) -> dict[str, Any]:
     path = line.folder / SEARCH
     if path.is_file():
         return dict(read_json(path))
-    rows = len(line.data.validation) if line.data.validation is not None else 0
+    rows = len(line.sources.data.validation) if line.sources.data.validation is not None else 0
     return {"schema_version": 1, "split": "validation", "rows": rows, "budgets": _budgets(line), "trials": []}
 
 
 def _budgets(line: Line) -> list[float]:
     """Of the grid what can be met, leaves a target at low rank, and gives a plan that no smaller budget gives."""
-    spectra = factorize.spectra(line.start(), line.subspaces)
+    spectra = factorize.spectra(line.sources.start(), line.subspaces)
     found: dict[tuple[int | None, ...], float] = {}
     for budget in bisection.grid():
         try:
-            plan = line.allocate(spectra, budget)
+            plan = planning.by_recipe(line.recipe.plan, spectra, budget)
         except BudgetError:
             continue
         if plan.ranks:

@@ -352,7 +352,7 @@ def test_cores_are_trained_between_bases_that_were_corrected_in_order(copied: Pa
     state = read_json(copied / "run.json")
     line = Line(Recipe.model_validate(state["recipe"]), Run(copied, state["recipe"], resume=True))
     del line.run.state["stages"]["correct"]
-    dense, model, batches = line.start(), line.factorized(), list(line._calibration())
+    dense, model, batches = line.sources.start(), line.factorized(), list(line.sources.sample())
     truncated = {name: model.get_submodule(name).left.clone() for name in line.plan().ranks}
 
     def apart() -> float:

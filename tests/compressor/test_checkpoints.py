@@ -69,10 +69,10 @@ def test_a_decoder_finds_the_end_of_a_text_by_what_its_tokenizer_pads_with(task:
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SMALL, bos_token_id=1, eos_token_id=ends)).save_pretrained(task.parent / "model")
     line = line_of(task)
-    model = line.dense().eval()
-    assert model.config.pad_token_id == line.processor.pad_token_id == 0
-    short, long = (line.processor(text)["input_ids"] for text in ("word1 word4", "word2 word5 word7 word8"))
-    padded = line.processor.pad({"input_ids": [short, long]}, return_tensors="pt")
+    model = line.sources.dense().eval()
+    assert model.config.pad_token_id == line.sources.processor.pad_token_id == 0
+    short, long = (line.sources.processor(text)["input_ids"] for text in ("word1 word4", "word2 word5 word7 word8"))
+    padded = line.sources.processor.pad({"input_ids": [short, long]}, return_tensors="pt")
     with torch.no_grad():
         alone, beside = model(torch.tensor([short])).logits[0], model(**padded).logits[0]
     torch.testing.assert_close(beside, alone, rtol=1e-4, atol=1e-5)
@@ -85,7 +85,7 @@ def test_a_baseline_trained_elsewhere_pads_as_the_tokenizer_does(task: Path) -> 
         task.parent / "model", id2label=dict(enumerate(labels)), label2id={name: n for n, name in enumerate(labels)}
     )
     line = line_of(task)
-    config = line.source.given(str(task.parent / "model"), labels).config
+    config = line.sources.models.given(str(task.parent / "model"), labels).config
     assert config.pad_token_id == 0
     assert config.problem_type == "single_label_classification"
 
@@ -95,8 +95,8 @@ def test_the_padding_that_a_config_names_stays_since_positions_may_be_counted_by
     torch.manual_seed(0)
     RobertaForSequenceClassification(config).eval().save_pretrained(task.parent / "model")
     line, ids = line_of(task), torch.tensor([[5, 6, 7, 8]])
-    model, other = line.dense().eval(), RobertaModel.from_pretrained(task.parent / "model").eval()
-    assert line.processor.pad_token_id == 0
+    model, other = line.sources.dense().eval(), RobertaModel.from_pretrained(task.parent / "model").eval()
+    assert line.sources.processor.pad_token_id == 0
     with torch.no_grad():
         torch.testing.assert_close(model.roberta(ids).last_hidden_state, other(ids).last_hidden_state)
 
@@ -126,13 +126,13 @@ def llama(**values: Any) -> Any:
 
 def test_a_tokenizer_without_padding_pads_as_the_config_beside_it_says(task: Path) -> None:
     line = line_of(uneven(task, llama(pad_token_id=0), eos_token="word0"))
-    model = line.dense().eval()
-    feasible.require(line, model)
-    short, long = (line.processor(text)["input_ids"] for text in ("word1 word4", "word2 word5 word7 word8"))
-    padded = line.processor.pad({"input_ids": [short, long]}, return_tensors="pt")
+    model = line.sources.dense().eval()
+    feasible.require(line.sources, model)
+    short, long = (line.sources.processor(text)["input_ids"] for text in ("word1 word4", "word2 word5 word7 word8"))
+    padded = line.sources.processor.pad({"input_ids": [short, long]}, return_tensors="pt")
     with torch.no_grad():
         alone, beside = model(torch.tensor([short])).logits[0], model(**padded).logits[0]
-    assert line.processor.pad_token_id == model.config.pad_token_id == 0
+    assert line.sources.processor.pad_token_id == model.config.pad_token_id == 0
     torch.testing.assert_close(beside, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -153,7 +153,7 @@ def test_padding_that_the_model_reads_otherwise_is_told_before_any_work(
     model = gpt2 if kind == "gpt2" else llama(pad_token_id=0, vocab_size=42)
     line = line_of(uneven(task, model, **special))
     with pytest.raises(ModelError, match=said):
-        feasible.require(line, line.dense())
+        feasible.require(line.sources, line.sources.dense())
 
 
 def test_a_model_that_always_reads_its_padding_is_told_of_and_taken(
@@ -164,7 +164,7 @@ def test_a_model_that_always_reads_its_padding_is_told_of_and_taken(
     line = line_of(uneven(task, ConvBertForSequenceClassification(config), pad_token="[PAD]"))
     progress.set_level("normal")
     try:
-        feasible.require(line, line.dense())
+        feasible.require(line.sources, line.sources.dense())
     finally:
         progress.set_level("off")
     assert "ConvBertForSequenceClassification gives a text other logits beside a longer one" in capsys.readouterr().err
@@ -182,11 +182,11 @@ def test_a_baseline_of_another_architecture_is_told_before_any_work(
     BertForSequenceClassification(config).save_pretrained(task.parent / "other")
     line = line_of(task, f"baseline.path={task.parent / 'other'}")
     if fits:
-        feasible.require(line, line.dense())
+        feasible.require(line.sources, line.sources.dense())
         return
     said = r"other is of another architecture than model\.path.*: 6 layers .* bert\.encoder\.layer\.2\.\S+ \(32 x"
     with pytest.raises(ModelError, match=said):
-        feasible.require(line, line.dense())
+        feasible.require(line.sources, line.sources.dense())
 
 
 # ---- the loss and the head ----
@@ -195,7 +195,7 @@ def test_a_baseline_of_another_architecture_is_told_before_any_work(
 @pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
 def test_the_loss_is_that_of_the_task_whatever_the_checkpoint_was_for(task: Path, kind: str) -> None:
     set_config(task.parent / "model", problem_type=kind)
-    model = line_of(task).dense()
+    model = line_of(task).sources.dense()
     ids, labels = torch.randint(1, 40, (5, 6)), torch.tensor([0, 1, 2, 1, 0])
     output = model(input_ids=ids, labels=labels)
     assert output.loss.item() == pytest.approx(torch.nn.functional.cross_entropy(output.logits, labels).item())

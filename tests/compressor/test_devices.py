@@ -37,9 +37,10 @@ def test_training_says_where_it_runs_and_gives_the_model_back(seen: list[str], m
     monkeypatch.setattr(devices, "described", lambda: "NVIDIA H200")
     monkeypatch.setattr(progress, "note", seen.append)
     monkeypatch.setattr(adapt, "adapt_", lambda *_, **__: seen.append("trained"))
-    names = ("task", "processor", "data", "run", "recipe", "source")
+    names = ("sources", "run", "recipe")
     line: Any = SimpleNamespace(**{name: SimpleNamespace() for name in names})
-    line.data.train = line.data.validation = line.recipe.seed = None
+    line.sources = SimpleNamespace(task=None, processor=None, data=SimpleNamespace(train=None, validation=None))
+    line.recipe.seed = None
     line.run.scratch = Path()
     Line._train(line, "the model", None, "adapt")
     assert seen == ["  on NVIDIA H200", "the model is lent", "trained", "the model is back"]

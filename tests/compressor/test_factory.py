@@ -683,7 +683,7 @@ def test_a_baseline_trained_elsewhere_is_taken_by_its_weights(run: Path, known: 
     (tmp_path / "other" / RECORD).write_text(json.dumps(record | {"labels": ["c", "b", "a"]}))
     save_file(theirs, tmp_path / "other" / "model.safetensors")
     with pytest.raises(ModelError, match=r"has the labels c, b, a, but the training data a, b, c"):
-        line.source.given(str(tmp_path / "other"), ["a", "b", "c"])
+        line.sources.models.given(str(tmp_path / "other"), ["a", "b", "c"])
 
 
 def test_a_module_that_reads_images_goes_down_the_whole_line(tmp_path: Path) -> None:
@@ -729,12 +729,12 @@ def test_a_length_that_a_module_does_not_take_is_told_before_any_work(tmp_path: 
     asked = recipe.read(path)
     line = Line(asked, Run(tmp_path / "run", recipe.dump(asked)))
     if length == 12:
-        feasible.require(line, line.dense())
+        feasible.require(line.sources, line.sources.dense())
         return
     with pytest.raises(
         InputError, match=r"validate\.sequence_length is 13, and what few_places:build made fails there"
     ):
-        feasible.require(line, line.dense())
+        feasible.require(line.sources, line.sources.dense())
 
 
 def test_a_factory_that_can_do_without_labels_keeps_its_default(

@@ -234,7 +234,7 @@ def test_a_trial_is_the_run_that_its_budget_makes_by_itself(search: Search, task
 @pytest.mark.parametrize(
     ("owner", "step", "last", "trained"),
     [
-        (TrialLine, "allocate", 2, 1),
+        (TrialLine, "_choose", 2, 1),
         (TrialLine, "adapt", 2, 1),
         (TrialLine, "fold", 2, 0),
         (line, "seal", 2, 0),
