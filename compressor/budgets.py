@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from compressor import progress
+from compressor.allocation import Allocator
 from compressor.errors import BudgetError
-from compressor.market import Market
-from compressor.planning import Plan, Resource, of_market
+from compressor.planning import Plan, Resource, plan_of
 
 TOLERANCE = 0.05  # of the asked ratio: within it, no further round is measured
 ROUNDS = 4
@@ -45,14 +45,14 @@ class Fitting:
     """Looks for the plan whose measured ratio is the asked one.
 
     Attributes:
-        market: what a plan is bought in.
+        allocator: what a plan is bought in.
         quantity: what is measured.
         asked: the ratio to dense fp32 that is wanted.
         dense: the model without a plan.
         where: for messages: "onnx int8", say.
     """
 
-    market: Market
+    allocator: Allocator
     quantity: Resource
     asked: float
     dense: DenseCost
@@ -71,7 +71,7 @@ class Fitting:
             plan = self._next(found)
             if plan is None:
                 break
-            load, ratio = self.market.load(plan.ranks), measure(plan)
+            load, ratio = self.allocator.load(plan.ranks), measure(plan)
             found.append((plan, Round(load, ratio)))
             self._tell(len(found), *found[-1])
             self._require_reachable(*found[-1])
@@ -82,10 +82,10 @@ class Fitting:
 
     def _next(self, found: Sequence[tuple[Plan, Round]]) -> Plan | None:
         """The plan to measure next; None where no other lies between those measured."""
-        least = self.market.least
+        least = self.allocator.least
         load = _aim([Round(1.0, self.dense.ratio), *(one for _, one in found)], self.asked, self.dense.slope, least)
         loads = [load] if any(map(self._held, found)) else [load, least]
-        plans = (of_market(self.market, min(max(load, least), 1.0)) for load in loads)
+        plans = (plan_of(self.allocator, min(max(load, least), 1.0)) for load in loads)
         return next((plan for plan in plans if all(plan.ranks != known.ranks for known, _ in found)), None)
 
     def _held(self, pair: tuple[Plan, Round]) -> bool:
@@ -102,13 +102,13 @@ class Fitting:
             f"The dense model in {self.where} takes {self.dense.ratio:.3f} of the {self.quantity} of dense fp32, and "
             f"{self.asked:g} was asked: nothing needs compressing, all that the budget allows is kept."
         )
-        return self._told(of_market(self.market, 1.0), self.dense.ratio)
+        return self._told(plan_of(self.allocator, 1.0), self.dense.ratio)
 
     def _near(self, one: Round) -> bool:
         return abs(one.ratio / self.asked - 1) <= TOLERANCE
 
     def _require_reachable(self, plan: Plan, one: Round) -> None:
-        smallest = one.load <= self.market.least * (1 + 1e-9)
+        smallest = one.load <= self.allocator.least * (1 + 1e-9)
         if smallest and one.ratio > self.asked * (1 + TOLERANCE):
             enough = math.ceil(100 * one.ratio) / 100
             raising = f"Raise plan.budget.{self.quantity} to at least {enough:.2f}, lower"
@@ -121,7 +121,7 @@ class Fitting:
             )
 
     def _told(self, plan: Plan, ratio: float) -> Plan:
-        predicted = self.dense.predicted(self.market.load(plan.ranks))
+        predicted = self.dense.predicted(self.allocator.load(plan.ranks))
         return replace(
             plan, quantity=self.quantity, budget=self.asked, predicted=round(predicted, 4), measured=round(ratio, 4)
         )

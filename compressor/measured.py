@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from compressor import data, factorize, progress, registry, timings
+from compressor.allocation import Allocator, Price, Spectrum, break_even
 from compressor.budgets import DenseCost, Fitting, Round
 from compressor.errors import ModelError, some
 from compressor.forms import Patches, as_dense, form_of
 from compressor.machine import machine
-from compressor.market import Market, Price, Spectrum, break_even
-from compressor.planning import Plan, of_market
+from compressor.planning import Plan, plan_of
 from compressor.recording import input_of
 from compressor.running import settled
 from compressor.structure import shape
@@ -63,10 +63,10 @@ class Measuring:
             record |= table.record
             price = table.price if section.strategy == "measured" else None
             charge = table.price if section.quantity == "latency" else None
-        market = Market(spectra, section.strategy, section.multiple_of, section.layout, price, charge)
+        allocator = Allocator(spectra, section.strategy, section.multiple_of, section.layout, price, charge)
         if section.quantity == "parameters":
-            return of_market(market, section.share), record
-        plan, dense, rounds = self._fit(market)
+            return plan_of(allocator, section.share), record
+        plan, dense, rounds = self._fit(allocator)
         record["dense"] = {"ratio": dense.ratio, "slope": dense.slope}
         record["rounds"] = [{"load": one.load, "ratio": one.ratio} for one in rounds]
         return plan, record
@@ -88,24 +88,24 @@ class Measuring:
 
     # ---- whole models ----
 
-    def _fit(self, market: Market) -> tuple[Plan, DenseCost, tuple[Round, ...]]:
+    def _fit(self, allocator: Allocator) -> tuple[Plan, DenseCost, tuple[Round, ...]]:
         quantity = self.section.quantity
         where = f"{self.runtime} {self.precision}"
         with progress.stage(f"Fitting the plan to {self.section.share:g} of the {quantity} in {where}"):
-            dense = self._dense(market, quantity)
-            fitting = Fitting(market, quantity, self.section.share, dense, where)
+            dense = self._dense(allocator, quantity)
+            fitting = Fitting(allocator, quantity, self.section.share, dense, where)
             plan, rounds = fitting.run(partial(self._ratio, quantity))
         return plan, dense, rounds
 
-    def _dense(self, market: Market, quantity: str) -> DenseCost:
+    def _dense(self, allocator: Allocator, quantity: str) -> DenseCost:
         """The dense model in the export's precision, and how its cost falls with what the targets are charged."""
         folder = self._export(self.sources.start, self.folder / "dense", self.precision)
         cost = self.whole.cost(quantity, folder)
         ratio = 1.0 if self.precision == "fp32" else cost.ratio
         if quantity == "latency":
-            return DenseCost(ratio, market.dense / (1e3 * cost.dense))  # microseconds of all targets, ms of the model
+            return DenseCost(ratio, allocator.dense / (1e3 * cost.dense))  # us of all targets, ms of the model
         share = self.whole.size(folder) / self.whole.size(self.whole.dense)
-        return DenseCost(ratio, FP32_BYTES * share * market.dense / 2**20 / cost.dense)  # weights, MiB of the model
+        return DenseCost(ratio, FP32_BYTES * share * allocator.dense / 2**20 / cost.dense)  # weights, MiB of the model
 
     def _ratio(self, quantity: str, plan: Plan) -> float:
         """What a plan's untrained model takes, as a share of dense fp32."""

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
+from compressor.allocation import Allocator, cost
+from compressor.allocation import Layout as Layout
+from compressor.allocation import Resource as Resource
+from compressor.allocation import Spectrum as Spectrum
+from compressor.allocation import Strategy as Strategy
+from compressor.allocation import break_even as break_even
+from compressor.allocation import flat as flat
 from compressor.errors import ArtifactError, InputError, did_you_mean, field_faults
-from compressor.market import Layout as Layout
-from compressor.market import Market, cost
-from compressor.market import Resource as Resource
-from compressor.market import Spectrum as Spectrum
-from compressor.market import Strategy as Strategy
-from compressor.market import break_even as break_even
-from compressor.market import flat as flat
 
 if TYPE_CHECKING:
     from compressor.recipe import PlanSection
@@ -172,14 +172,14 @@ def allocate(
     (`uniform`). A target whose next step reaches break-even goes back to dense and is charged as dense. A step that
     does not fit is passed over for cheaper ones, so what is left over is less than any further step costs.
 
-    The budget is a share of the dense targets' weights; `of_market` keeps to other prices.
+    The budget is a share of the dense targets' weights; `plan_of` keeps to other prices.
 
     Raises:
         BudgetError: not even the smallest ranks fit.
         InputError: see `require_sensible`.
     """
     require_sensible(budget, strategy, multiple_of, layout)
-    return of_market(Market(spectra, strategy, multiple_of, layout), budget)
+    return plan_of(Allocator(spectra, strategy, multiple_of, layout), budget)
 
 
 def by_recipe(section: PlanSection, spectra: Sequence[Spectrum], budget: float | None = None) -> Plan:
@@ -211,11 +211,11 @@ def require_sensible(budget: float, strategy: str, multiple_of: int, layout: str
         raise InputError("No plan can be made: " + "; ".join(wrong))
 
 
-def of_market(market: Market, budget: float) -> Plan:
-    """The plan of what a budget buys; raises BudgetError as `Market.spend` does."""
-    ranks = market.spend(budget)
-    layers = tuple(_layer(spectrum, ranks[spectrum.name], market.layout) for spectrum in market.spectra)
-    return Plan(market.strategy, budget, market.layout, market.multiple_of, layers)
+def plan_of(allocator: Allocator, budget: float) -> Plan:
+    """The plan of what a budget buys; raises BudgetError as `Allocator.spend` does."""
+    ranks = allocator.spend(budget)
+    layers = tuple(_layer(spectrum, ranks[spectrum.name], allocator.layout) for spectrum in allocator.spectra)
+    return Plan(allocator.strategy, budget, allocator.layout, allocator.multiple_of, layers)
 
 
 def _layer(spectrum: Spectrum, rank: int | None, layout: Layout) -> PlanLayer:

@@ -77,7 +77,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Market:
+class Allocator:
     """What can be bought and at which price: allocation spends a budget here.
 
     Attributes:

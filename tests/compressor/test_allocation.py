@@ -7,15 +7,15 @@ from itertools import product
 import numpy as np
 import pytest
 
+from compressor.allocation import Allocator, Price, Spectrum, break_even, weights
 from compressor.concave import concave_slopes
 from compressor.errors import BudgetError
-from compressor.market import Market, Price, Spectrum, break_even, weights
-from compressor.planning import of_market
+from compressor.planning import plan_of
 
 Costs = dict[str, dict[int | None, float]]
 
 
-def a_market(seed: int, count: int = 3) -> tuple[list[Spectrum], Costs]:
+def an_allocator(seed: int, count: int = 3) -> tuple[list[Spectrum], Costs]:
     """Falling gains, and costs that rise with the rank in uneven steps from a first one that is not small."""
     rng = np.random.default_rng(seed)
     spectra, costs = [], {}
@@ -41,10 +41,10 @@ def gain_of(spectrum: Spectrum, rank: int | None) -> float:
 @pytest.mark.parametrize("budget", [0.4, 0.6, 0.8])
 @pytest.mark.parametrize("seed", range(12))
 def test_greedy_over_measured_costs_is_within_one_purchase_of_the_best_choice(seed: int, budget: float) -> None:
-    spectra, costs = a_market(seed)
+    spectra, costs = an_allocator(seed)
     limit = budget * sum(costs[s.name][None] for s in spectra)
     try:
-        plan = of_market(Market(spectra, "measured", price=price_of(costs), charge=price_of(costs)), budget)
+        plan = plan_of(Allocator(spectra, "measured", price=price_of(costs), charge=price_of(costs)), budget)
     except BudgetError:
         assert sum(costs[s.name][1] for s in spectra) > limit
         return
@@ -72,10 +72,10 @@ def test_a_layer_whose_factors_are_slower_stays_dense() -> None:
     def price(spectrum: Spectrum, rank: int | None) -> float:
         return 10.0 if rank is None else (12.0 if spectrum.name == "slow" else 1.0 + rank / 2)
 
-    plan = of_market(Market([slow, fast], "measured", price=price, charge=price), 0.7)
+    plan = plan_of(Allocator([slow, fast], "measured", price=price, charge=price), 0.7)
     assert plan.kept == ("slow",)
     assert plan.ranks == {"fast": 6}  # 10 + 1 + 6 / 2 of 20
-    assert Market([slow, fast], "measured", charge=price, price=price).least == pytest.approx(11.5 / 20)
+    assert Allocator([slow, fast], "measured", charge=price, price=price).least == pytest.approx(11.5 / 20)
 
 
 def test_ranks_that_are_slower_than_dense_are_never_bought() -> None:
@@ -85,7 +85,7 @@ def test_ranks_that_are_slower_than_dense_are_never_bought() -> None:
         return 10.0 if rank is None else float(rank)  # from rank 10 on, factors take as long
 
     for budget in np.linspace(0.1, 1.0, 19):
-        plan = of_market(Market([one], "measured", price=price, charge=price), budget)
+        plan = plan_of(Allocator([one], "measured", price=price, charge=price), budget)
         assert plan.ranks.get("one", 0) < 10
     assert plan.kept == ("one",)
 
@@ -99,8 +99,8 @@ def test_a_method_without_more_directions_goes_dense_only_where_that_is_faster()
     def early(_: Spectrum, rank: int | None) -> float:
         return 5.0 if rank is None else float(rank)
 
-    assert of_market(Market([few], "measured", price=linear, charge=linear), 1.0).ranks == {"few": 8}
-    assert of_market(Market([few], "measured", price=early, charge=early), 1.0).kept == ("few",)
+    assert plan_of(Allocator([few], "measured", price=linear, charge=linear), 1.0).ranks == {"few": 8}
+    assert plan_of(Allocator([few], "measured", price=early, charge=early), 1.0).kept == ("few",)
 
 
 def test_of_ranks_that_take_the_same_time_the_highest_is_bought() -> None:
@@ -109,7 +109,7 @@ def test_of_ranks_that_take_the_same_time_the_highest_is_bought() -> None:
     def stairs(_: Spectrum, rank: int | None) -> float:
         return 5.0 if rank is None else 1.0 + (rank - 1) // 8
 
-    plan = of_market(Market([one], "measured", price=stairs, charge=stairs), 0.2)
+    plan = plan_of(Allocator([one], "measured", price=stairs, charge=stairs), 0.2)
     assert plan.ranks == {"one": 8}
 
 
@@ -120,11 +120,11 @@ def test_a_strategy_says_what_is_bought_and_a_budget_how_much() -> None:
     def price(spectrum: Spectrum, rank: int | None) -> float:
         return (1 if spectrum.name == "quick" else 3) * (40.0 if rank is None else float(rank))
 
-    plan = of_market(Market(spectra, "measured", price=price), 0.5)
+    plan = plan_of(Allocator(spectra, "measured", price=price), 0.5)
     assert plan.parameters <= 0.5 * plan.dense_parameters
     assert plan.ranks == {"quick": 19, "slow": 1}
-    by_weight = of_market(Market(spectra, charge=price), 0.5)
-    assert Market(spectra, charge=price).load(by_weight.ranks) <= 0.5
+    by_weight = plan_of(Allocator(spectra, charge=price), 0.5)
+    assert Allocator(spectra, charge=price).load(by_weight.ranks) <= 0.5
     assert by_weight.ranks.keys() == {"slow"}  # the first by name goes dense, by weight alike
 
 
@@ -135,13 +135,13 @@ def test_layers_that_stay_dense_are_named_where_they_fill_the_budget() -> None:
         return 10.0 if rank is None else (20.0 if spectrum.name == "slow" else 1.0)
 
     with pytest.raises(BudgetError, match=r"take 1,680 \(0\.5250\); 1 stay dense, since none of their ranks is faster"):
-        of_market(Market(spectra, "measured", price=price), 0.4)
+        plan_of(Allocator(spectra, "measured", price=price), 0.4)
 
 
 def test_loads_are_shares_of_the_dense_targets() -> None:
     spectra = [Spectrum("a", 10, 10, [1.0] * 4, 5.0), Spectrum("b", 20, 10, [1.0] * 6, 7.0)]
-    market = Market(spectra)
-    assert market.dense == 300
-    assert market.load({"a": 2}) == pytest.approx((2 * 20 + 200) / 300)
-    assert market.least == pytest.approx((20 + 30) / 300)
+    allocator = Allocator(spectra)
+    assert allocator.dense == 300
+    assert allocator.load({"a": 2}) == pytest.approx((2 * 20 + 200) / 300)
+    assert allocator.least == pytest.approx((20 + 30) / 300)
     assert weights("pivoted")(spectra[1], 3) == 3 * 30 - 9
