@@ -68,7 +68,7 @@ def flat(name: str, out_features: int, in_features: int) -> Spectrum:
 
 @dataclass(frozen=True)
 class Step:
-    """One purchase: a target goes from its rank to a higher one (None: back to dense)."""
+    """One choice: a target goes from its rank to a higher one (None: back to dense)."""
 
     rank: int | None
     price: float  # more than before; what the gain is held against
@@ -78,11 +78,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Allocator:
-    """What can be bought and at which price: allocation spends a budget here.
+    """The ranks that targets can have, what each costs and is worth, and the greedy choice among them.
 
     Attributes:
         spectra: the targets.
-        strategy: what is bought next.
+        strategy: what is chosen next.
         multiple_of: of which ranks are multiples.
         layout: of the deployed layers.
         price: what `gain` and `measured` hold a gain against; weights by default.

@@ -45,7 +45,7 @@ class Fitting:
     """Looks for the plan whose measured ratio is the asked one.
 
     Attributes:
-        allocator: what a plan is bought in.
+        allocator: what makes a plan of a budget.
         quantity: what is measured.
         asked: the ratio to dense fp32 that is wanted.
         dense: the model without a plan.

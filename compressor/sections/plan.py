@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
-from compressor.market import Layout, Resource, Strategy
+from compressor.allocation import Layout, Resource, Strategy
 from compressor.sections.base import Section, fault
 
 
