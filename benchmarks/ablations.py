@@ -30,6 +30,7 @@ from compressor import factorize, models, planning, progress
 from compressor.forms import matrix
 from compressor.methods.base import Moments, Subspace
 from compressor.methods.jactus import Jactus
+from compressor.targets import dense_layer, find_targets
 
 BUDGET, HOLDOUT, TOP = 0.3, 0.1, 16
 RATE, CORE_RATE = 1e-3, 2e-3
@@ -76,14 +77,14 @@ def projected(model: Any, subspaces: Mapping[str, Subspace], plan: planning.Plan
     found = {}
     for name, rank in plan.ranks.items():
         kept = subspaces[name].truncate(rank)
-        weight = matrix(models.dense_layer(model, name)).detach().double()  # (m, n)
+        weight = matrix(dense_layer(model, name)).detach().double()  # (m, n)
         found[name] = replace(kept, core=kept.left.mT @ weight @ kept.right.mT)  # (r, r)
     return found
 
 
 def blinded(bench: Bench, variation: Variation) -> dict[str, Subspace]:
     """The subspaces of the layers that a variation names, in the metric of their inputs alone."""
-    targets = [one.name for one in models.find_targets(bench.probed) if one.name.endswith(variation.blind)]
+    targets = [one.name for one in find_targets(bench.probed) if one.name.endswith(variation.blind)]
     method = replace(variation.method, metric="input")
     return factorize.decompose(bench.probed, method, bench.moments(adapted=False), targets=targets)
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from compressor import models, registry
+from compressor import registry
+from compressor.targets import find_targets, head_parameters
 
 PACKAGES = {"peft": "pip install 'rankfold[bench]'"}
 
@@ -49,8 +50,8 @@ def matching_rank(model: Any, name: str, wanted: int) -> int:
 
     No rank is higher than the smallest side of a target, so that a rotation may stay below what is wanted.
     """
-    targets = models.find_targets(model)
-    head = sum(one.numel() for one in models.head_parameters(model).values())
+    targets = find_targets(model)
+    head = sum(one.numel() for one in head_parameters(model).values())
     numbers = ADAPTERS[name].numbers
 
     def distance(rank: int) -> int:
@@ -68,9 +69,9 @@ def lay_(model: Any, name: str, rank: int) -> Callable[[], Any]:
     registry.require(PACKAGES)
     from peft import get_peft_model
 
-    heads = list(models.head_parameters(model).values())
+    heads = list(head_parameters(model).values())
     config = ADAPTERS[name].config(rank)
-    config.target_modules = {target.name for target in models.find_targets(model)}
+    config.target_modules = {target.name for target in find_targets(model)}
     adapted = get_peft_model(model, config)
     for head in heads:
         head.requires_grad_(True)

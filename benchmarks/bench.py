@@ -35,7 +35,9 @@ from compressor import (
     probing,
     progress,
     storage,
+    targets,
 )
+from compressor.allocation import Spectrum
 from compressor.distillation import Lesson, distillation_loss, lesson_of, one_copy
 from compressor.methods.jactus import Jactus
 from compressor.recipe import Distillation
@@ -126,7 +128,7 @@ class Bench:
             self.subspaces[arm.name] = factorize.decompose(self.origin(arm), arm.method, moments)
         return self.subspaces[arm.name]
 
-    def spectra(self, arm: Arm) -> list[planning.Spectrum]:
+    def spectra(self, arm: Arm) -> list[Spectrum]:
         """What a plan compares of a compressed arm."""
         return factorize.spectra(self.origin(arm), self.decomposed(arm))
 
@@ -223,9 +225,9 @@ class Bench:
         return found | {"final_loss": history[-1]["loss"], "seconds": round(time.monotonic() - begun, 1)}
 
     @cached_property
-    def targets(self) -> tuple[models.Target, ...]:
+    def targets(self) -> tuple[targets.Target, ...]:
         """What every compressed arm compresses."""
-        return models.find_targets(self.probed)
+        return targets.find_targets(self.probed)
 
     def memory(self, model: Any, teacher: Any | None) -> dict[str, int]:
         """What one step of training holds, on the fullest batch, as `adapt_` trains."""

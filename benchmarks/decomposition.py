@@ -38,7 +38,7 @@ from bench import Bench
 from results import Row, Rows, exit_code
 from suites import SUITES, Suite
 
-from compressor import calibration, data, factorize, models, planning, progress
+from compressor import allocation, calibration, data, factorize, models, planning, progress, targets
 from compressor.forms import matrix
 from compressor.linalg import energy
 from compressor.machine import machine, versions
@@ -131,11 +131,11 @@ class Job:
     @cached_property
     def names(self) -> list[str]:
         """The targets."""
-        return [target.name for target in models.find_targets(self.model)]
+        return [target.name for target in targets.find_targets(self.model)]
 
     def plans(self) -> dict[float, Plan]:
         """Ranks by budget, the same share of break-even for every layer."""
-        flat = [planning.flat(*target_of(one)) for one in models.find_targets(self.model)]
+        flat = [allocation.flat(*target_of(one)) for one in targets.find_targets(self.model)]
         return {budget: planning.allocate(flat, budget=budget, strategy="uniform") for budget in BUDGETS}
 
     def sides(self) -> tuple[Ours, Reference]:
@@ -154,7 +154,7 @@ class Job:
         return statistics.mean(losses)
 
 
-def target_of(target: models.Target) -> tuple[str, int, int]:
+def target_of(target: targets.Target) -> tuple[str, int, int]:
     """Name and shape."""
     return target.name, target.out_features, target.in_features
 

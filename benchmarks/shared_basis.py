@@ -21,7 +21,7 @@ from results import Rows
 from suites import SUITES
 from torch import Tensor
 
-from compressor import linalg, models, progress
+from compressor import linalg, models, progress, targets
 from compressor.machine import machine, versions
 from compressor.methods.base import metrics
 
@@ -39,7 +39,7 @@ def groups(moments: Any) -> Iterator[list[str]]:
 
 def whitened(model: Any, moments: Any, name: str) -> Tensor:
     """The target's weight (m, n) in the metric of both moments."""
-    weight = models.dense_layer(model, name).weight.detach()
+    weight = targets.dense_layer(model, name).weight.detach()
     return linalg.whiten(weight, *metrics(weight, moments[name], "both", ridge=RIDGE))
 
 

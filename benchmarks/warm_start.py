@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from compressor import adapt, data, models, tensors
+from compressor import adapt, data, targets, tensors
 from compressor.files import read_json
 from compressor.layers import CoreLinear, FreeCore
 from compressor.line import Line
@@ -50,7 +50,7 @@ def warm_(model: Any, changes: dict[str, torch.Tensor], head: dict[str, torch.Te
             assert layer.core.block is not None
             projected = layer.left.double().mT @ changes[name] @ layer.right.double().mT
             layer.core.block += projected[: layer.core.free, : layer.core.free].float()
-    for name, parameter in models.head_parameters(model).items():
+    for name, parameter in targets.head_parameters(model).items():
         parameter.copy_(head[name])
 
 
@@ -87,7 +87,7 @@ def main() -> None:
     before = weights(model)
     tensors.load_tensors_(model, first.folder / "cores.safetensors")
     changes = {name: weight - before[name] for name, weight in weights(model).items()}
-    head = {name: parameter.detach().clone() for name, parameter in models.head_parameters(model).items()}
+    head = {name: parameter.detach().clone() for name, parameter in targets.head_parameters(model).items()}
     for budget in others:
         line = line_of(Path(search) / "trials" / budget)
         line.sources, line.__dict__["subspaces"] = first.sources, first.subspaces

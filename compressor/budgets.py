@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from compressor import progress
-from compressor.allocation import Allocator
+from compressor.allocation import Allocator, Resource
 from compressor.errors import BudgetError
-from compressor.planning import Plan, Resource, plan_of
+from compressor.planning import Plan, plan_of
 
 TOLERANCE = 0.05  # of the asked ratio: within it, no further round is measured
 ROUNDS = 4

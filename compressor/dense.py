@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compressor import heads, models, storage, tensors
+from compressor import heads, models, storage, targets, tensors
 from compressor.errors import ModelError, some
 from compressor.factory import RECORD, Factory
 from compressor.files import read_json
@@ -130,8 +130,8 @@ class DenseModels:
 
 def _layers(model: Any) -> set[tuple[str, int, int]]:
     """Names and shapes of the layers in blocks: heads are the labels', tables of positions the image size's."""
-    rows = models.consider(model)
-    return {(row.name, row.out_features, row.in_features) for row in rows if models.in_block(model, row.name)}
+    rows = targets.consider(model)
+    return {(row.name, row.out_features, row.in_features) for row in rows if targets.in_block(model, row.name)}
 
 
 def _require(path: str, labels: Sequence[str], wanted: Sequence[str]) -> None:

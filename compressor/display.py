@@ -13,9 +13,9 @@ from compressor.paths import is_factory
 if TYPE_CHECKING:
     from compressor.catalog import Entry
     from compressor.doctor import Diagnosis
-    from compressor.models import Considered
     from compressor.planning import Plan
     from compressor.recipe import BaselineSection, PlanSection, Recipe
+    from compressor.targets import Considered
 
 STAGE_HEADER = ("stage", "what", "path")
 MARKS = {"ok": "ok", "note": "note", "warning": "WARNING", "broken": "BROKEN"}

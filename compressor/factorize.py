@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from compressor import planning, structure
+from compressor.allocation import Layout, Spectrum, break_even
 from compressor.errors import ModelError
 from compressor.forms import form_of, is_dense, matrix
 from compressor.layers import LAYOUTS, CoreLinear, KeptLinear
 from compressor.methods.base import Method, Moments, Subspace
-from compressor.models import Target, dense_layer, find_targets, head_parameters, replace_module
-from compressor.planning import Plan, Spectrum, break_even
+from compressor.planning import Plan
 from compressor.progress import track
+from compressor.targets import Target, dense_layer, find_targets, head_parameters, replace_module
 
 FROZEN = "_frozen_before"  # under which a module in training holds which of its own parameters were frozen before
 
@@ -26,7 +27,7 @@ def decompose(
     moments: Mapping[str, Moments],
     *,
     targets: str | Sequence[str] | None = None,
-    layout: planning.Layout = "two-factor",
+    layout: Layout = "two-factor",
 ) -> dict[str, Subspace]:
     """The subspace of every target, up to its break-even rank; the expensive part, to be done once.
 
@@ -53,7 +54,7 @@ def _decompose(
     method: Method,
     moments: Mapping[str, Moments],
     targets: tuple[Target, ...],
-    layout: planning.Layout,
+    layout: Layout,
 ) -> dict[str, Subspace]:
     structure.require_loaded(model, [target.name for target in targets])
     subspaces = dict[str, Subspace]()
@@ -91,7 +92,7 @@ def plan(
     keep: float = 0.5,
     strategy: Literal["gain", "energy", "uniform"] = "gain",
     multiple_of: int = 8,
-    layout: planning.Layout = "two-factor",
+    layout: Layout = "two-factor",
     targets: str | Sequence[str] | None = None,
     subspaces: Mapping[str, Subspace] | None = None,
 ) -> Plan:
@@ -218,7 +219,7 @@ def _require_directions(subspaces: Mapping[str, Subspace], plan: Plan) -> None:
         raise ModelError("The plan does not fit the method or its targets:\n" + "\n".join(f"  {row}" for row in short))
 
 
-def fold_(model: nn.Module, layout: planning.Layout | None = None) -> nn.Module:
+def fold_(model: nn.Module, layout: Layout | None = None) -> nn.Module:
     """Replace every CoreLinear (and KeptLinear) by its deployed layer in place: the same function.
 
     What was frozen before `factorize_` is frozen again, all else can be trained.

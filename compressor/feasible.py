@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compressor import data, factorize, models, planning, progress
+from compressor import allocation, data, factorize, models, planning, progress
 from compressor.errors import InputError, ModelError, some
 from compressor.planning import Plan
 from compressor.recipe import PlanSection
@@ -51,7 +51,7 @@ def _require_ranks(sources: Sources, model: Any) -> None:
         factorize.planned(model, plan)
         _require_targets(plan, {target.name for target in targets}, section)
     elif section.quantity == "parameters":
-        flat = [planning.flat(target.name, target.out_features, target.in_features) for target in targets]
+        flat = [allocation.flat(target.name, target.out_features, target.in_features) for target in targets]
         planning.by_recipe(section, flat)
 
 

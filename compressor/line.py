@@ -27,9 +27,11 @@ from compressor import (
     probing,
     progress,
     subspaces,
+    targets,
     tensors,
 )
 from compressor.adapt import History
+from compressor.allocation import Spectrum
 from compressor.artifact import MANIFEST, Artifact, seal
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
 from compressor.correction import correct_
@@ -69,7 +71,7 @@ class Line:
         model = self.sources.dense()
         feasible.require(self.sources, model)
         with self.run.stage("probe", "Probing the head", [HEAD]) as scratch:
-            head = models.head_parameters(model)
+            head = targets.head_parameters(model)
             if head:
                 with devices.lent(model):
                     probing.probe_head_(model, self.sources.drawn(PROBED, 32))
@@ -137,7 +139,7 @@ class Line:
             self.__dict__.pop("subspaces", None)  # twice the weights' memory, which what follows has no use for
         return Plan.load(self.folder / "plan.json")
 
-    def _choose(self, spectra: Sequence[planning.Spectrum], scratch: Path) -> Plan:
+    def _choose(self, spectra: Sequence[Spectrum], scratch: Path) -> Plan:
         section = self.recipe.plan
         if section.path:
             return planning.replayed(Plan.load(Path(section.path)), spectra)
@@ -251,7 +253,7 @@ def _rank(layer: planning.PlanLayer) -> str:
     return "dense" if layer.rank is None else f"rank {layer.rank} (as dense at {layer.break_even})"
 
 
-def _curves(spectra: Sequence[planning.Spectrum], points: int = 64) -> dict[str, dict[str, list[float]]]:
+def _curves(spectra: Sequence[Spectrum], points: int = 64) -> dict[str, dict[str, list[float]]]:
     """Cumulative gain against rank for each target, thinned to a readable number of points."""
     curves = {}
     for spectrum in spectra:

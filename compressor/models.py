@@ -18,14 +18,7 @@ from compressor.files import read_json
 from compressor.paths import HUB_ID, as_hub_id, is_factory
 from compressor.positions import at_size
 from compressor.run_folder import STATE
-from compressor.targets import Considered as Considered
-from compressor.targets import Target as Target
-from compressor.targets import consider as consider
-from compressor.targets import dense_layer as dense_layer
-from compressor.targets import find_targets as find_targets
-from compressor.targets import head_parameters as head_parameters
-from compressor.targets import in_block as in_block
-from compressor.targets import replace_module as replace_module
+from compressor.targets import Considered, consider, head_parameters, in_block
 from compressor.tasks.base import Task
 
 REFUSALS = {  # files that say what a folder holds, if not a dense model

@@ -11,13 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from compressor.allocation import Allocator, cost
-from compressor.allocation import Layout as Layout
-from compressor.allocation import Resource as Resource
-from compressor.allocation import Spectrum as Spectrum
-from compressor.allocation import Strategy as Strategy
-from compressor.allocation import break_even as break_even
-from compressor.allocation import flat as flat
+from compressor.allocation import Allocator, Layout, Resource, Spectrum, Strategy, break_even, cost
 from compressor.errors import ArtifactError, InputError, did_you_mean, field_faults
 
 if TYPE_CHECKING:

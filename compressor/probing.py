@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compressor import progress
 from compressor.calibration import Batch, model_loss
 from compressor.devices import beside
-from compressor.models import head_parameters
+from compressor.targets import head_parameters
 
 EPOCHS = 4  # passes of the whole model
 REPLAYED = 20  # passes of a head that is replayed from what it read in one pass

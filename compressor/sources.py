@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor import data, models, registry, tensors
+from compressor import data, registry, tensors
 from compressor.data import Batches, Data
 from compressor.dense import DenseModels
 from compressor.factory import Factory
 from compressor.recipe import Recipe
 from compressor.run_folder import Run
+from compressor.targets import Considered, Target, consider, find_targets
 from compressor.tasks.base import Task
 
 HEAD = "head.safetensors"
@@ -94,10 +95,10 @@ class Sources:
         """Of the pretrained weights; None for a hub id."""
         return self.models.digest(self.data.labels)
 
-    def targets(self, model: Any) -> tuple[models.Target, ...]:
+    def targets(self, model: Any) -> tuple[Target, ...]:
         """The recipe's targets in a dense model."""
-        return models.find_targets(model, self.recipe.model.targets, self.recipe.model.exclude)
+        return find_targets(model, self.recipe.model.targets, self.recipe.model.exclude)
 
-    def considered(self, model: Any) -> tuple[models.Considered, ...]:
+    def considered(self, model: Any) -> tuple[Considered, ...]:
         """Every linear layer of a dense model, and why it is (not) a target."""
-        return models.consider(model, self.recipe.model.targets, self.recipe.model.exclude)
+        return consider(model, self.recipe.model.targets, self.recipe.model.exclude)

@@ -17,9 +17,9 @@ from itertools import takewhile
 from torch import nn
 
 from compressor import structure
+from compressor.allocation import break_even
 from compressor.errors import ModelError, did_you_mean
 from compressor.forms import Dense, as_dense, is_convolution
-from compressor.planning import break_even
 
 COMPRESSED_TOO = " and compressed with it"
 

@@ -20,8 +20,9 @@ from torch import nn
 import compressor
 from compressor import pipeline, registry
 from compressor.layers import FactorizedLinear
-from compressor.models import find_targets, load_dense, quiet_libraries
+from compressor.models import load_dense, quiet_libraries
 from compressor.recipe import Recipe
+from compressor.targets import find_targets
 from compressor.tasks.base import Task
 from exporters.onnx import OnnxExporter
 from validators.report import Report

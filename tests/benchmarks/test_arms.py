@@ -20,7 +20,7 @@ from results import Rows
 from suites import GROUPS, SUITES, Suite, chosen, named
 from training_memory import training_bytes
 
-from compressor import adapt, data, factorize, models
+from compressor import adapt, data, factorize, targets
 from compressor.errors import InputError
 from compressor.recipe import Source
 
@@ -113,7 +113,7 @@ def test_a_matched_adapter_trains_within_5_percent_of_jactus(bench: Bench, name:
 def test_an_adapter_trains_the_numbers_that_its_row_counts(bench: Bench, name: str) -> None:
     pytest.importorskip("peft", reason="needs peft: pip install 'rankfold[bench]'")
     model, rank = copy.deepcopy(bench.probed), 3
-    head = sum(one.numel() for one in models.head_parameters(model).values())
+    head = sum(one.numel() for one in targets.head_parameters(model).values())
     counted = sum(adapters.ADAPTERS[name].numbers(one.out_features, one.in_features, rank) for one in bench.targets)
     adapters.lay_(model, name, rank)
     assert adapt.trainable(model) == head + counted

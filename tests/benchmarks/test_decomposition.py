@@ -15,7 +15,7 @@ from decomposition import BUDGETS, Job, bench_of, measure
 from results import Rows, read
 from suites import Suite
 
-from compressor.models import dense_layer
+from compressor.targets import dense_layer
 
 
 def job_of(suite: Suite, folder: Path, metric: decomposition.Metric) -> Job:

@@ -20,7 +20,7 @@ from compressor.calibration import Batch, Statistics, calibrate, own_label_loss
 from compressor.errors import ArtifactError, DataError, ModelError
 from compressor.methods.base import Moment
 from compressor.methods.jactus import Jactus
-from compressor.models import dense_layer, find_targets
+from compressor.targets import dense_layer, find_targets
 from compressor.tasks.base import IGNORED
 
 BOTH = frozenset(Moment)

@@ -35,9 +35,10 @@ from transformers import (
 from compressor import feasible, pipeline, progress, recipe, registry
 from compressor.errors import InputError, ModelError
 from compressor.line import Line
-from compressor.models import head_parameters, load_dense
+from compressor.models import load_dense
 from compressor.planning import Plan
 from compressor.run_folder import Run
+from compressor.targets import head_parameters
 from compressor.tasks.text import load_tokenizer
 
 TASK = registry.task("text-classification")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor import correction, memory, progress, running
+from compressor.allocation import break_even
 from compressor.calibration import Statistics, calibrate
 from compressor.cores import FreeCore, OrthogonalCore
 from compressor.correction import RIDGE, correct_
@@ -26,7 +27,7 @@ from compressor.methods.jactus import Jactus
 from compressor.methods.psoft import Psoft
 from compressor.methods.spectral import Spectral
 from compressor.metrics import SecondMoment
-from compressor.planning import Plan, break_even
+from compressor.planning import Plan
 from compressor.targets import block_of, dense_layer
 
 Batch = dict[str, Tensor]

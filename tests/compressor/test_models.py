@@ -29,15 +29,8 @@ from transformers import (
 
 from compressor import heads
 from compressor.errors import ModelError
-from compressor.models import (
-    dense_layer,
-    describe,
-    find_targets,
-    head_parameters,
-    load_dense,
-    quiet_libraries,
-    replace_module,
-)
+from compressor.models import describe, load_dense, quiet_libraries
+from compressor.targets import dense_layer, find_targets, head_parameters, replace_module
 from compressor.tasks.text_classification import TextClassification
 from compressor.tasks.text_generation import TextGeneration
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compressor.allocation import Spectrum, break_even, cost
 from compressor.errors import ArtifactError, BudgetError
-from compressor.planning import Plan, Spectrum, allocate, break_even, cost, replayed
+from compressor.planning import Plan, allocate, replayed
 
 LAYOUTS: Any = ("two-factor", "pivoted")
 STRATEGIES: Any = ("gain", "energy", "uniform")

@@ -13,8 +13,8 @@ import transformers as hf
 from torch import Tensor, nn
 
 from compressor import probing
-from compressor.models import head_parameters
 from compressor.probing import probe_head_
+from compressor.targets import head_parameters
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 3}
 

@@ -26,9 +26,9 @@ from compressor.layers import FactorizedLinear
 from compressor.methods.base import Moment
 from compressor.methods.jactus import Jactus
 from compressor.methods.spectral import Spectral
-from compressor.models import find_targets, head_parameters
 from compressor.probing import probe_head_
 from compressor.recipe import DataSection, Distillation, Source, Training
+from compressor.targets import find_targets, head_parameters
 from compressor.tasks.text_generation import TextGeneration
 from compressor.transposed import as_linear
 from exporters.onnx import OnnxExporter
