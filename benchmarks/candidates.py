@@ -28,10 +28,11 @@ from results import Row, Rows, exit_code
 from suites import SUITES, Suite, located
 
 from compressor import adapt, data, devices, models, progress
+from compressor.allocation import Spectrum
 from compressor.distillation import prediction_loss
 from compressor.layers import CoreLinear, FreeCore
 from compressor.methods.base import Moments
-from compressor.planning import Plan, Spectrum
+from compressor.planning import Plan
 from compressor.recipe import Distillation
 from compressor.tasks.base import Outcomes
 
@@ -40,7 +41,9 @@ RIDGE = 0.01  # of the mean eigenvalue
 RATES = {("banking77", "jactus"): 2e-3, ("banking77", "svdllm-lora"): 1e-3}
 RATES |= {("trec", "jactus"): 1e-3, ("trec", "svdllm-lora"): 2e-3}
 RATES |= {("cifar10", "jactus"): 1e-4, ("cifar10", "svdllm-lora"): 3e-4}
-DENSE_RATES = {"banking77": 2e-4, "trec": 2e-4, "cifar10": 3e-5}
+CORRECTED = {"banking77": 2e-3, "sst2": 3e-4, "snips": 3e-4, "cifar10-5000": 3e-4}
+RATES |= {(suite, "jactus-corrected"): rate for suite, rate in CORRECTED.items()}
+DENSE_RATES = {"banking77": 2e-4, "trec": 2e-4, "sst2": 1e-4, "snips": 1e-4, "cifar10": 3e-5, "cifar10-5000": 3e-5}
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Candidate:
 CANDIDATES = {
     (one.of, one.name): one
     for one in (
-        *(Candidate("default", of) for of in ("jactus", "svdllm-lora")),
+        *(Candidate("default", of) for of in ("jactus", "jactus-corrected", "svdllm-lora")),
         *(Candidate("vectors", of, vectors=True) for of in ("jactus", "svdllm-lora")),
         *(Candidate("rotated", of, rotated=True) for of in ("jactus", "svdllm-lora")),
         Candidate("whitened", whitened=True),
@@ -84,9 +87,16 @@ CANDIDATES = {
             Candidate("predictions 0.9", of, distillation=Distillation(predictions=0.9))
             for of in ("jactus", "svdllm-lora")
         ),
-        *(Candidate(f"hidden {weight:g}", distillation=Distillation(hidden=weight)) for weight in (0, 0.3, 3)),
-        Candidate("predictions 0.25", distillation=Distillation(predictions=0.25)),
-        Candidate("predictions 0.25, hidden 0.3", distillation=Distillation(predictions=0.25, hidden=0.3)),
+        *(Candidate(f"hidden {weight:g}", distillation=Distillation(hidden=weight)) for weight in (0, 3)),
+        *(
+            Candidate(name, of, distillation=lessons)
+            for of in ("jactus", "jactus-corrected")
+            for name, lessons in (
+                ("hidden 0.3", Distillation(hidden=0.3)),
+                ("predictions 0.25", Distillation(predictions=0.25)),
+                ("predictions 0.25, hidden 0.3", Distillation(predictions=0.25, hidden=0.3)),
+            )
+        ),
     )
 }
 

@@ -16,8 +16,8 @@ from candidates import CANDIDATES, Trial
 from results import read
 from suites import SUITES, Suite
 
+from compressor.allocation import Spectrum
 from compressor.layers import CoreLinear
-from compressor.planning import Spectrum
 from compressor.recipe import Distillation
 
 
