@@ -37,7 +37,7 @@ def entries(kind: registry.Kind) -> list[Entry]:
     Raises:
         DependencyError: one of them cannot be imported.
     """
-    return [_entry(name, registry.load(kind, name), SETTING.get(kind)) for name in registry.names(kind)]
+    return [_entry(kind, name) for name in registry.names(kind)]
 
 
 def to_dict(entry: Entry) -> dict[str, Any]:
@@ -45,14 +45,15 @@ def to_dict(entry: Entry) -> dict[str, Any]:
     return entry._asdict() | {"fields": [field._asdict() for field in entry.fields]}
 
 
-def _entry(name: str, cls: Any, section: Any | None) -> Entry:
+def _entry(kind: registry.Kind, name: str) -> Entry:
+    cls, section = registry.load(kind, name), SETTING.get(kind)
     summary = (cls.__doc__ or "").strip().partition("\n")[0]
     described = getattr(cls, "__pydantic_fields__", {})
     hints = _hints(cls)
     knobs = [one for one in dataclasses.fields(cls) if one.init]
     fields = [one for one in knobs if section is None or one.name in section.model_fields]
-    gates = [quantity for quantity in getattr(cls, "quantities", ()) if quantity in get_args(Quantity)]
-    lacking = registry.missing(registry.packages_of(cls))
+    gates = [quantity for quantity in cls.quantities if quantity in get_args(Quantity)] if kind == "checks" else []
+    lacking = registry.missing(cls.packages) if kind == "exporters" else {}
     return Entry(
         name,
         summary,

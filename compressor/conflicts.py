@@ -75,8 +75,8 @@ def _unmeasurable(recipe: Recipe) -> Iterator[faults.Fault]:
     if not plan.times_layers:
         return
     runtime = recipe.exports[0].runtime if recipe.export else AUTO_RUNTIME
-    if not hasattr(registry.load("exporters", runtime), "timer"):
-        able = [name for name in registry.names("exporters") if hasattr(registry.load("exporters", name), "timer")]
+    if not registry.load("exporters", runtime).times_layers():
+        able = [name for name in registry.names("exporters") if registry.load("exporters", name).times_layers()]
         text = f"times layers on the runtime of the first export, {runtime}, which cannot time them; put an export of"
         yield asks, f"{text} {' or '.join(able)} first."
     if plan.layout == "pivoted":
@@ -195,7 +195,7 @@ def misfits(recipe: Recipe, export: ExportSection) -> Iterator[str]:
             "fp32 on 40 %, two-factor on 99 %); use plan.layout: two-factor, fp16 or fp32."
         )
     device = recipe.validation.device
-    devices = getattr(registry.exporter(export.runtime, export.precision), "devices", (device,))
+    devices = registry.exporter(export.runtime, export.precision).devices
     if device not in devices:
         yield (
             f"{export.precision} of {export.runtime} runs on the {' and '.join(devices)} only, but validate.device "

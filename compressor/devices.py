@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,14 +36,20 @@ def lent(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """Convolutions of float32 in all of its bits on a GPU too, as products of matrices are: not in TF32."""
-    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolution.fp32_precision
-    convolution.fp32_precision = "ieee"
+    """Convolutions and recurrent layers of float32 in all of its bits on a GPU too, as products of matrices are.
+
+    Else they are computed in TF32, which keeps ten bits of each number.
+    """
+    cudnn: Any = torch.backends.cudnn
+    layers = (cudnn.conv, cudnn.rnn)
+    before = [layer.fp32_precision for layer in layers]
+    for layer in layers:
+        layer.fp32_precision = "ieee"
     try:
         yield
     finally:
-        convolution.fp32_precision = before
+        for layer, precision in zip(layers, before, strict=True):
+            layer.fp32_precision = precision
 
 
 def fork_rng(model: nn.Module) -> AbstractContextManager[None]:

@@ -110,7 +110,7 @@ def _others() -> Iterator[Diagnosis]:
     """The runtimes that an extra brings: whether an export for them can be made and run here."""
     for name in registry.names("exporters"):
         try:
-            packages = registry.packages_of(registry.load("exporters", name))
+            packages = registry.load("exporters", name).packages
         except DependencyError as error:
             yield Diagnosis(name, "broken", str(error))
             continue

@@ -11,9 +11,12 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from compressor.errors import DependencyError, ExportError, InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from exporters.base import Exporter
 
 Kind = Literal["tasks", "methods", "exporters", "checks"]
 
@@ -49,6 +52,7 @@ TABLES: dict[Kind, dict[str, str]] = {
         "size": "validators.size:Size",
     },
 }
+EXPORTER = "exporters.base:Exporter"  # what every exporter derives from
 ALIASES = {"moft": "psoft"}  # MOFT is the first name of PSOFT (arXiv 2505.11235 v1)
 
 
@@ -63,7 +67,8 @@ def load(kind: Kind, name: str) -> Any:
 
     Raises:
         InputError: the name is in no table (the nearest one is proposed).
-        DependencyError: the module cannot be imported, or another distribution's package took our place.
+        DependencyError: the module cannot be imported, another distribution's package took our place, or the class is
+            no `exporters.base.Exporter`.
     """
     table = names(kind)
     key = ALIASES.get(name, name)
@@ -71,7 +76,18 @@ def load(kind: Kind, name: str) -> Any:
         raise InputError(
             f"'{name}' is not one of the {kind}: {', '.join(sorted(table))}.{did_you_mean(name, [*table, *ALIASES])}"
         )
-    module_name, _, attribute = table[key].partition(":")
+    found = _behind(table[key])
+    if kind == "exporters" and not (isinstance(found, type) and issubclass(found, _behind(EXPORTER))):
+        raise DependencyError(
+            f"{table[key]}, which is registered as the exporter '{key}', does not derive from {EXPORTER}: let it, as "
+            "docs/add-an-exporter.md of rankfold shows, or update or uninstall the distribution that brings it."
+        )
+    return found
+
+
+def _behind(row: str) -> Any:
+    """What "module:attribute" means; imports the module."""
+    module_name, _, attribute = row.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -84,25 +100,17 @@ def task(name: str) -> Any:
     return load("tasks", name)()
 
 
-def exporter(name: str, precision: str) -> Any:
+def exporter(name: str, precision: str) -> Exporter:
     """The exporter of a name, for one precision.
 
     Raises:
         InputError: the name is in no table, or the exporter does not write this precision; it says which ones.
-        DependencyError: the module cannot be imported.
+        DependencyError: see `load`.
     """
     try:
         return load("exporters", name)(precision=precision)
     except ExportError as error:
         raise InputError(str(error)) from error
-
-
-def packages_of(exporter: Any) -> Mapping[str, str]:
-    """What an exporter's runner imports, as its class says in `packages`: import name -> the command that installs it.
-
-    A class without `packages` needs nothing that could be missing.
-    """
-    return getattr(exporter, "packages", {})
 
 
 def missing(packages: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What every exporter is: a frozen dataclass whose fields are its knobs, with `export` and `load`.
+"""What every exporter derives from, and what it is given and gives.
 
 Nothing in this file imports torch, nor does `load` of an exporter whose runtime is not torch: measuring processes must
 stay free of it.
@@ -6,18 +6,21 @@ stay free of it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 
-from compressor.errors import ExportError, RankfoldError, ResourceError, RuntimeFailure
+from compressor.errors import DependencyError, ExportError, InputError, RankfoldError, ResourceError, RuntimeFailure
 from compressor.failures import out_of_memory
 
 if TYPE_CHECKING:
     import torch
+
+    from compressor.timings import Timer
 
 Arrays = Mapping[str, np.ndarray]
 Device = Literal["cpu", "cuda"]
@@ -64,44 +67,71 @@ class Exported:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def require_precision(title: str, precision: str, written: Sequence[str]) -> None:
-    """Raises ExportError where an exporter, called `title`, does not write a precision; it says which it does."""
-    if precision not in written:
-        *most, last = written
-        raise ExportError(f"The {title} exporter writes {', '.join(most)} and {last}, not '{precision}'.")
+@dataclass(frozen=True)
+class Exporter(ABC):
+    """One runtime, in one precision. What derives from it is a frozen dataclass too, and its fields are its knobs.
 
+    `name`, `export` and `load` are to be given; the rest has a default, for what a runtime need not say of itself.
 
-class Exporter(Protocol):
-    """One runtime: a frozen dataclass.
-
-    Six attributes may be left out: `devices`, where its precision does not run on every device; `calibrated`, true
-    where its precision looks at activations: then `export` is also given `samples`, a sequence of batches
-    of the task's inputs as named arrays; `beside`, the precisions that are always exported beside this one; `packages`,
-    what has to be installed for it, by the name of its import; `require`, a method session -> None that raises
-    DependencyError where that session's device is not there, before hours of work; and `timer`, a method session ->
-    `compressor.timings.Timer`, without which no plan can measure this runtime's layers.
+    Attributes:
+        precision: one of `precisions`.
+        name: its row in the registry.
+        precisions: all that it writes.
+        packages: what `load` imports and may not be installed: by the name of its import, the command that installs it.
     """
 
-    @property
-    def name(self) -> str:
-        """Its row in the registry."""
-        ...
+    precision: str = "fp32"
+    name: ClassVar[str]
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    packages: ClassVar[Mapping[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        """Raises ExportError where the precision is not written; it says which are."""
+        if self.precision not in self.precisions:
+            written = " and ".join(filter(None, (", ".join(self.precisions[:-1]), self.precisions[-1])))
+            raise ExportError(f"The {self.name} exporter writes {written}, not '{self.precision}'.")
 
     @property
-    def precision(self) -> str:
-        """One of the precisions that it writes."""
-        ...
+    def devices(self) -> tuple[Device, ...]:
+        """Where an export of this precision runs, the likeliest first; everywhere by default."""
+        return get_args(Device)
 
-    def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
-        """Write `model` as a new folder `path`; `example` has batch >= 2 and an odd length.
+    @property
+    def calibrated(self) -> bool:
+        """Whether this precision looks at activations, so that `export` is to be given samples; by default not."""
+        return False
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Precisions that are always exported beside this one, where other runtimes do not load it; by default none."""
+        return ()
+
+    @abstractmethod
+    def export(
+        self,
+        model: torch.nn.Module,
+        example: Mapping[str, torch.Tensor],
+        path: Path,
+        samples: Sequence[Arrays] = (),
+    ) -> Exported:
+        """Write `model` as a new folder `path`.
+
+        Args:
+            model: computes in float32.
+            example: its inputs by name, of batch >= 2 and an odd length.
+            path: the folder.
+            samples: batches of the task's inputs, where the precision is `calibrated`; else nothing.
 
         Raises:
-            ExportError: the graph cannot be written, or computes something else at one of the shapes tried.
+            DependencyError: what writes it is not installed.
+            ExportError: `path` exists, the graph cannot be written, or it computes something else at one of the shapes
+                tried.
+            ResourceError: the disk refuses the files.
         """
-        ...
 
+    @abstractmethod
     def load(self, path: Path, session: Session = Session()) -> Runner:
-        """A runner for an exported folder, without importing torch.
+        """A runner for an exported folder of any precision, without importing torch.
 
         Raises:
             ArtifactError: the folder holds no such export.
@@ -109,7 +139,33 @@ class Exporter(Protocol):
             ResourceError: memory is wanting.
             RuntimeFailure: the runtime refuses the file.
         """
-        ...
+
+    def require(self, session: Session) -> None:
+        """Nothing where an export of this precision can run on a session's device; asked before hours of work.
+
+        By default `devices` says where. A runtime that may lack one of them here asks for it too.
+
+        Raises:
+            DependencyError: it cannot.
+        """
+        if session.device not in self.devices:
+            raise DependencyError(
+                f"This export of {self.name} runs on the {' and '.join(self.devices)}, not on {session.device}: set "
+                f"`validate.device: {self.devices[0]}`, or export another precision or runtime."
+            )
+
+    def timer(self, session: Session) -> Timer:
+        """What times single layers in this precision, for plans that measure.
+
+        Raises:
+            InputError: the runtime cannot; that is the default.
+        """
+        raise InputError(f"Layers cannot be timed on {self.name}: measure a plan on another runtime.")
+
+    @classmethod
+    def times_layers(cls) -> bool:
+        """Whether it has a `timer` of its own."""
+        return cls.timer is not Exporter.timer
 
 
 def failed(what: str, error: Exception, advice: str = "") -> RankfoldError:
@@ -120,7 +176,7 @@ def failed(what: str, error: Exception, advice: str = "") -> RankfoldError:
 
 
 def write(
-    exporter: Any,
+    exporter: Exporter,
     model: Callable[[], torch.nn.Module],
     example: Mapping[str, torch.Tensor],
     path: Path,
@@ -129,14 +185,14 @@ def write(
     """An export by any exporter; no name keeps the model that is made here, so that the exporter can let go of it.
 
     Args:
-        exporter: an `Exporter`.
+        exporter: whose export it is.
         model: makes the model.
         example: its inputs.
         path: the new folder.
-        samples: makes batches of the task's inputs, where the precision is calibrated.
+        samples: makes batches of the task's inputs; asked only where the precision is calibrated.
 
     Raises:
-        ExportError, ResourceError: see `Exporter.export`.
+        DependencyError, ExportError, ResourceError: see `Exporter.export`.
     """
-    extra = [samples()] if getattr(exporter, "calibrated", False) else []
-    return cast("Exported", exporter.export(model(), example, path, *extra))
+    given = samples() if exporter.calibrated else ()
+    return exporter.export(model(), example, path, given)

@@ -18,7 +18,7 @@ import numpy as np
 from compressor import nvidia
 from compressor.errors import ArtifactError, DependencyError, RuntimeFailure, first_line
 from compressor.threads import usable_threads
-from exporters.base import DAMAGED, Arrays, Exported, Session, failed, require_precision
+from exporters.base import DAMAGED, Arrays, Exported, Exporter, Session, failed
 from exporters.feed import Feed, shapes, told
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ TOLD = frozenset({"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn
 
 
 @dataclass(frozen=True)
-class TorchExporter:
+class TorchExporter(Exporter):
     """A program of torch.export, for torch's own compilers and runtimes and for what reads `.pt2` files.
 
     A model that generates is exported without a cache: tokens in, the logits of all positions out.
@@ -53,12 +53,16 @@ class TorchExporter:
     precision: Precision = "fp32"
     tolerance: float = 1e-3
     name: ClassVar[str] = "torch-export"
+    precisions: ClassVar[tuple[str, ...]] = get_args(Precision)
     packages: ClassVar[Mapping[str, str]] = {"torch": "pip install torch"}
 
-    def __post_init__(self) -> None:
-        require_precision("torch.export", self.precision, get_args(Precision))
-
-    def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
+    def export(
+        self,
+        model: torch.nn.Module,
+        example: Mapping[str, torch.Tensor],
+        path: Path,
+        samples: Sequence[Arrays] = (),
+    ) -> Exported:
         """Write `model` as a new folder `path`: `model.pt2`, `export.json` and the model's config.
 
         `example` holds the keyword inputs of `model.forward`, batch >= 2 and length >= 2. Axis 0 of every input and
@@ -71,12 +75,15 @@ class TorchExporter:
         from exporters import torch_program
 
         write = partial(_write, model, dtype=DTYPES.get(self.precision))
-        return torch_program.export(self, model, example, path, file=PROGRAM, write=write)
+        return torch_program.export(
+            self, model, example, path, file=PROGRAM, write=write, load=self.load, tolerance=self.tolerance
+        )
 
     def require(self, session: Session) -> None:
-        """Raises DependencyError where torch has no GPU to run a session on; asked before long work."""
+        """Raises DependencyError where torch has no GPU to run a session on."""
         import torch
 
+        super().require(session)
         if session.device == "cuda":
             if not torch.cuda.is_available():
                 raise DependencyError(
@@ -111,10 +118,11 @@ class TorchExporter:
         except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
             what = f"torch {torch.__version__} refuses {file} ({file.stat().st_size} bytes): {first_line(error)}"
             raise failed(what, error, DAMAGED) from error
+        feed = Feed(file, dtypes)
         if session.device == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # in which convolutions would keep ten bits of each number
-            program = move_to_device_pass(program, "cuda")
-        return TorchRunner(file, program.module(), Feed(file, dtypes), session.device)
+            moved = move_to_device_pass(program, "cuda").module()
+            return TorchRunner(file, partial(_exactly, moved), feed, session.device)
+        return TorchRunner(file, program.module(), feed, session.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +130,7 @@ class TorchRunner:
     """A loaded program; call it with named arrays."""
 
     path: Path
-    module: Any  # a graph module
+    module: Callable[..., Any]  # the program's: inputs in their order -> logits
     feed: Feed
     device: str
 
@@ -169,6 +177,14 @@ class TorchRunner:
     def providers(self) -> tuple[str, ...]:
         """The device in use."""
         return (self.device.upper(),)
+
+
+def _exactly(module: Callable[..., object], *values: torch.Tensor) -> object:
+    """What a module on a GPU computes, in all bits of float32; torch's own setting is left as it was."""
+    from compressor.devices import exact
+
+    with exact():
+        return module(*values)
 
 
 def _recorded(module: Callable[..., object], values: Sequence[torch.Tensor]) -> Callable[[], object]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,29 +48,16 @@ def traced(tracing: Tracing, sizes: Mapping[str, Any]) -> torch.export.ExportedP
     return program
 
 
-class Programs(Exporter, Protocol):
-    """An exporter whose files are single programs."""
-
-    @property
-    def tolerance(self) -> float:
-        """Largest difference of a logit that the fp32 program may have from the torch model."""
-        ...
-
-    @property
-    def packages(self) -> Mapping[str, str]:
-        """What writes and runs them, by the name of its import."""
-        ...
-
-
 def export(
-    exporter: Programs,
+    exporter: Exporter,
     model: nn.Module,
     example: Mapping[str, Tensor],
     path: Path,
     *,
     file: str,
     write: Callable[[Mapping[str, Tensor], Path], tuple[dict[str, Any], Spans]],
-    load: Callable[[Path], Runner] | None = None,
+    load: Callable[[Path], Runner],
+    tolerance: float,
 ) -> Exported:
     """Write a model as a new folder `path`: a program, `export.json` and the model's config.
 
@@ -82,7 +69,8 @@ def export(
         file: the program's name.
         write: traces the model with inputs that lie beside it into a file; returns the program's own facts, and for
             how many tokens it is sure.
-        load: of the exporter by default.
+        load: a runner for the folder.
+        tolerance: largest difference of a logit that the fp32 program may have from the torch model.
 
     Raises:
         ExportError: `path` exists, the model cannot be traced, or the program computes something else.
@@ -95,8 +83,8 @@ def export(
         told = facts(exporter, scratch, [file], _versions(exporter.packages))
         told |= {"weights_digest": weights_digest(model), **program, **last}
         write_json(scratch / EXPORT_FILE, told)  # read by load
-        limit = exporter.tolerance if exporter.precision == "fp32" else math.inf  # gates say what a precision may cost
-        runner = _read_back(load or exporter.load, scratch, model)
+        limit = tolerance if exporter.precision == "fp32" else math.inf  # gates say what a precision may cost
+        runner = _read_back(load, scratch, model)
         told["parity"] = verify.compare(model, runner, verify.trials(model, inputs) + beyond, limit)
         save_config(getattr(model, "config", None), scratch)
         write_json(scratch / EXPORT_FILE, told)

@@ -68,7 +68,7 @@ def _inputs(request: dict[str, Any]) -> Arrays:
 def _exporter(subject: dict[str, Any]) -> Exporter:
     """The subject's exporter, with the packages of its runtime imported: they belong to the floor."""
     exporter = registry.load("exporters", subject["runtime"])()
-    registry.imported(registry.packages_of(exporter))
+    registry.imported(exporter.packages)
     return exporter
 
 
@@ -85,7 +85,7 @@ def _load(exporter: Exporter, subject: dict[str, Any]) -> Runner:
 
 def _refuse_torch(request: dict[str, Any]) -> None:
     runtimes = {subject["runtime"] for subject in request["subjects"]}
-    runs_there = any("torch" in registry.packages_of(registry.load("exporters", name)) for name in runtimes)
+    runs_there = any("torch" in registry.load("exporters", name).packages for name in runtimes)
     if "torch" in sys.modules and not runs_there:
         raise RuntimeFailure(
             "torch was imported into the measuring process, so its memory is not the export's. "

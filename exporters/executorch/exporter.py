@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from compressor import registry
 from compressor.errors import ExportError, RuntimeFailure, first_line
-from exporters.base import Device, Exported, Session, require_precision
+from exporters.base import Arrays, Device, Exported, Exporter, Session
 from exporters.executorch import runtime
 from exporters.executorch.runtime import PACKAGES, PROGRAM, ExecutorchRunner
 
@@ -32,7 +32,7 @@ QUANTIZATION = {
 
 
 @dataclass(frozen=True)
-class ExecutorchExporter:
+class ExecutorchExporter(Exporter):
     """An ExecuTorch program for CPUs, one row at a time.
 
     A model that generates is exported without a cache: tokens in, the logits of all positions out.
@@ -50,13 +50,17 @@ class ExecutorchExporter:
     max_length: int = 512
     tolerance: float = 1e-3
     name: ClassVar[str] = "executorch"
+    precisions: ClassVar[tuple[str, ...]] = get_args(Precision)
     packages: ClassVar[Mapping[str, str]] = PACKAGES
     devices: ClassVar[tuple[Device, ...]] = ("cpu",)
 
-    def __post_init__(self) -> None:
-        require_precision("ExecuTorch", self.precision, get_args(Precision))
-
-    def export(self, model: torch.nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Exported:
+    def export(
+        self,
+        model: torch.nn.Module,
+        example: Mapping[str, torch.Tensor],
+        path: Path,
+        samples: Sequence[Arrays] = (),
+    ) -> Exported:
         """Write `model` as a new folder `path`: `model.pte`, `export.json` and the model's config.
 
         `example` holds the keyword inputs of `model.forward`, batch >= 2 and length >= 2. Axis 1 of integer inputs is
@@ -70,8 +74,16 @@ class ExecutorchExporter:
         registry.require(self.packages)
         from exporters import torch_program
 
-        write = partial(self._write, model)
-        return torch_program.export(self, model, example, path, file=PROGRAM, write=write, load=self._loaded)
+        return torch_program.export(
+            self,
+            model,
+            example,
+            path,
+            file=PROGRAM,
+            write=partial(self._write, model),
+            load=self._loaded,
+            tolerance=self.tolerance,
+        )
 
     def load(self, path: Path, session: Session = Session()) -> ExecutorchRunner:  # noqa: B008 (frozen)
         """A runner for an exported folder; ExecuTorch's Python module imports torch.
@@ -81,6 +93,7 @@ class ExecutorchExporter:
             DependencyError: executorch is not installed, or CUDA was asked for.
             RuntimeFailure: ExecuTorch refuses the program.
         """
+        self.require(session)
         return runtime.load(path, session)
 
     def _loaded(self, folder: Path) -> ExecutorchRunner:

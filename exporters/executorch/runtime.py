@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from compressor import registry
-from compressor.errors import DependencyError, RuntimeFailure, first_line
+from compressor.errors import RuntimeFailure, first_line
 from compressor.threads import usable_threads
 from exporters import record
 from exporters.base import DAMAGED, Arrays, Session, failed
@@ -76,16 +76,11 @@ def load(folder: Path, session: Session) -> ExecutorchRunner:
 
     Raises:
         ArtifactError: the folder lacks the program, or `export.json`.
-        DependencyError: executorch is not installed, or CUDA was asked for.
+        DependencyError: executorch is not installed.
         ResourceError: memory is wanting.
         RuntimeFailure: ExecuTorch refuses the program.
     """
     file, dtypes = folder / PROGRAM, told(folder, PROGRAM)
-    if session.device != "cpu":
-        raise DependencyError(
-            f"ExecuTorch exports run on the CPU here, not on {session.device}: set `validate.device: cpu`, or export "
-            "with runtime onnx for cuda."
-        )
     _, runtime = registry.imported(PACKAGES)
     import executorch.kernels.quantized  # noqa: F401 (registers what int8 embeddings are looked up with)
     from executorch.extension.pybindings import portable_lib

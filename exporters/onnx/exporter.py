@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.files import write_json
 from exporters import staged
-from exporters.base import Arrays, Device, Exported, Session, require_precision
+from exporters.base import Arrays, Device, Exported, Exporter, Session
 from exporters.folder import facts, new_folder, save_config
 from exporters.onnx import runtime
 from exporters.onnx.precisions import PRECISIONS
@@ -28,7 +28,7 @@ Precision = Literal[  # rows of PRECISIONS
 
 
 @dataclass(frozen=True)
-class OnnxExporter:
+class OnnxExporter(Exporter):
     """ONNX for ONNX Runtime, in fp32 or fp16, in int8 of several kinds, in int4, or with fused operators.
 
     Attributes:
@@ -53,9 +53,6 @@ class OnnxExporter:
     tolerance: float = 1e-3
     name: ClassVar[str] = "onnx"
     precisions: ClassVar[tuple[str, ...]] = tuple(PRECISIONS)
-
-    def __post_init__(self) -> None:
-        require_precision(self.name.upper(), self.precision, self.precisions)
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -111,7 +108,8 @@ class OnnxExporter:
         return runtime.load(path, session)
 
     def require(self, session: Session) -> None:
-        """Raises DependencyError where this ONNX Runtime cannot run on a session's device; asked before long work."""
+        """Raises DependencyError where this precision or this ONNX Runtime cannot run on a session's device."""
+        super().require(session)
         runtime.require(session)
 
     def timer(self, session: Session) -> OnnxTimer:

@@ -13,7 +13,7 @@ from compressor import registry
 from compressor.errors import ExportError
 from compressor.files import write_json
 from exporters import staged
-from exporters.base import Arrays, Device, Exported, Session, require_precision
+from exporters.base import Arrays, Device, Exported, Exporter, Session
 from exporters.folder import facts, new_folder, save_config
 from exporters.openvino import int8, runtime
 from exporters.openvino.runtime import GRAPH, PACKAGES, WEIGHTS, OpenvinoRunner
@@ -40,7 +40,7 @@ QUANTIZATION = {  # of the precisions that NNCF makes
 
 
 @dataclass(frozen=True)
-class OpenvinoExporter:
+class OpenvinoExporter(Exporter):
     """OpenVINO IR for CPUs, in fp32, with fp16 weights, with int8 weights, or with int8 activations too.
 
     Attributes:
@@ -56,11 +56,9 @@ class OpenvinoExporter:
     opset: int = 20
     tolerance: float = 1e-3
     name: ClassVar[str] = "openvino"
+    precisions: ClassVar[tuple[str, ...]] = get_args(Precision)
     packages: ClassVar[Mapping[str, str]] = PACKAGES
     devices: ClassVar[tuple[Device, ...]] = ("cpu",)
-
-    def __post_init__(self) -> None:
-        require_precision("OpenVINO", self.precision, get_args(Precision))
 
     @property
     def calibrated(self) -> bool:
@@ -105,6 +103,7 @@ class OpenvinoExporter:
             DependencyError: openvino is not installed, or CUDA was asked for.
             RuntimeFailure: OpenVINO refuses the graph.
         """
+        self.require(session)
         return runtime.load(path, session)
 
     def _start(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from compressor import registry
-from compressor.errors import ArtifactError, DependencyError
+from compressor.errors import ArtifactError
 from compressor.threads import usable_threads
 from exporters.base import DAMAGED, Arrays, Session, failed
 from exporters.feed import PAST, PRESENT, Feed, shapes
@@ -79,11 +79,11 @@ def load(folder: Path, session: Session) -> OpenvinoRunner:
 
     Raises:
         ArtifactError: the folder lacks the graph or its weights.
-        DependencyError: openvino is not installed, or CUDA was asked for.
+        DependencyError: openvino is not installed.
         ResourceError: memory is wanting.
         RuntimeFailure: OpenVINO refuses the graph.
     """
-    _check(folder, session)
+    _check(folder)
     (openvino,) = registry.imported(PACKAGES)
     path = folder / GRAPH
     try:
@@ -117,16 +117,11 @@ def said(error: RuntimeError) -> str:
     return " ".join(line for line in lines if line and not line.startswith(NOISE)) or str(error).strip()
 
 
-def _check(folder: Path, session: Session) -> None:
+def _check(folder: Path) -> None:
     missing = [name for name in (GRAPH, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         listed = " and ".join(str(folder / name) for name in missing)
         raise ArtifactError(f"{listed} missing: {folder} is no whole OpenVINO export. Export the model again.")
-    if session.device != "cpu":
-        raise DependencyError(
-            f"OpenVINO exports run on the CPU here, not on {session.device}: set `validate.device: cpu`, or export "
-            "with runtime onnx for cuda."
-        )
 
 
 def feed_of(path: Path, graph: Any) -> Feed:

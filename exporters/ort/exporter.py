@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from compressor.errors import DependencyError, ExportError
+from compressor.errors import ExportError
 from exporters import staged
 from exporters.base import Arrays, Device, Session
 from exporters.folder import facts, save_config
@@ -69,10 +69,7 @@ class OrtExporter(OnnxExporter):
             DependencyError: CUDA was asked for.
             RuntimeFailure: ONNX Runtime refuses the graph.
         """
-        if session.device == "cuda":
-            raise DependencyError(
-                f"{path} is optimized for ONNX Runtime's CPU provider: validate it with `device: cpu`, or export onnx."
-            )
+        self.require(session)
         return onnx_runtime.load(path, session)
 
     def _finished(self, start: staged.Traced, folder: Path, samples: Sequence[Arrays]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_all_faults_are_listed_at_once_in_the_order_of_the_file(tmp_path: Path) 
         ("plan: {layout: pivoted}\nexport: [{precision: int4}]\n", "int4 does not go with the pivoted layout, which"),
         (
             "export: [{precision: int3}]\n",
-            "export.0.precision: The ONNX exporter writes fp32, fp16, int8, int8-static, int8-weights, int4, ",
+            "export.0.precision: The onnx exporter writes fp32, fp16, int8, int8-static, int8-weights, int4, ",
         ),
         ("plan: {path: plan.json}\n", "plan.path: 'plan.json' does not exist. Looked for"),
     ],

@@ -188,7 +188,7 @@ def test_cuda_is_refused(tmp_path: Path) -> None:
     (tmp_path / EXPORT_FILE).write_text(
         '{"runtime": "executorch", "precision": "fp32", "inputs": [{"name": "x", "dtype": "int64"}]}'
     )
-    with pytest.raises(DependencyError, match=r"run on the CPU here, not on cuda"):
+    with pytest.raises(DependencyError, match=r"runs on the cpu, not on cuda"):
         ExecutorchExporter().load(tmp_path, Session("cuda"))
 
 

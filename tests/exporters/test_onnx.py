@@ -18,9 +18,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from compressor import registry, storage
-from compressor.errors import ExportError, ResourceError
+from compressor.errors import DependencyError, ExportError, ResourceError
 from compressor.layers import FactorizedLinear, PivotedLinear
-from exporters.base import Exported
+from exporters.base import Exported, Session
 from exporters.folder import new_folder
 from exporters.onnx import OnnxExporter
 from exporters.onnx import file as onnx_file
@@ -362,3 +362,5 @@ def test_the_exporter_of_the_guide_works(
     assert sorted(file.name for file in export.path.iterdir()) == [EXPORT_FILE, "model.onnx"]
     domains = {opset.domain for opset in onnx.load(export.path / "model.onnx").opset_import}
     assert "com.microsoft" in domains  # ONNX Runtime wrote it
+    with pytest.raises(DependencyError, match="runs on the cpu, not on cuda"):
+        exporter.load(export.path, Session("cuda"))

@@ -301,7 +301,7 @@ def test_a_graph_that_the_runtime_refuses_is_told(tmp_path: Path) -> None:
 
 
 def test_what_it_does_not_write_is_refused_with_what_it_does() -> None:
-    with pytest.raises(InputError, match=r"The ORT exporter writes fp32, .* int8-weights and int4, not 'fp32-f"):
+    with pytest.raises(InputError, match=r"The ort exporter writes fp32, .* int8-weights and int4, not 'fp32-f"):
         registry.exporter("ort", "fp32-fused")
     with pytest.raises(ExportError, match="level basic or extended, not 'all'"):
         OrtExporter(level="all")  # type: ignore[arg-type]
@@ -309,7 +309,7 @@ def test_what_it_does_not_write_is_refused_with_what_it_does() -> None:
 
 def test_it_runs_on_the_cpu_only(tmp_path: Path) -> None:
     assert OrtExporter().devices == ("cpu",)
-    with pytest.raises(DependencyError, match="CPU provider: validate it with `device: cpu`, or export onnx"):
+    with pytest.raises(DependencyError, match=r"export of ort runs on the cpu, not on cuda: .* or export another"):
         OrtExporter().load(tmp_path, Session("cuda"))
 
 

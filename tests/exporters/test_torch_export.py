@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 from unittest.mock import MagicMock
 
@@ -296,6 +297,24 @@ def test_cuda_runs_the_program(exported: Exported, padded: Padded) -> None:
     assert runner.providers == ("CUDA",)
     expected = TorchExporter().load(exported.path, ONE)(inputs)["logits"]
     np.testing.assert_allclose(runner(inputs)["logits"], expected, atol=1e-3)
+
+
+def test_a_program_on_a_gpu_computes_in_all_bits_and_leaves_torchs_setting(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cudnn: Any = torch.backends.cudnn
+
+    def precisions() -> tuple[str, str]:
+        return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+
+    before, program = precisions(), SimpleNamespace(module=lambda: lambda *_: precisions())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(nvidia, "require", lambda: None)
+    monkeypatch.setattr("torch.export.passes.move_to_device_pass", lambda *_: program)
+    runner = TorchExporter().load(exported.path, Session("cuda", 1))
+    assert precisions() == before != ("ieee", "ieee")
+    assert runner.module() == ("ieee", "ieee")  # what `bound` records and runs, too
+    assert precisions() == before
 
 
 @pytest.mark.parametrize(
