@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from compressor import progress, registry, storage
 from compressor.artifact import MANIFEST, Artifact, require_whole, reseal
@@ -30,9 +30,8 @@ def require_runtimes(recipe: Recipe, exports: Sequence[ExportSection]) -> None:
     session = Session(recipe.validation.device, recipe.validation.threads)
     for section in exports:
         exporter = registry.exporter(section.runtime, section.precision)
-        registry.require(registry.packages_of(exporter))
-        if hasattr(exporter, "require"):
-            exporter.require(session)
+        registry.require(exporter.packages)
+        exporter.require(session)
 
 
 def require_gauge(recipe: Recipe) -> None:
@@ -43,26 +42,19 @@ def require_gauge(recipe: Recipe) -> None:
 
 def export_all(artifact: Artifact, recipe: Recipe) -> None:
     """The recipe's exports, those that are not there yet or lack a dense one that they are held against."""
+    exporting = Exporting(artifact, allowed(recipe.model))
     for section in recipe.exports:
-        there = (artifact.path / "exports" / section.name).exists()
-        dense = _dense(artifact, section.runtime, section.precision)
+        there = exporting.target(section.runtime, section.precision).exists()
+        dense = exporting.dense(section.runtime, section.precision)
         if not there or not all(place.exists() for place in dense.values()):
-            required = recipe.export != "auto" or section.precision == "fp32"
-            _try(artifact, section, required=required, overwrite=there, **allowed(recipe.model))
+            _try(exporting, section, required=recipe.export != "auto" or section.precision == "fp32", overwrite=there)
     reseal(artifact.path)  # a run that was killed between an export and its seal is made whole here
 
 
-def _dense(artifact: Artifact, runtime: str, precision: str) -> dict[str, Path]:
-    """By precision the folders of the dense exports that one is held against and shown beside."""
-    return {kind: artifact.path / "baseline" / f"{runtime}-{kind}" for kind in ("fp32", precision)}
-
-
-def _try(
-    artifact: Artifact, section: ExportSection, *, required: bool, overwrite: bool, **code: Unpack[Allowed]
-) -> None:
+def _try(exporting: Exporting, section: ExportSection, *, required: bool, overwrite: bool) -> None:
     """One export; where the best of many is looked for, one that this model cannot have is left out and said."""
     try:
-        export(artifact, section.runtime, precision=section.precision, overwrite=overwrite, **code)
+        exporting.make(section.runtime, section.precision, overwrite=overwrite)
     except ExportError as error:
         if required:
             raise
@@ -95,27 +87,103 @@ def export(
         ExportError: the runtime's exporter failed.
         InputError: there is no such runtime, or it does not write this precision.
     """
-    beside = getattr(registry.exporter(runtime, precision), "beside", ())
+    registry.exporter(runtime, precision)  # asked before anything is folded
     given = None if factory is None else Factory.given(factory)
-    code: Allowed = {"factory": given, "trust_remote_code": trust_remote_code}
     artifact = _folded(path, given, trusted=trust_remote_code)
-    target = artifact.path / "exports" / f"{runtime}-{precision}"
-    if target.exists() and not overwrite:
-        raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or `validate` it as it is.")
-    with alone(artifact.path):
-        made = list[Path]()
-        _sweep(artifact.path)
-        try:
-            dense = _dense(artifact, runtime, precision)  # first, so that where the last one is, all of them are
-            for kind, place in dense.items():
-                again = overwrite and (kind == precision or not _is_whole(artifact, place))
-                made += _export(place.parent, artifact, runtime, kind, place, code, again=again)
-            for kind in (*beside, precision):
-                place = target.with_name(f"{runtime}-{kind}")
-                made += _export(artifact.path, artifact, runtime, kind, place, code, again=place == target)
-        finally:
-            reseal(artifact.path, made)
-    return target
+    code: Allowed = {"factory": given, "trust_remote_code": trust_remote_code}
+    return Exporting(artifact, code).make(runtime, precision, overwrite=overwrite)
+
+
+class Exporting:
+    """The exports of one artifact; the rows that precisions are calibrated on are read once for all of them."""
+
+    def __init__(self, artifact: Artifact, code: Allowed) -> None:
+        """`code`: what may be run to make the model."""
+        self.artifact, self.code = artifact, code
+        self.task: Task = registry.task(artifact.manifest["task"])
+
+    def target(self, runtime: str, precision: str) -> Path:
+        """The folder of an export."""
+        return self.artifact.path / "exports" / f"{runtime}-{precision}"
+
+    def dense(self, runtime: str, precision: str) -> dict[str, Path]:
+        """By precision the folders of the dense exports that one is held against and shown beside."""
+        return {kind: self.artifact.path / "baseline" / f"{runtime}-{kind}" for kind in ("fp32", precision)}
+
+    def make(self, runtime: str, precision: str, *, overwrite: bool = False) -> Path:
+        """One export with all that belongs to it; see `export`."""
+        target, beside = self.target(runtime, precision), registry.exporter(runtime, precision).beside
+        if target.exists() and not overwrite:
+            raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or `validate` it as it is.")
+        with alone(self.artifact.path):
+            made = list[Path]()
+            _sweep(self.artifact.path)
+            try:
+                # the dense ones first, so that where the last one is, all of them are
+                for kind, place in self.dense(runtime, precision).items():
+                    again = overwrite and (kind == precision or not self._is_whole(place))
+                    made += self._write(place.parent, runtime, kind, place, again=again)
+                for kind in (*beside, precision):
+                    place = self.target(runtime, kind)
+                    made += self._write(self.artifact.path, runtime, kind, place, again=place == target)
+            finally:
+                reseal(self.artifact.path, made)
+        return target
+
+    def _is_whole(self, folder: Path) -> bool:
+        """Whether an export is what the manifest says."""
+        prefix = f"{folder.relative_to(self.artifact.path).as_posix()}/"
+        files = self.artifact.manifest["files"].items()
+        digests = {name: digest for name, digest in files if name.startswith(prefix)}
+        return bool(digests) and not changed_files(self.artifact.path, digests)
+
+    def _write(self, source: Path, runtime: str, precision: str, target: Path, *, again: bool) -> list[Path]:
+        """An export of the model in `source`, with the tokenizer's or image processor's files; the folders made.
+
+        None where it is there already, unless `again`: then it is replaced once the new one is whole.
+        """
+        if target.exists() and not again:
+            return []
+        require_whole(self.artifact, "" if source == self.artifact.path else source.name)
+        processor, scratch = self._processor(source), target.with_name(f".{target.name}")
+        with progress.stage(f"Exporting {target.relative_to(self.artifact.path)}"):
+            target.parent.mkdir(exist_ok=True)
+            try:
+                write(
+                    registry.exporter(runtime, precision),
+                    partial(storage.load, source, self.artifact.manifest["task"], **self.code),
+                    self.task.example(processor, self.artifact.manifest["recipe"]["model"]["max_length"]),
+                    scratch,
+                    lambda: self.samples,
+                )
+                processor.save_pretrained(scratch)
+                shutil.rmtree(target, ignore_errors=True)
+                scratch.replace(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        return [target]
+
+    def _processor(self, source: Path) -> Any:
+        return self.task.processor(str(source), trust_remote_code=self.code["trust_remote_code"])
+
+    @cached_property
+    def samples(self) -> Sequence[Mapping[str, np.ndarray]]:
+        """Batches of the very examples that the moments were gathered on.
+
+        Raises:
+            DataError: the training data is not the one that the artifact was made with.
+        """
+        from compressor import data
+
+        recipe, processor = Recipe.model_validate(self.artifact.manifest["recipe"]), self._processor(self.artifact.path)
+        found = data.prepare(recipe.data, self.task, processor, recipe.model.max_length, recipe.seed)
+        if found.facts["train"]["digest"] != self.artifact.manifest["data"]["train"]["digest"]:
+            raise DataError(
+                f"{recipe.data.train.path} is not the training data that the artifact was made with: its digest "
+                "differs. Bring the data back, or export a precision that looks at no data, such as fp32."
+            )
+        batches = data.batches(found.calibration, self.task, processor, recipe.data.calibration.batch_size)
+        return batches.then(data.arrays)
 
 
 def _sweep(folder: Path) -> None:
@@ -124,69 +192,6 @@ def _sweep(folder: Path) -> None:
         for scratch in parent.glob(".*"):
             if scratch.is_dir() and not scratch.is_symlink():
                 shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _is_whole(artifact: Artifact, folder: Path) -> bool:
-    """Whether an export is what the manifest says."""
-    prefix = f"{folder.relative_to(artifact.path).as_posix()}/"
-    digests = {name: digest for name, digest in artifact.manifest["files"].items() if name.startswith(prefix)}
-    return bool(digests) and not changed_files(artifact.path, digests)
-
-
-def _export(
-    source: Path,
-    artifact: Artifact,
-    runtime: str,
-    precision: str,
-    target: Path,
-    code: Allowed,
-    *,
-    again: bool = False,
-) -> list[Path]:
-    """One export, with the tokenizer's or image processor's files beside it; the folders that were made.
-
-    None where it is there already, unless `again`: then it is replaced once the new one is whole.
-    """
-    if target.exists() and not again:
-        return []
-    require_whole(artifact, "" if source == artifact.path else source.name)
-    exporter = registry.exporter(runtime, precision)
-    task = registry.task(artifact.manifest["task"])
-    processor = task.processor(str(source), trust_remote_code=code["trust_remote_code"])
-    title = f"Exporting {target.relative_to(artifact.path)}"
-    scratch = target.with_name(f".{target.name}")
-    with progress.stage(title):
-        target.parent.mkdir(exist_ok=True)
-        load = partial(storage.load, source, artifact.manifest["task"], **code)
-        try:
-            write(
-                exporter,
-                load,
-                task.example(processor, artifact.manifest["recipe"]["model"]["max_length"]),
-                scratch,
-                partial(_samples, artifact, task, processor),
-            )
-            processor.save_pretrained(scratch)
-            shutil.rmtree(target, ignore_errors=True)
-            scratch.replace(target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return [target]
-
-
-def _samples(artifact: Artifact, task: Task, processor: Any) -> Sequence[Mapping[str, np.ndarray]]:
-    """Batches of the very examples that the moments were gathered on."""
-    from compressor import data
-
-    recipe = Recipe.model_validate(artifact.manifest["recipe"])
-    found = data.prepare(recipe.data, task, processor, recipe.model.max_length, recipe.seed)
-    if found.facts["train"]["digest"] != artifact.manifest["data"]["train"]["digest"]:
-        raise DataError(
-            f"{recipe.data.train.path} is not the training data that the artifact was made with: its digest differs. "
-            "Bring the data back, or export a precision that looks at no data, such as fp32."
-        )
-    batches = data.batches(found.calibration, task, processor, recipe.data.calibration.batch_size)
-    return batches.then(data.arrays)
 
 
 def _folded(path: Artifact | Path | str, factory: Factory | None, *, trusted: bool = False) -> Artifact:

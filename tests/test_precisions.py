@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from compressor import exporting, progress, proving
+from compressor import data, exporting, progress, proving
 from compressor.artifact import Artifact
 from compressor.errors import DataError, ExportError, InputError
-from compressor.factory import Allowed
-from compressor.recipe import ExportSection
+from compressor.recipe import ExportSection, Recipe
 from validators.report import Report
 
 
@@ -84,15 +83,33 @@ def test_the_best_of_all_exports_is_found_on_real_measurements(copied: Path) -> 
 def test_a_precision_that_a_model_cannot_have_is_left_out_of_a_contest_and_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fails(*_: object, **__: object) -> None:
-        raise ExportError("The quantizer fails on this graph.")
+    class Failing:
+        def make(self, *_: object, **__: object) -> None:
+            raise ExportError("The quantizer fails on this graph.")
 
     said: list[str] = []
-    monkeypatch.setattr(exporting, "export", fails)
     monkeypatch.setattr(progress, "note", said.append)
-    section, artifact = ExportSection(precision="int4"), cast("Artifact", None)
-    nothing: Allowed = {"factory": None, "trust_remote_code": False}
-    exporting._try(artifact, section, required=False, overwrite=False, **nothing)
+    section, failing = ExportSection(precision="int4"), cast("exporting.Exporting", Failing())
+    exporting._try(failing, section, required=False, overwrite=False)
     assert said == ["onnx-int4 is left out: The quantizer fails on this graph."]
     with pytest.raises(ExportError):
-        exporting._try(artifact, section, required=True, overwrite=False, **nothing)
+        exporting._try(failing, section, required=True, overwrite=False)
+
+
+def test_the_data_is_read_once_for_all_calibrated_exports(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    real = data.prepare
+
+    def counted(*given: Any) -> data.Data:
+        calls.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(data, "prepare", counted)
+    artifact = Artifact.open(copied)
+    recipe = Recipe.model_validate(
+        artifact.manifest["recipe"] | {"export": [{"precision": "int8"}, {"precision": "int4"}]}
+    )
+    exporting.export_all(artifact, recipe)
+    assert (copied / "exports" / "onnx-int8").is_dir()
+    assert (copied / "exports" / "onnx-int4").is_dir()
+    assert len(calls) == 1
