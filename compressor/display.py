@@ -91,8 +91,15 @@ def catalog_list(found: Sequence[Entry]) -> str:
         lines.append(f"{entry.name}: {entry.summary}")
         lines += [f"  not installed here: {command}" for command in entry.install]
         lines += [f"  gates: {', '.join(entry.gates)}"] if entry.gates else []
-        lines += [f"  {one.name}: {one.type} = {one.default}  {one.description}".rstrip() for one in entry.fields]
+        lines += [
+            f"  {one.name}: {one.type} = {_plain(one.default)}  {one.description}".rstrip() for one in entry.fields
+        ]
     return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    """As a recipe writes it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def dry_run(recipe: Recipe, out: Path | None) -> dict[str, Any]:

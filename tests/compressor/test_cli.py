@@ -349,6 +349,15 @@ def test_list_gives_every_method_with_its_fields() -> None:
     assert all(one["summary"] and all(field["description"] for field in one["fields"]) for one in methods)
 
 
+def test_list_writes_choices_and_defaults_as_a_recipe_does() -> None:
+    told = invoke("list", "methods").stdout
+    assert "  metric: plain | input | output | both = both  which moments weigh the approximation error\n" in told
+    assert "  union: float | null = null  share of" in told
+    assert "  strict: bool = false  " in told
+    for word in ("Literal[", "None", "False", "typing."):
+        assert word not in told
+
+
 def test_list_names_nothing_that_a_recipe_cannot() -> None:
     exporters = json.loads(invoke("list", "exporters", "--json").stdout)["exporters"]
     assert all([field["name"] for field in one["fields"]] == ["precision"] for one in exporters)
