@@ -20,7 +20,7 @@ from compressor import turns
 from exporters.base import Session
 from exporters.generate import continuation
 from exporters.onnx.runtime import OnnxRunner, load
-from validators.gauges import resident
+from validators.process_memory import resident
 
 Times = tuple[int, int]  # nanoseconds to the first token, and from there to the last
 

@@ -22,7 +22,7 @@ from compressor import models, registry, storage
 from compressor.errors import ExportError
 from compressor.machine import machine, versions
 from compressor.tasks.base import inputs_of
-from validators.gauges import MIB, resident
+from validators.process_memory import MIB, resident
 
 TASK = "text-generation"
 

@@ -17,7 +17,7 @@ from compressor.line import Line
 from compressor.recipe import ExportSection, Recipe
 from compressor.run_folder import Run, alone, recorded
 from exporters.base import Session, write
-from validators import gauges
+from validators import process_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ def require_runtimes(recipe: Recipe, exports: Sequence[ExportSection]) -> None:
 def require_gauge(recipe: Recipe) -> None:
     """Nor is it told after hours of training that this system does not say how much memory a process takes."""
     if recipe.validation.device == "cpu":  # the runtimes have asked for the GPU, and its gauge would begin to use it
-        gauges.resident()
+        process_memory.resident()
 
 
 def export_all(artifact: Artifact, recipe: Recipe) -> None:

@@ -27,7 +27,7 @@ from compressor.running import settled
 from compressor.structure import shape
 from compressor.timings import Curve, Site
 from exporters.base import Arrays, Session, write
-from validators.whole import Whole
+from validators.end_to_end import EndToEnd
 
 if TYPE_CHECKING:
     from compressor.line import Line
@@ -117,12 +117,12 @@ class Measuring:
         return factorize.fold_(self.line.factorized(plan))
 
     @cached_property
-    def whole(self) -> Whole:
+    def whole(self) -> EndToEnd:
         """The measuring of whole exports; the dense model in fp32 is exported for it."""
         sources = self.sources
         batches = data.posed(sources.data.calibration, sources.task, sources.processor).then(data.arrays)
         dense = self._export(sources.start, self.folder / "dense", "fp32")
-        return Whole(self.runtime, sources.task, batches, sources.recipe.validation, dense)
+        return EndToEnd(self.runtime, sources.task, batches, sources.recipe.validation, dense)
 
     def _export(self, model: Callable[[], nn.Module], folder: Path, precision: str) -> Path:
         """An export of what `model` makes in a folder, left as it is where it is there already."""

@@ -92,6 +92,11 @@ def _behind(row: str) -> Any:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise DependencyError(_explain(module_name, error)) from error
+    if not hasattr(module, attribute):
+        raise DependencyError(
+            f"{module_name} has no '{attribute}', which is registered of it: update or reinstall the distribution that "
+            "brings it."
+        )
     return getattr(module, attribute)
 
 

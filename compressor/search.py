@@ -14,22 +14,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from compressor import bisection, factorize, planning, progress, trials
 from compressor.artifact import SEARCH, TRIALS, Artifact
-from compressor.errors import BudgetError
+from compressor.errors import ArtifactError, BudgetError
 from compressor.exporting import export_all
 from compressor.factory import allowed
-from compressor.files import read_json, write_json
+from compressor.files import write_json
 from compressor.line import Line
 from compressor.methods.base import Subspace
 from compressor.opening import open_run
 from compressor.proving import measured, validate
 from compressor.recipe import Budget, Recipe, dump
 from compressor.run_folder import Run
+from compressor.search_record import Search, TrialRecord
 from compressor.sharing import share_folder
-from compressor.trials import Record
 from validators.report import Report
 
 SHARED = ("probe", "baseline", "calibrate")
@@ -57,6 +56,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = Fa
     Where none holds, the report is that of the trial that came closest.
 
     Raises:
+        ArtifactError: search.json is damaged, or another trial stands in the folder than now should.
         BudgetError: no budget leaves a target at low rank.
         RankfoldError: see compressor.errors; finished trials and stages stay, and `resume=True` goes on.
     """
@@ -65,25 +65,24 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = Fa
     line.baseline()
     line.calibrate()
     found = _begun(line)
-    while (budget := bisection.next_budget(found["budgets"], trials.tried(found))) is not None:
-        progress.note(f"Trial {len(found['trials']) + 1} of at most {bisection.TRIALS}: budget {budget:.3f}")
-        found["trials"].append(_try(line, budget))
-        write_json(out / SEARCH, trials.concluded(found))
-        progress.note(trials.line(found["trials"][-1]))
-    progress.note(found["conclusion"])
+    while (budget := found.next_budget) is not None:
+        progress.note(f"Trial {len(found.trials) + 1} of at most {bisection.TRIALS}: budget {budget:.3f}")
+        found = found.with_trial(_try(line, budget))
+        write_json(out / SEARCH, trials.told(found))
+        progress.note(trials.line(found.trials[-1]))
+    progress.note(trials.conclusion(found))
     return _proven(line, found)
 
 
-def _begun(line: Line) -> dict[str, Any]:
+def _begun(line: Line) -> Search:
     """The search as it stands: what was recorded, or one without trials."""
-    path = line.folder / SEARCH
-    if path.is_file():
-        return dict(read_json(path))
+    if (line.folder / SEARCH).is_file():
+        return Search.read(line.folder)
     rows = len(line.sources.data.validation) if line.sources.data.validation is not None else 0
-    return {"schema_version": 1, "split": "validation", "rows": rows, "budgets": _budgets(line), "trials": []}
+    return Search("validation", rows, _budgets(line))
 
 
-def _budgets(line: Line) -> list[float]:
+def _budgets(line: Line) -> tuple[float, ...]:
     """Of the grid what can be met, leaves a target at low rank, and gives a plan that no smaller budget gives."""
     spectra = factorize.spectra(line.sources.start(), line.subspaces)
     found: dict[tuple[int | None, ...], float] = {}
@@ -98,7 +97,7 @@ def _budgets(line: Line) -> list[float]:
         raise BudgetError(
             "No budget below 1 leaves any target at low rank: plan.multiple_of is too large for these layers. Lower it."
         )
-    return list(found.values())
+    return tuple(found.values())
 
 
 def _at(recipe: Recipe, budget: float) -> Recipe:
@@ -112,7 +111,7 @@ def _opened(line: Line, budget: float) -> Run:
     return Run(line.folder / TRIALS / trials.name(budget), dump(_at(line.recipe, budget)), resume=True)
 
 
-def _try(line: Line, budget: float) -> Record:
+def _try(line: Line, budget: float) -> TrialRecord:
     """One trial, from its plan to its report; what is there of it already is not made again."""
     recipe = _at(line.recipe, budget)
     trial = TrialLine(line, recipe, _opened(line, budget))
@@ -133,16 +132,26 @@ def _share_exports(source: Path, target: Path) -> None:
             share_folder(folder, target / folder.name)
 
 
-def _proven(line: Line, found: dict[str, Any]) -> Report:
+def _proven(line: Line, found: Search) -> Report:
     """The chosen trial in the search's own folder, on the evaluation data; or, without one, the closest's report."""
-    if found["stands"] is None:
-        folder = line.folder / TRIALS / trials.name(found["closest"])
-        report = Report.read(folder)
-        report = replace(report, context={**report.context, "search": found})
+    _require_standing(line, found)
+    if found.stands is None:
+        report = Report.read(line.folder / TRIALS / trials.name(found.closest.budget))
+        report = replace(report, context={**report.context, "search": trials.told(found)})
         report.save(line.folder)
         return report
-    standing = _standing(line, found["stands"])
+    standing = _standing(line, found.stands.budget)
     return measured(standing.path) or validate(standing, **allowed(line.recipe.model))
+
+
+def _require_standing(line: Line, found: Search) -> None:
+    """Trials that are measured again (a search.json that was removed, a later version) may come to another end."""
+    there = line.plan().budget if line.run.finished("plan") else None
+    if there not in (None, found.stands and found.stands.budget):
+        raise ArtifactError(
+            f"Budget {there:.3f} stands in {line.folder}, but the search now ends otherwise. Start again with "
+            f"--overwrite, or take a trial: they are run folders of their own, under {line.folder / TRIALS}."
+        )
 
 
 def _standing(line: Line, budget: float) -> Artifact:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest
 
 from compressor.tasks.base import Outcomes
-from validators.base import Finding, Subject, design_effect, wilson
+from validators.base import Finding, Subject
+from validators.intervals import bonett_price, design_effect, wilson
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Accuracy:
         """
         base, ours = right(dense), right(candidate)  # each (N,) bool
         apart, own = (effect(dense, rows, self.chunk, self.confidence) for rows in (ours.astype(float) - base, ours))
-        low, high = difference_interval(base, ours, self.confidence, apart)
+        low, high = bonett_price(base, ours, self.confidence, apart)
         alone = wilson(ours.sum() / own, len(ours) / own, self.confidence)
         center = float(base.mean())
         values = center, float(ours.mean()), (max(0.0, center + low), min(1.0, center + high))
@@ -60,21 +60,6 @@ def right(subject: Subject) -> np.ndarray:
 
 def _right(outcomes: Outcomes) -> np.ndarray:
     return outcomes.predictions == outcomes.labels  # (N,) bool
-
-
-def difference_interval(
-    base: np.ndarray, ours: np.ndarray, confidence: float, effect: float = 1.0
-) -> tuple[float, float]:
-    """Interval of mean(ours) - mean(base) over paired rows, both (N,) bool, of which `effect` are worth one.
-
-    The adjusted Wald interval: one more row that only ours has right, and one that only base has (Bonett & Price 2012,
-    Journal of Educational and Behavioral Statistics 37). Without a discordant pair among few rows it still has a width,
-    where a bootstrap is certain of what it has not seen.
-    """
-    rows = len(base) / effect + 2
-    gained, lost = ((ours & ~base).sum() / effect + 1) / rows, ((base & ~ours).sum() / effect + 1) / rows
-    margin = norm.ppf((1 + confidence) / 2) * math.sqrt((gained + lost - (gained - lost) ** 2) / rows)
-    return float(max(-1.0, gained - lost - margin)), float(min(1.0, gained - lost + margin))
 
 
 def mcnemar(base: np.ndarray, ours: np.ndarray) -> float:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import NormalDist
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -22,7 +21,6 @@ from compressor.tasks.base import Outcomes, Task, together
 from exporters.base import Arrays, Session
 
 Verdict = Literal["pass", "fail", "unsure", "ungated"]
-FEWEST = 8  # chunks of neighboring rows that a standard error is known from
 NO_OUTCOMES = Outcomes(np.empty((0, 1)), np.empty(0, int), np.empty(0, int))  # of what is run for its costs alone
 
 
@@ -97,7 +95,7 @@ class Finding:
     absolute: bool = False  # the limit is one that no dense value is in
 
     @property
-    def lies(self) -> tuple[float, float] | None:
+    def verdict_interval(self) -> tuple[float, float] | None:
         """The interval that the verdict is reached by."""
         return self.alone if self.absolute and self.alone is not None else self.interval
 
@@ -121,7 +119,7 @@ class Finding:
     def judged(self, gate: Gate) -> Finding:
         """The same finding with the gate's limit and verdict."""
         limit, absolute = limit_of(gate, self.dense, self.better), gate.type == "threshold"
-        low, high = replace(self, absolute=absolute).lies or (self.candidate, self.candidate)
+        low, high = replace(self, absolute=absolute).verdict_interval or (self.candidate, self.candidate)
         worst, best = (low, high) if self.better == "higher" else (-high, -low)
         bound = limit if self.better == "higher" else -limit
         known = math.isfinite(self.candidate) and math.isfinite(limit)
@@ -141,59 +139,6 @@ def limit_of(gate: Gate, dense: float, better: Literal["higher", "lower"]) -> fl
     if gate.type == "threshold":
         return gate.value
     return dense + sign * amount if gate.type.endswith("min-improvement") else dense - sign * amount
-
-
-def percentile_interval(draws: np.ndarray, confidence: float) -> np.ndarray:
-    """The middle `confidence` of bootstrap draws (..., resamples), by percentiles: (..., 2)."""
-    tail = (1 - confidence) / 2
-    return np.moveaxis(np.quantile(draws, (tail, 1 - tail), axis=-1), 0, -1)
-
-
-def standard_error(rows: np.ndarray, chunk: int) -> tuple[float, int]:
-    """Of the mean of rows (N,) whose neighbors go together, with the number of chunks that it is known from.
-
-    Chunks are the units that vary, as in a sample of clusters (Cochran 1977, section 9A.1). Fewer than FEWEST of them
-    are cut into shorter ones; that of a single row is infinite.
-    """
-    starts = np.arange(0, len(rows), max(1, min(chunk, len(rows) // FEWEST)))
-    sums, counts = np.add.reduceat(rows.astype(float), starts), np.diff(np.append(starts, len(rows)))  # each (chunks,)
-    chunks = len(starts)
-    if chunks < 2:
-        return math.inf, chunks
-    squares = np.square(sums - rows.mean() * counts).sum()
-    return math.sqrt(chunks / (chunks - 1) * squares) / len(rows), chunks
-
-
-def quantile(confidence: float, chunks: int) -> float:
-    """By how many standard errors known from so many chunks an interval reaches to each side: Student's t."""
-    from scipy.stats import t  # which whoever only reads a report does not wait for
-
-    return float(t.ppf((1 + confidence) / 2, chunks - 1))
-
-
-def design_effect(rows: np.ndarray, chunk: int, confidence: float) -> float:
-    """How many rows (N,) whose neighbors go together are worth one independent row, at least 1 (Kish 1965).
-
-    The variance of their mean by that of independent rows; few chunks know it badly, so that it is taken to be as much
-    larger as Student's t is wider than the normal distribution. Rows that are all alike show none.
-    """
-    spread = float(rows.std())
-    if not spread:
-        return 1.0
-    error, chunks = standard_error(rows, chunk)
-    wider = quantile(confidence, chunks) / NormalDist().inv_cdf((1 + confidence) / 2)
-    return max(1.0, len(rows) * (wider * error / spread) ** 2)
-
-
-def wilson(successes: float, trials: float, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927); honest near 1, where the normal one has no width.
-
-    Counts of rows that go together are divided by their `design_effect`, and then are no whole numbers.
-    """
-    share, z = successes / trials, NormalDist().inv_cdf((1 + confidence) / 2)
-    center = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
-    return max(0.0, center - half), min(1.0, center + half)
 
 
 class Check(Protocol):

@@ -16,12 +16,13 @@ from compressor.recipe import Gate
 from exporters.base import Session
 from validators import render, wording
 from validators.base import Check, Finding
-from validators.entrants import entrant, given, inputs, names
-from validators.gauges import used
+from validators.bench_inputs import read_inputs, synthetic_inputs
+from validators.entrants import entrant, names
+from validators.export_report import ExportReport
 from validators.latency import Latency
 from validators.measure import judged
 from validators.memory import Memory
-from validators.report import ExportReport, export_to_dict
+from validators.process_memory import used
 from validators.size import Size
 
 HEADERS = ("Export", "Size", "x", "Peak memory", "x", "Latency p50", "x", "95%", "p90", "p99", "Verdict")
@@ -60,7 +61,7 @@ class Bench:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data."""
-        exports = [export_to_dict(one) for one in self.entries]
+        exports = [one.to_dict() for one in self.entries]
         return {"base": self.base, "verdict": self.verdict, "exports": exports, **self.setting}
 
     def to_markdown(self) -> str:
@@ -128,7 +129,7 @@ def bench(
         raise InputError("Name two exports or more: each is held against the first.")
     with tempfile.TemporaryDirectory(prefix="rankfold-") as scratch:
         entrants = [entrant(name, path, Path(scratch)) for name, path in zip(names(paths), paths, strict=True)]
-        arrays = given(inputs_file) if inputs_file else inputs(entrants, batch_size, sequence_length)
+        arrays = read_inputs(inputs_file) if inputs_file else synthetic_inputs(entrants, batch_size, sequence_length)
         base, *others = (one.subject(arrays, session) for one in entrants)
         checks: tuple[Check, ...] = (Size(), Memory(), Latency(runs=runs))
         jobs = [(other, check) for other in others for check in checks]

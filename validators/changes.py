@@ -12,10 +12,11 @@ from compressor.errors import GateError, InputError
 from compressor.sections.proof import SHARES
 from validators import render, wording
 from validators.base import Finding
-from validators.report import Role
+from validators.export_report import Role
+from validators.report_json import jsonable
 
 HEADERS = ("Quantity", "Before", "After", "Difference", "Ratio", "Intervals", "Limit", "Verdict")
-KEPT = ("unit", "better", "confidence", "verdict", "accept_unsure")
+KEPT = ("unit", "better", "confidence", "verdict", "accept_unsure", "interval", "limit")
 OVERLAP = {True: "overlap", False: "apart", None: "-"}
 
 
@@ -64,11 +65,10 @@ class Change:
     def to_dict(self) -> dict[str, Any]:
         """JSON data; numbers that are not finite become None."""
         both = {"before": self.before, "after": self.after}
-        data: dict[str, Any] = {name: _number(finding.candidate) for name, finding in both.items()}
-        data |= {f"{name}_interval": _ends(finding.interval) for name, finding in both.items()}
-        data |= {"difference": _number(self.difference), "ratio": _number(self.judged.ratio), "overlap": self.overlap}
-        data |= {name: getattr(self.judged, name) for name in KEPT}
-        return data | {"interval": _ends(self.judged.interval), "limit": _number(self.judged.limit)}
+        data: dict[str, Any] = {name: finding.candidate for name, finding in both.items()}
+        data |= {f"{name}_interval": finding.interval for name, finding in both.items()}
+        data |= {"difference": self.difference, "ratio": self.judged.ratio, "overlap": self.overlap}
+        return dict(jsonable(data | {name: getattr(self.judged, name) for name in KEPT}))
 
 
 @dataclass(frozen=True)
@@ -187,11 +187,3 @@ def _are(count: int) -> str:
 
 def _nouns(count: int) -> str:
     return "quantity holds" if count == 1 else "quantities hold"
-
-
-def _number(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _ends(interval: tuple[float, float] | None) -> list[float | None] | None:
-    return None if interval is None else [_number(end) for end in interval]

@@ -113,7 +113,7 @@ def winners(before: Report, after: Report) -> tuple[str, str] | None:
     found = []
     for report in (before, after):
         won = [export.name for export in report.exports if export.role == "candidate"]
-        if look(report.context, "recipe", "export") == "auto" and len(won) == 1:
+        if report.auto and len(won) == 1:
             found += won
     return (found[0], found[1]) if len(found) == 2 else None
 

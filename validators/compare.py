@@ -20,8 +20,10 @@ from compressor.tasks.base import QUALITIES
 from validators import comparable
 from validators.base import Finding
 from validators.changes import Change, Comparison, ExportChanges
+from validators.export_report import ExportReport
 from validators.facts import look
-from validators.report import ExportReport, Report
+from validators.intervals import Span, difference_margins
+from validators.report import Report
 
 POINT = Gate(type="max-degradation", value=0.01)  # default tolerance of shares: one point
 PERCENT = Gate(type="percent-max-degradation", value=5)  # and of everything with a unit of its own
@@ -172,24 +174,26 @@ def tolerance(quantity: str, gate: Gate | None, percent: float | None = None) ->
 def interval(before: Finding, after: Finding, *, same_dense: bool = True) -> tuple[float, float] | None:
     """Where AFTER's value lies given BEFORE's, from the intervals of both as if they were independent.
 
-    The square-and-add interval of a difference (MOVER: Zou & Donner 2008, Statistics in Medicine 27): each end is as
-    far from the value as the root of the summed squares of AFTER's margin on that side and BEFORE's on the other. Of
-    what is no share it is that of the ratio, on logarithms: no time is negative. Runs that share data or machine vary
-    together; for them it is wider than needed. A side without an interval counts as exact. The intervals are those
-    against the dense model where that is the same, else those that each has alone.
+    By the margins of their difference, see `validators.intervals.difference_margins`; of what is no share by those of
+    the ratio, on logarithms: no time is negative. Runs that share data or machine vary together; for them it is wider
+    than needed. A side without an interval counts as exact. The intervals are those against the dense model where that
+    is the same, else those that each has alone.
     """
     theirs, ours = ((one.interval if same_dense else one.alone or one.interval) for one in (before, after))
     if theirs is None and ours is None:
         return None
-    old, new = before.candidate, after.candidate
-    old_low, old_high = theirs or (old, old)
-    new_low, new_high = ours or (new, new)
-    if after.quantity not in SHARES and min(old, new) > 0:
-        below = math.hypot(_log(new) - _log(new_low), _log(old_high) - _log(old))
-        above = math.hypot(_log(new_high) - _log(new), _log(old) - _log(old_low))
-        return new * math.exp(-below), new * math.exp(above)
-    low, high = new - math.hypot(new - new_low, old_high - old), new + math.hypot(new_high - new, old - old_low)
+    old, new = _span(before.candidate, theirs), _span(after.candidate, ours)
+    if after.quantity not in SHARES and min(old.value, new.value) > 0:
+        below, above = difference_margins(Span(*map(_log, new)), Span(*map(_log, old)))
+        return new.value * math.exp(-below), new.value * math.exp(above)
+    below, above = difference_margins(new, old)
+    low, high = new.value - below, new.value + above
     return (max(0.0, low), min(1.0, high)) if after.quantity in SHARES else (low, high)
+
+
+def _span(value: float, ends: tuple[float, float] | None) -> Span:
+    low, high = ends or (value, value)
+    return Span(low, value, high)
 
 
 def _log(value: float) -> float:

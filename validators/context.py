@@ -14,7 +14,7 @@ from compressor.machine import machine, versions
 from compressor.planning import Plan, PlanLayer
 from compressor.recipe import Recipe, dump
 from compressor.run_folder import STATE
-from validators.gauges import used
+from validators.process_memory import used
 
 KEPT = "the rank it asks for costs as much as"  # the dense layer, where the plan keeps that
 

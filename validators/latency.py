@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from compressor.threads import usable_threads
-from validators.base import Finding, Subject, design_effect, percentile_interval
+from validators.base import Finding, Subject
 from validators.child import ask, tiled
-from validators.ways import BOUND, REPLAYED
+from validators.intervals import bootstrap_ratios, percentile_interval, quantile_interval
+from validators.timed_calls import BOUND, REPLAYED
 
 PERCENTILES = (50, 90, 99)
-FEWEST = tuple(500 // (100 - p) for p in PERCENTILES)  # runs of which 5 lie beyond: 10, 50, 500
-CHUNK = 2_000_000  # resampled rounds held at once, 48 MB
+FEWEST_RUNS = tuple(500 // (100 - p) for p in PERCENTILES)  # of which 5 lie beyond: 10, 50, 500
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Latency:
         ratios = ratio_intervals(times, self.confidence, self.resamples, self.seed)  # (3, 2)
         ends = values[:, :1] * ratios  # (3, 2) ms
         alone = [quantile_interval(times[:, 1], p / 100, self.confidence) for p in PERCENTILES]
-        details = [{"runs": len(times), "runs_needed": fewest} for fewest in FEWEST]
+        details = [{"runs": len(times), "runs_needed": fewest} for fewest in FEWEST_RUNS]
         rows = zip(self.quantities, values.tolist(), ends.tolist(), alone, details, strict=True)
         return [
             Finding(name, "ms", "lower", base, ours, (low, high), self.confidence, alone=own, details=needed)
@@ -69,51 +68,14 @@ class Latency:
 
 
 def ratio_intervals(times: np.ndarray, confidence: float, resamples: int, seed: int) -> np.ndarray:
-    """Percentile intervals (3, 2) of candidate / dense at PERCENTILES of times (runs, 2); 0 to infinity of too few.
+    """Bootstrap intervals (3, 2) of candidate / dense at PERCENTILES of times (runs, 2); 0 to infinity of too few runs.
 
-    A moving-block bootstrap (Künsch 1989) over whole rounds: a round holds both runs, which shared the machine's mood,
-    and blocks of runs^(1/3) rounds (Hall, Horowitz & Jing 1995) keep moods that last longer. No resample is slower than
-    the slowest run, so that of a percentile that fewer than 5 runs lie beyond it would be certain of what it has not
-    seen.
+    No resample is slower than the slowest run, so that of a percentile that fewer than 5 runs lie beyond it would be
+    certain of what it has not seen.
     """
-    runs, length = len(times), _block(len(times))
-    blocks = -(-runs // length)
-    starts = np.random.default_rng(seed).integers(0, runs - length + 1, size=(resamples, blocks))
-    drawn = np.concatenate([_drawn(times, part, length) for part in _parts(starts, runs)], axis=1)  # (3, resamples)
-    reached = np.array([runs >= fewest for fewest in FEWEST])
+    drawn = bootstrap_ratios(times, PERCENTILES, resamples, seed)  # (3, resamples)
+    reached = np.array([len(times) >= fewest for fewest in FEWEST_RUNS])
     return np.where(reached[:, None], percentile_interval(drawn, confidence), (0.0, np.inf))
-
-
-def _parts(starts: np.ndarray, runs: int) -> list[np.ndarray]:
-    """Resamples' starts (resamples, blocks) in parts of CHUNK rounds at most, or one resample."""
-    return np.array_split(starts, min(len(starts), -(-len(starts) * runs // CHUNK)))
-
-
-def _drawn(times: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """Ratios (3, resamples) at PERCENTILES of resamples that blocks from these starts (resamples, blocks) make."""
-    rounds = (starts[:, :, None] + np.arange(length)).reshape(len(starts), -1)[:, : len(times)]  # (resamples, runs)
-    dense, candidate = (np.percentile(column[rounds], PERCENTILES, axis=1) for column in times.T)
-    return candidate / dense
-
-
-def _block(runs: int) -> int:
-    return max(1, round(runs ** (1 / 3)))
-
-
-def quantile_interval(times: np.ndarray, share: float, confidence: float) -> tuple[float, float]:
-    """Where the quantile of times (runs,) in ms lies, whatever their distribution: two of the sorted times.
-
-    By how many runs lie below the quantile (binomial; Hahn & Meeker 1991, section 5.2); runs that share the machine's
-    mood count for fewer. Infinite above where so few runs do not reach beyond it.
-    """
-    from scipy.stats import binom
-
-    runs, ordered = len(times), np.sort(times)
-    effect = design_effect(times <= np.quantile(times, share), _block(runs), confidence)
-    worth = max(1, int(runs / effect))
-    low, high = binom.ppf(((1 - confidence) / 2, (1 + confidence) / 2), worth, share) / worth  # of the sorted times
-    first, last = math.floor(low * runs), math.ceil((high + 1 / worth) * runs)  # from 1, as ranks are
-    return float(ordered[first - 1]) if first else 0.0, float(ordered[last - 1]) if last <= runs else math.inf
 
 
 def _details(times: np.ndarray) -> dict[str, float]:

@@ -9,7 +9,8 @@ import numpy as np
 from scipy.special import log_softmax
 
 from validators.accuracy import effect
-from validators.base import Finding, Subject, wilson
+from validators.base import Finding, Subject
+from validators.intervals import wilson
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from compressor.tasks.base import Outcomes
-from validators.base import FEWEST, Finding, Subject, quantile, standard_error
+from validators.base import Finding, Subject
+from validators.intervals import mean_interval
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ def perplexity(found: np.ndarray) -> float:
 
 
 def ratio_interval(differences: np.ndarray, chunk: int, confidence: float) -> tuple[float, float]:
-    """Interval of exp(mean(differences)), (N,), in chunks of neighbors; of fewer than FEWEST chunks 0 to infinity."""
-    error, chunks = standard_error(differences, chunk)
-    if chunks < FEWEST:
-        return 0.0, math.inf
-    margin, center = quantile(confidence, chunks) * error, differences.mean()
-    return float(np.exp(center - margin)), float(np.exp(center + margin))
+    """Interval of exp(mean(differences)), (N,), in chunks of neighbors; 0 to infinity of too few chunks."""
+    with np.errstate(over="ignore"):
+        low, high = np.exp(mean_interval(differences, chunk, confidence))
+    return float(low), float(high)

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
-from validators import frontier, wording
-from validators.advice import DENSE_FP32, Option, Span, entered, options
+from validators import budget_search, wording
 from validators.facts import look, records
+from validators.intervals import Span
+from validators.options import DENSE_FP32, Option, entered, options
 from validators.svg import ACCENT, DASHES, INK, MUTED, PAPER, RULE, SERIES, Plot, plot
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def draw(report: Report) -> tuple[Plot, ...]:
     context = report.context
     histories = {"low-rank": records(context, "history"), "dense baseline": records(context, "baseline_history")}
     plots = (
-        frontier.draw(context),
+        budget_search.draw(context),
         _accuracy_size(report),
         _latency_memory(options(report.exports)),
         _curves("Training loss", "loss", {"loss": "train", "eval_loss": "validation"}, histories, _taught(context)),

@@ -22,8 +22,8 @@ from compressor import registry, turns
 from compressor.errors import DependencyError, InputError, RankfoldError, ResourceError, RuntimeFailure
 from compressor.failures import out_of_memory
 from exporters.base import Arrays, Exporter, Runner, Session
-from validators.gauges import gauge
-from validators.ways import Call, ways
+from validators.process_memory import gauge
+from validators.timed_calls import Call, timed_calls
 
 
 def memory(request: dict[str, Any]) -> dict[str, float]:
@@ -47,7 +47,7 @@ def latency(request: dict[str, Any]) -> dict[str, Any]:
     """Nanoseconds of each timed run: (runs, 2), one column per subject, the two alternating run by run; and its way."""
     inputs = _inputs(request)
     runners = [_load(_exporter(subject), subject) for subject in request["subjects"]]
-    way, calls = ways(runners, inputs, on_gpu=all(one["device"] == "cuda" for one in request["subjects"]))
+    way, calls = timed_calls(runners, inputs, on_gpu=all(one["device"] == "cuda" for one in request["subjects"]))
     for _ in range(request["warmup"]):
         for call in calls:
             call()

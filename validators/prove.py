@@ -16,11 +16,12 @@ from compressor.tasks.base import Outcomes, Task
 from exporters import record
 from exporters.base import Session
 from exporters.record import EXPORT_FILE
-from validators import advice, rows
+from validators import contest, rows
 from validators.base import Evaluation, Finding, Subject
 from validators.context import context
+from validators.export_report import ExportReport, Role
 from validators.measure import measure
-from validators.report import AUTO, ExportReport, Report, Role
+from validators.report import AUTO, Report
 
 
 class Field(NamedTuple):
@@ -87,7 +88,7 @@ def prove(
             lost[subject.name] = ("reference" if auto else role, error)
     failed = [error for role, error in lost.values() if role == "candidate" or not found]
     facts = context(artifact, recipe, prover.rows) | _unmeasured(lost)
-    return Report(advice.crowned(found) if auto else tuple(found), facts), next(iter(failed), None)
+    return Report(contest.crowned(found) if auto else tuple(found), facts), next(iter(failed), None)
 
 
 def _unmeasured(lost: Mapping[str, tuple[Role, RankfoldError]]) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from validators.export_report import ExportReport
 from validators.facts import look, records
-
-if TYPE_CHECKING:
-    from validators.report import ExportReport
 
 WAYS: Mapping[tuple[float, float], str] = {  # of timing, by `kept_on_gpu` and `cuda_graphs` of a latency's details
     (1, 1): "replayed as CUDA graphs",
@@ -22,8 +20,8 @@ def remarks(exports: Sequence[ExportReport], context: Mapping[str, Any]) -> Iter
     rows, seen = (look(context, "data", "evaluation", key) for key in ("rows", "rows_also_in_train"))
     if isinstance(seen, int) and seen > 0 and isinstance(rows, int):
         yield (
-            f"{seen:,} of the {rows:,} rows that quality is measured on stand in the training data, too: on those it "
-            "is what was learned by heart."
+            f"{seen:,} of the {rows:,} rows that quality is measured on {'stands' if seen == 1 else 'stand'} in the "
+            f"training data, too: on {'that one' if seen == 1 else 'those'} it is what was learned by heart."
         )
     if otherwise := look(context, "judged_otherwise"):
         yield f"Judged otherwise than the run's recipe says, which it was made with: {', '.join(map(str, otherwise))}."

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from compressor.sections.proof import SHARES
-from validators import advice, facts, frontier, wording
+from validators import budget_search, contest, facts, wording
 from validators.base import Finding
+from validators.options import DENSE_FP32, entered, options
 
 if TYPE_CHECKING:
-    from validators.report import ExportReport, Report
+    from validators.export_report import ExportReport
+    from validators.report import Report
 
 OVERVIEW = ("perplexity", "accuracy", "size", "peak_memory", "latency_p50")
 MARKS = {"pass": "✓", "fail": "✗", "unsure": "?", "ungated": ""}
@@ -31,8 +33,8 @@ def markdown(report: Report) -> str:
     named = facts.title(report.context)
     parts = [f"## {escaped(report.headline)}", *([escaped(named)] if named else []), escaped(report.advice())]
     parts += [f"**Note:** {escaped(remark)}" for remark in report.remarks]
-    if tried := frontier.table(report.context):
-        parts += [f"### Budgets tried\n\n{escaped(frontier.sentence(report.context))}", markdown_table(tried)]
+    if tried := budget_search.table(report.context):
+        parts += [f"### Budgets tried\n\n{escaped(budget_search.sentence(report.context))}", markdown_table(tried)]
     for export in report.exports:
         parts += [f"### {escaped(export.name)} ({export.role})", markdown_table([wording.HEADERS, *_rows(export)])]
     measured = [f"{name}: {value}" for name, value in facts.brief(report.context)]
@@ -63,8 +65,8 @@ def junit(report: Report) -> str:
     something that was left undone.
     """
     root = ElementTree.Element("testsuites", {"name": "rankfold"} | _counts(report.exports))
-    if frontier.in_vain(report.context):
-        _lost(root, "search", "budget", frontier.sentence(report.context))
+    if budget_search.in_vain(report.context):
+        _lost(root, "search", "budget", budget_search.sentence(report.context))
     elif report.auto and report.winner is None:
         _lost(root, "auto", "winner", report.advice())
     for name, error in report.unmeasured.items():
@@ -131,8 +133,8 @@ def html(report: Report) -> str:
         roles=CONTEST if report.winner else ROLES,
         exports=[(export, _html_rows(export)) for export in report.exports],
         complaints=[(export.name, wording.complaint(finding)) for export, finding in report.failures],
-        searched=frontier.sentence(report.context),
-        tried=frontier.table(report.context),
+        searched=budget_search.sentence(report.context),
+        tried=budget_search.table(report.context),
         plots=plots.draw(report),
         model=facts.title(report.context),
         remarks=report.remarks,
@@ -162,8 +164,8 @@ def _overview(report: Report) -> list[dict[str, Any]]:
     """Dense of each runtime, then every export: for each quantity of the columns the value and its ratio to dense."""
     columns = _columns(report)
     best = report.recommendation.best
-    front = advice.front(report.exports) if report.auto else ()
-    found = advice.options(report.exports)
+    front = contest.front(report.exports) if report.auto else ()
+    found = options(report.exports)
     rows = [
         {
             "label": dense.label,
@@ -175,9 +177,9 @@ def _overview(report: Report) -> list[dict[str, Any]]:
             "front": False,
         }
         for dense in found
-        if dense.name == advice.DENSE_FP32
+        if dense.name == DENSE_FP32
     ]
-    labels: Mapping[str, str] = {option.name: option.label for option in advice.entered(found)}
+    labels: Mapping[str, str] = {option.name: option.label for option in entered(found)}
     for export in report.exports:
         state = _state(report, export)
         rows.append(

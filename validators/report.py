@@ -7,67 +7,24 @@ nothing at import time loads a template engine or a plotting library.
 from __future__ import annotations
 
 import json
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.artifact import DENSE, MANIFEST, REPORT, going_on
+from compressor.artifact import MANIFEST, REPORT, going_on
 from compressor.display import columns
 from compressor.errors import ArtifactError, GateError, field_faults
 from compressor.files import write_text
 from compressor.run_folder import STATE
-from validators import advice, facts, frontier, remarks, wording
+from validators import advice, budget_search, contest, facts, remarks, wording
 from validators.base import Finding
+from validators.export_report import ExportReport
+from validators.report_json import jsonable, restored
 
 SCHEMA_VERSION = 1
 AUTO = "auto"  # the recipe's `export` where the best of all exports is looked for
-Role = Literal["candidate", "reference"]
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """The findings of one export, each beside the dense baseline.
-
-    A `candidate` is what the gates judge; a `reference` (plain dense int8, say) is shown beside it and fails nothing.
-    """
-
-    name: str
-    runtime: str
-    precision: str
-    role: Role
-    findings: tuple[Finding, ...]
-
-    def finding(self, quantity: str) -> Finding | None:
-        """The finding of one quantity, or None where it was not measured."""
-        return next((finding for finding in self.findings if finding.quantity == quantity), None)
-
-    @property
-    def dense(self) -> bool:
-        """Whether it is an export of the dense model."""
-        return self.name.startswith(DENSE)
-
-    @property
-    def gated(self) -> tuple[Finding, ...]:
-        """The findings that a gate judged."""
-        return tuple(f for f in self.findings if f.verdict != "ungated") if self.role == "candidate" else ()
-
-    @property
-    def unmet(self) -> tuple[Finding, ...]:
-        """The findings whose gates do not hold, whether they fail the build or not."""
-        return tuple(finding for finding in self.findings if not finding.ok)
-
-    @property
-    def failures(self) -> tuple[Finding, ...]:
-        """The findings that fail the build."""
-        return tuple(finding for finding in self.gated if not finding.ok)
-
-    @property
-    def verdict(self) -> Literal["pass", "fail"]:
-        """`fail` when a gate failed, or was unsure where the recipe does not accept that."""
-        return "fail" if self.failures else "pass"
 
 
 @dataclass(frozen=True)
@@ -90,7 +47,7 @@ class Report:
     @property
     def winner(self) -> ExportReport | None:
         """Of `export: auto` the export that won; None without one, or where there was no contest."""
-        return advice.winner(self.exports) if self.auto else None
+        return contest.winner(self.exports) if self.auto else None
 
     @property
     def failures(self) -> tuple[tuple[ExportReport, Finding], ...]:
@@ -112,13 +69,13 @@ class Report:
     @property
     def verdict(self) -> Literal["pass", "fail"]:
         """`fail` when an export fails or cannot be run, or where of many budgets or exports none holds its gates."""
-        lost = self.unmeasured or frontier.in_vain(self.context) or (self.auto and self.winner is None)
+        lost = self.unmeasured or budget_search.in_vain(self.context) or (self.auto and self.winner is None)
         return "fail" if self.failures or lost else "pass"
 
     @property
     def headline(self) -> str:
         """The verdict in plain words."""
-        if frontier.in_vain(self.context):
+        if budget_search.in_vain(self.context):
             return "Fail: no budget that was tried holds every gate"
         if self.unmeasured:
             return f"Fail: {wording.listed(list(self.unmeasured))} could not be measured"
@@ -133,7 +90,7 @@ class Report:
 
     def _contest(self) -> str:
         if self.winner is None:
-            return f"Fail: {advice.unwon(self.exports)}"
+            return f"Fail: {contest.unwon(self.exports)}"
         held = f" and holds {_gates(len(self.winner.gated))}" if self.winner.gated else ""
         return f"Pass: {self.winner.name} wins among {len(self.exports)} exports{held}"
 
@@ -166,7 +123,7 @@ class Report:
         if any(finding.verdict == "unsure" for _, finding in self.failures):
             lines.append("Where a gate is unsure, measure more (validate.runs, more rows) or set its `unsure: pass`.")
         failed = [finding.quantity for _, finding in self.failures]
-        if said := frontier.hint(self.context, failed) or frontier.sentence(self.context):
+        if said := budget_search.hint(self.context, failed) or budget_search.sentence(self.context):
             lines.append(said)
         raise GateError("\n".join([f"{self.headline}.", *lines]))
 
@@ -174,9 +131,9 @@ class Report:
         """JSON data; numbers that are not finite become None."""
         head: dict[str, Any] = {"schema_version": self.schema_version, "verdict": self.verdict, "advice": self.advice()}
         head["remarks"] = list(self.remarks)
-        head |= {"winner": self.winner.name if self.winner else None, "front": list(advice.front(self.exports))}
-        exports = [export_to_dict(export) for export in self.exports]
-        return head | {"exports": exports, "context": _jsonable(self.context)}
+        head |= {"winner": self.winner.name if self.winner else None, "front": list(contest.front(self.exports))}
+        exports = [export.to_dict() for export in self.exports]
+        return head | {"exports": exports, "context": jsonable(self.context)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
@@ -194,7 +151,7 @@ class Report:
                 "Read it with the version that wrote it, or run `python -m compressor validate` again."
             )
         try:
-            return pydantic.TypeAdapter(cls).validate_python(_with_nan(data))
+            return pydantic.TypeAdapter(cls).validate_python(restored(data))
         except pydantic.ValidationError as error:
             raise ArtifactError("\n".join(["The report cannot be read:", *field_faults(error)])) from error
 
@@ -241,68 +198,14 @@ class Report:
 
     def __str__(self) -> str:
         tables = [f"{export.name} ({export.role})\n{_table(export)}" for export in self.exports]
-        tried = frontier.table(self.context)
-        searched = [f"{frontier.sentence(self.context)}\n{_aligned(tried)}"] if tried else []
+        tried = budget_search.table(self.context)
+        searched = [f"{budget_search.sentence(self.context)}\n{_aligned(tried)}"] if tried else []
         head = [self.headline, self.advice(), *(f"Note: {remark}" for remark in self.remarks)]
         return "\n\n".join(["\n".join(head), *searched, *tables])
 
 
 def _gates(count: int) -> str:
     return {1: "its gate", 2: "both gates"}.get(count, f"all {count} gates")
-
-
-def export_to_dict(export: ExportReport) -> dict[str, Any]:
-    """JSON data of one export; numbers that are not finite become None."""
-    findings = {f.quantity: _jsonable(asdict(f) | {"ratio": f.ratio}) for f in export.findings}
-    facts = {"name": export.name, "runtime": export.runtime, "precision": export.precision, "role": export.role}
-    return facts | {"verdict": export.verdict, "findings": findings}
-
-
-def _jsonable(value: Any) -> Any:
-    """Plain JSON data: NumPy scalars unpacked, infinities and NaN as None."""
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    plain = value.item() if hasattr(value, "item") else value
-    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
-
-
-def _with_nan(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data as the dataclasses want it: findings in a list, NaN for null; odd shapes are left for its complaint."""
-    exports = data.get("exports")
-    return dict(data) | ({"exports": [_export_with_nan(e) for e in exports]} if isinstance(exports, list) else {})
-
-
-def _export_with_nan(export: Any) -> Any:
-    findings = export.get("findings") if isinstance(export, Mapping) else None
-    if not isinstance(findings, Mapping):
-        return export
-    return dict(export) | {"findings": [_finding_with_nan(finding) for finding in findings.values()]}
-
-
-def _finding_with_nan(finding: Any) -> Any:
-    if not isinstance(finding, Mapping):
-        return finding
-    numbers = {key: _nan(finding[key]) for key in ("dense", "candidate", "details") if key in finding}
-    ends = {key: _ends(finding[key]) for key in ("interval", "alone") if key in finding}
-    return dict(finding) | numbers | ends
-
-
-def _ends(given: Any) -> Any:
-    """An interval with infinity in place of None."""
-    if not isinstance(given, list) or len(given) != 2:
-        return given
-    return [open_ if end is None else end for end, open_ in zip(given, (-math.inf, math.inf), strict=True)]
-
-
-def _nan(value: Any) -> Any:
-    """The same value with NaN in place of None."""
-    if isinstance(value, Mapping):
-        return {key: _nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_nan(item) for item in value]
-    return math.nan if value is None else value
 
 
 def _table(export: ExportReport) -> str:

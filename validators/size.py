@@ -10,7 +10,7 @@ from compressor.errors import ArtifactError
 from exporters import record
 from exporters.record import EXPORT_FILE
 from validators.base import Finding, Subject
-from validators.gauges import MIB
+from validators.process_memory import MIB
 
 FACTS = ("matmul_weight_bytes", "initializer_bytes")  # what an exporter may tell beside its files
 

@@ -59,12 +59,12 @@ def ratio(finding: Finding) -> str:
 
 def interval(finding: Finding) -> str:
     """`9.10 to 9.60 ms (95%)`; an interval without a confidence is the spread of repeated measurements."""
-    if finding.lies is None:
+    if finding.verdict_interval is None:
         return "-"
-    if finding.lies[0] <= 0 and finding.lies[1] == math.inf:
+    if finding.verdict_interval[0] <= 0 and finding.verdict_interval[1] == math.inf:
         needed = finding.details.get("runs_needed")
         return f"not known: takes {needed:,.0f} runs" if needed else "not known"
-    low, high = (amount(finding, end) for end in finding.lies)
+    low, high = (amount(finding, end) for end in finding.verdict_interval)
     if finding.unit and low.endswith(f" {finding.unit}") and high.endswith(f" {finding.unit}"):
         low = low.removesuffix(f" {finding.unit}")
     kind = f"{100 * finding.confidence:g}%" if finding.confidence else "spread"
@@ -94,7 +94,7 @@ def row(finding: Finding) -> tuple[str, ...]:
 def complaint(finding: Finding, base: str = "dense", ours: str = "candidate") -> str:
     """One line about a failed gate: quantity, candidate, dense, interval and limit; the two may have other names."""
     facts = [f"{base} {amount(finding, finding.dense)}", f"limit {limit(finding)}"]
-    if finding.lies is not None:
+    if finding.verdict_interval is not None:
         facts.insert(1, f"interval {interval(finding)}")
     said = "is unsure, its interval straddles the limit" if finding.verdict == "unsure" else "fails"
     return f"{finding.quantity} {said}: {ours} {amount(finding, finding.candidate)}, {', '.join(facts)}"

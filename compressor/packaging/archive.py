@@ -20,7 +20,7 @@ from typing import Any
 
 from compressor.errors import ArtifactError, IntegrityError
 from compressor.files import require_none
-from compressor.packaging.contents import MANIFEST, File, differences, read_manifest, shown
+from compressor.packaging.contents import MANIFEST, File, differences, files_in, read_manifest, shown
 
 ENDINGS = (".tar.gz", ".tgz")
 MOST_BYTES = 32 * 2**30  # of an unpacked archive: more is taken for a bomb
@@ -97,7 +97,7 @@ def unpack(path: Path | str, folder: Path | str, *, limit: int = MOST_BYTES) -> 
 
     Raises:
         ArtifactError: it is no package, or the package's folder is there already.
-        IntegrityError: whatever `check` finds; nothing is written then.
+        IntegrityError: whatever `check` finds, or the archive was replaced meanwhile; nothing is written then.
     """
     found = check(Path(path), limit=limit)
     target = Path(folder) / found.top
@@ -105,11 +105,12 @@ def unpack(path: Path | str, folder: Path | str, *, limit: int = MOST_BYTES) -> 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as scratch:
         with _opened(Path(path), limit) as (archive, _):
-            files = (member for member in archive if member.isreg())
-            for member in files:
+            for member in filter(tarfile.TarInfo.isreg, archive):
                 archive.extract(member, scratch, filter="data")
+        unpacked = Path(scratch, found.top)
+        require_none(Path(path), differences(found.files, files_in(unpacked)))  # another archive may lie there by now
         try:
-            Path(scratch, found.top).rename(target)
+            unpacked.rename(target)
         except OSError:
             _require_free(target)  # another process may have been faster
             raise

@@ -77,6 +77,7 @@ def package(
             signing.sign(folder, Path(sign_with))
         verification.verify(folder)
         archive.write(folder, Path(scratch) / target.name)
+        _require_free(target, overwrite)  # another process may have been faster
         (Path(scratch) / target.name).replace(target)
     return Package(target, chosen.name, target.stat().st_size, file_digest(target), sign_with is not None)
 
@@ -113,10 +114,16 @@ def _target(run: Path, path: Path | str | None, overwrite: bool) -> Path:
         raise InputError(f"{target} must end in {' or '.join(archive.ENDINGS)}: packages are compressed tar archives.")
     if run.resolve() in target.resolve().parents:
         raise InputError(f"{target} lies in the run folder, whose files are sealed: name a place outside of {run}.")
-    if target.is_dir() or (target.exists() and not overwrite):
-        raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or name another file with --out.")
+    _require_free(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
+
+
+def _require_free(target: Path, overwrite: bool) -> None:
+    if target.is_dir():
+        raise ArtifactError(f"{target} is a folder: name a file with --out.")
+    if target.exists() and not overwrite:
+        raise ArtifactError(f"{target} exists already. Add --overwrite to replace it, or name another file with --out.")
 
 
 def _slug(name: str) -> str:

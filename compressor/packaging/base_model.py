@@ -57,7 +57,8 @@ def _is_own(file: Path) -> bool:
 
 def _stated(readme: Path) -> str:
     """The licenses in the front matter of a model card; by its name one that the hub has no identifier for."""
-    front = re.match(r"---\s*\n(.*?)\n---\s*\n", readme.read_text(encoding="utf-8-sig", errors="replace"), re.DOTALL)
+    text = readme.read_text(encoding="utf-8-sig", errors="replace")
+    front = re.match(r"---\s*\n(.*?)\n---\s*(\n|\Z)", text, re.DOTALL)
     try:
         root = yaml.compose(front[1], yaml.SafeLoader) if front else None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # somebody else's file: then it is not known

@@ -102,10 +102,9 @@ def _card(summary: Summary) -> dict[str, Any]:
     classes = summary.report.context.get("model") or {}
     architecture = classes.get("class") if isinstance(classes, Mapping) else None
     packaged = PACKAGED[summary.task]
-    approach = "self-supervised" if packaged.says == "text" else "supervised"
     return {
         "modelParameters": {
-            "approach": {"type": approach},
+            "approach": {"type": packaged.approach},
             "task": summary.task,
             **({"modelArchitecture": str(architecture)} if architecture else {}),
             "datasets": [{"ref": f"data-{split.split}"} for split in summary.data],
@@ -113,14 +112,10 @@ def _card(summary: Summary) -> dict[str, Any]:
             "outputs": [{"format": packaged.says}],
         },
         "quantitativeAnalysis": {
-            "performanceMetrics": [_metric(one) for one in summary.export.findings if _known(one)]
+            "performanceMetrics": [_metric(one) for one in summary.export.findings if math.isfinite(one.candidate)]
         },
         "considerations": {"technicalLimitations": summary.limits},
     }
-
-
-def _known(finding: Finding) -> bool:
-    return math.isfinite(finding.candidate)
 
 
 def _metric(finding: Finding) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from compressor import __version__
-from compressor.packaging.contents import CARD, MODEL
+from compressor.packaging.contents import CARD, MODEL, read_facts
 from compressor.packaging.summary import Summary
 from compressor.packaging.tasks import PACKAGED
 from compressor.tasks.base import QUALITIES
@@ -32,6 +32,7 @@ def write(summary: Summary, folder: Path) -> None:
         keep_trailing_newline=True,
     )
     page.filters |= {"plain": escaped, "number": "{:,}".format}
+    packaged = PACKAGED[summary.task]
     text = page.get_template(f"{CARD}.j2").render(
         front=front_matter(summary),
         name=summary.name,
@@ -41,8 +42,8 @@ def write(summary: Summary, folder: Path) -> None:
         dense=summary.export.dense,
         precision=summary.export.precision,
         version=__version__,
-        typed=PACKAGED[summary.task].typed + (' "another"' if summary.recipe["data"]["train"].get("text_pair") else ""),
-        answer=PACKAGED[summary.task].answer,
+        typed=packaged.typed + (packaged.second if read_facts(folder).get("pair") else ""),
+        answer=packaged.answer,
         digest=summary.manifest["base_digest"],
         trusted=summary.manifest["trust_remote_code"],
         code=any((folder / MODEL).rglob("*.py")),

@@ -70,15 +70,14 @@ def read_manifest(text: bytes, where: Path) -> dict[str, File]:
     try:
         data = json.loads(text)
         version = data["schema_version"]
-        listed = {str(name): File(int(file["size"]), str(file["sha256"])) for name, file in data["files"].items()}
+        if version != SCHEMA_VERSION:  # of which nothing else is known
+            raise ArtifactError(
+                f"{where} has schema version {version}; this version reads {SCHEMA_VERSION}. Take the rankfold that "
+                "made it, or package the run again."
+            )
+        return {str(name): File(int(file["size"]), str(file["sha256"])) for name, file in data["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise IntegrityError(f"{where}: {MANIFEST} cannot be read: it is damaged, or no package's.") from error
-    if version != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{where} has schema version {version}; this version reads {SCHEMA_VERSION}. Take the rankfold that made "
-            "it, or package the run again."
-        )
-    return listed
 
 
 def differences(listed: Mapping[str, File], found: Mapping[str, File]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,9 @@ from compressor.artifact import DENSE, REPORT, Artifact, place
 from compressor.errors import ArtifactError, GateError
 from compressor.files import file_digest
 from compressor.recipe import Gate
-from validators.report import ExportReport, Report
+from validators.export_report import ExportReport
+from validators.options import DENSE_FP32
+from validators.report import Report
 from validators.wording import complaint
 
 GRAPHS = {"onnx": "model.onnx", "ort": "model.ort"}  # the runtimes that predict.py runs, and their files
@@ -39,18 +41,18 @@ def choose(report: Report, run: Path, name: str | None = None, *, allow_failed: 
     chosen unasked where it won, and it has to hold the gates of the recipe as the low-rank ones have.
 
     Raises:
-        ArtifactError: there is no such export, or no export that can be packaged.
+        ArtifactError: there is no such export, no export that can be packaged, or the winner is none.
         GateError: the export has not been measured, or it fails its gates and that is not allowed.
     """
     measured = {
         found.name: found for found in report.exports if found.runtime in GRAPHS and (run / place(found.name)).is_dir()
     }
     if name is None:
-        _require_winner(report, allow_failed)
+        _require_winner(report, measured, allow_failed)
         judged = [found for found in measured.values() if found.role == "candidate"]
         sound = [found for found in judged if found.verdict == "pass"]
         chosen = _allowed(_smallest(sound or judged, run), allow_failed)
-        _note_better(report, chosen)
+        _note_better(report, chosen, measured)
         return chosen
     wanted = name.replace("baseline/", DENSE, 1).removeprefix("exports/").rstrip("/")
     if wanted in measured:
@@ -63,17 +65,28 @@ def choose(report: Report, run: Path, name: str | None = None, *, allow_failed: 
     )
 
 
-def _note_better(report: Report, chosen: ExportReport) -> None:
+def _note_better(report: Report, chosen: ExportReport, measured: Collection[str]) -> None:
     """Say where the report advises another export than the one that is packaged unasked."""
     best = report.recommendation.best
-    if best is not None and best.name not in (chosen.name, "dense"):
-        progress.note(f"{chosen.name} is packaged; the report advises {best.name}: --export {place(best.name)}")
-    elif best is not None and best.name == "dense":
-        progress.note(f"{chosen.name} is packaged; the report advises the dense model in fp32 instead.")
+    if best is None or best.name == chosen.name:
+        return
+    if best.name == DENSE_FP32:
+        advised = "the dense model in fp32 instead."
+    elif best.name in measured:
+        advised = f"{best.name}: --export {place(best.name)}"
+    else:
+        advised = f"{best.name}, which runs on {best.runtime} and cannot be packaged."
+    progress.note(f"{chosen.name} is packaged; the report advises {advised}")
 
 
-def _require_winner(report: Report, allow_failed: bool) -> None:
-    if report.auto and report.winner is None and not allow_failed:
+def _require_winner(report: Report, measured: Collection[str], allow_failed: bool) -> None:
+    winner = report.winner
+    if winner is not None and winner.runtime not in GRAPHS and measured:
+        raise ArtifactError(
+            f"{winner.name} has won, but packages run ONNX Runtime: name another with --export "
+            f"{' or '.join(map(place, measured))}, or deploy {place(winner.name)} with code of your own."
+        )
+    if report.auto and winner is None and not allow_failed:
         raise GateError(
             f"No export has won, so there is none to package: {report.advice()} Name one with --export, or take the "
             "smallest of those that hold their gates with --allow-failed-gates."

@@ -12,7 +12,8 @@ from compressor.packaging import base_model
 from compressor.packaging.base_model import BaseModel
 from compressor.packaging.tasks import PACKAGED
 from exporters.onnx.precisions import PRECISIONS
-from validators.report import ExportReport, Report
+from validators.export_report import ExportReport
+from validators.report import Report
 from validators.wording import complaint
 
 SPLITS = ("train", "validation", "evaluation")

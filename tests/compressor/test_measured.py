@@ -211,19 +211,19 @@ def test_a_budget_is_met_by_exports_and_a_replay_believes_only_ranks(
     tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every stage is real but the stopwatch: a layer and a model take what their weights weigh."""
-    from validators.whole import Cost, Whole
+    from validators.end_to_end import Cost, EndToEnd
 
     def weighed(folder: Path) -> int:
         return json.loads((folder / "export.json").read_text())["matmul_weight_bytes"]
 
-    def cost(self: Whole, quantity: str, candidate: Path) -> Cost:
+    def cost(self: EndToEnd, quantity: str, candidate: Path) -> Cost:
         return Cost(0.15, weighed(candidate) / weighed(self.dense))
 
     def timer(self: Any, site: Site, ranks: Any) -> list[float]:
         m, n = site.out_features, site.in_features
         return [m * n / 100, *(rank * (m + n) / 100 for rank in ranks)]
 
-    monkeypatch.setattr(Whole, "cost", cost)
+    monkeypatch.setattr(EndToEnd, "cost", cost)
     monkeypatch.setattr("exporters.onnx.timing.OnnxTimer.__call__", timer)
     plan, folder = tiny("weighed", "plan.budget={latency: 0.6}")
     assert plan.measured == pytest.approx(0.6, rel=0.05)

@@ -23,7 +23,8 @@ from compressor.search import TrialLine
 from exporters.record import EXPORT_FILE
 from validators import compare
 from validators.base import Finding
-from validators.report import ExportReport, Report
+from validators.export_report import ExportReport
+from validators.report import Report
 
 AUTO = "plan={budget: auto, multiple_of: 4}"
 Search = Callable[..., Report]
@@ -303,6 +304,37 @@ def test_a_gate_that_no_budget_meets_is_named_after_the_largest(search: Search, 
     assert "low-rank is not the answer here" in (out / "report.html").read_text()
     with pytest.raises(ArtifactError, match=r"no trial won: .*search\.json"):
         Artifact.open(out)
+
+
+def test_a_search_whose_record_is_damaged_says_what_to_do_and_trains_nothing(
+    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(least(0.0), trials=2, stops={"validate": 2})
+    (tmp_path / "run" / SEARCH).write_text('{"schema_version": 1, "budgets": [0.5]}')
+    trainings = counted(monkeypatch, adapt, "adapt_")
+    with pytest.raises(
+        ArtifactError, match=r"(?s)search\.json cannot be read:.*rows: Field.* remove it and go on with"
+    ):
+        search(least(0.0), trials=2, resume=True)
+    (tmp_path / "run" / SEARCH).unlink()
+    assert search(least(0.0), trials=2, resume=True).verdict == "pass"
+    assert trainings == []
+
+
+@pytest.mark.parametrize("now", [0.5, 1.0], ids=["another-is-chosen", "none-is-chosen"])
+def test_what_stands_in_the_folder_is_not_passed_for_another_end_of_the_search(
+    search: Search, tmp_path: Path, now: float
+) -> None:
+    out = tmp_path / "run"
+    search(least(0.0), trials=2)
+    before = Report.read(out).to_dict()
+    stood = min(budgets(out))
+    (out / SEARCH).unlink()
+    with pytest.raises(ArtifactError, match=rf"Budget {stood:.3f} stands in .*/run, but the search now ends otherwise"):
+        search(least(now), trials=2, resume=True)
+    assert written(out)["chosen"] == (0.5 if now == 0.5 else None)
+    assert Report.read(out).to_dict() == before
 
 
 def test_gates_that_pull_apart_end_the_search_and_are_told(search: Search, tmp_path: Path) -> None:

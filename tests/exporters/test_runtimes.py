@@ -265,10 +265,17 @@ def others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info.mkdir()
     (tmp_path / "other_exporters.py").write_text(OTHERS)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1\n")
-    rows = "".join(f"{row.lower()} = other_exporters:{row}\n" for row in ("Loose", "made", "Ours"))
+    rows = "".join(f"{row.lower()} = other_exporters:{row}\n" for row in ("Loose", "made", "Ours", "Gone"))
     (info / "entry_points.txt").write_text(f"[rankfold.exporters]\n{rows}")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "other_exporters", raising=False)
+
+
+@pytest.mark.usefixtures("others")
+def test_a_row_whose_module_lacks_what_it_names_is_told() -> None:
+    with pytest.raises(DependencyError, match=r"^other_exporters has no 'Gone', which is registered of it: update or"):
+        registry.exporter("gone", "fp32")
+    assert {one.topic: one for one in doctor.diagnose()}["gone"].status == "broken"
 
 
 @pytest.mark.usefixtures("others")

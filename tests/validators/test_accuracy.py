@@ -8,69 +8,21 @@ import numpy as np
 import pytest
 
 from compressor.tasks.base import Outcomes
-from validators.accuracy import Accuracy, difference_interval, mcnemar
-from validators.base import design_effect
+from validators.accuracy import Accuracy, mcnemar
+from validators.intervals import bonett_price
 
 
 def one_hot(labels: np.ndarray, classes: int = 4) -> np.ndarray:
     return np.eye(classes)[labels]
 
 
-def paired(both: int, base_alone: int, ours_alone: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
-    base = np.array([1] * both + [1] * base_alone + [0] * ours_alone + [0] * neither, bool)
-    ours = np.array([1] * both + [0] * base_alone + [1] * ours_alone + [0] * neither, bool)
-    return base, ours
-
-
-def brute_force(base: np.ndarray, ours: np.ndarray, confidence: float, resamples: int) -> np.ndarray:
-    """Draw row numbers with replacement, one resample at a time."""
-    rng = np.random.default_rng(11)
-    drawn = (rng.integers(0, len(base), len(base)) for _ in range(resamples))
-    gains = [ours[rows].mean() - base[rows].mean() for rows in drawn]
-    return np.quantile(gains, ((1 - confidence) / 2, (1 + confidence) / 2))
-
-
-@pytest.mark.parametrize("counts", [(300, 30, 10, 60), (900, 25, 25, 50), (20, 60, 60, 60)])
-@pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_among_many_rows_the_interval_is_that_of_resampled_rows(counts: tuple[int, int, int, int], confidence: float):
-    base, ours = paired(*counts)
-    ends = difference_interval(base, ours, confidence)
-    assert np.allclose(ends, brute_force(base, ours, confidence, 10_000), atol=0.005)
-
-
-def test_pairing_makes_the_interval_narrower_than_independent_rows_would():
-    base, ours = paired(800, 10, 10, 180)
-    low, high = difference_interval(base, ours, 0.95)
-    independent = 2 * 1.96 * math.sqrt(2 * 0.81 * 0.19 / 1000)
-    assert high - low < independent / 3
-
-
-@pytest.mark.parametrize("rows", [30, 50, 400])
-@pytest.mark.parametrize(("gained", "lost"), [(0.05, 0.08), (0.0, 0.02), (0.005, 0.03)])
-def test_the_interval_covers_the_true_difference_at_least_as_often_as_it_says(rows: int, gained: float, lost: float):
-    rng = np.random.default_rng(5)
-    hits = 0
-    for _ in range(1000):
-        drawn = rng.choice(4, size=rows, p=[0.2, gained, lost, 0.8 - gained - lost])  # neither, ours, base, both
-        low, high = difference_interval(drawn >= 2, drawn % 2 == 1, 0.9)
-        hits += low <= gained - lost <= high
-    assert hits / 1000 >= 0.87
-    if rows == 400:
-        assert hits / 1000 <= 0.96
-
-
-def test_few_rows_without_a_discordant_pair_prove_little():
-    low, high = difference_interval(*paired(28, 0, 0, 2), 0.95)
-    assert low == -high
-    assert 0.05 < high < 0.15  # by the rule of three, up to a tenth may be lost
-    assert difference_interval(*paired(2800, 0, 0, 200), 0.95)[1] < 0.001
-
-
 @pytest.mark.parametrize(("base_alone", "ours_alone"), [(0, 0), (5, 5), (12, 3), (3, 12)])
 def test_mcnemar_is_the_exact_two_sided_binomial(base_alone: int, ours_alone: int):
     n, tail = base_alone + ours_alone, min(base_alone, ours_alone)
     by_hand = min(1.0, 2 * sum(math.comb(n, k) for k in range(tail + 1)) / 2**n)
-    assert mcnemar(*paired(40, base_alone, ours_alone, 5)) == pytest.approx(by_hand)
+    base = np.array([True] * base_alone + [False] * ours_alone + [True] * 40 + [False] * 5)
+    ours = np.array([False] * base_alone + [True] * ours_alone + [True] * 40 + [False] * 5)
+    assert mcnemar(base, ours) == pytest.approx(by_hand)
 
 
 def test_accuracies_of_exports_and_torch_models_are_told_apart(answered: Any):
@@ -116,14 +68,6 @@ def test_tokens_of_a_text_vary_with_their_neighbors() -> None:
     assert "mcnemar_p" not in found.details
 
 
-def test_the_design_effect_is_how_many_rows_go_together() -> None:
-    rng = np.random.default_rng(0)
-    alone, together = rng.random(64 * 400) < 0.3, np.repeat(rng.random(400 * 16) < 0.3, 4)
-    assert design_effect(alone, 64, 0.95) == pytest.approx(1, abs=0.15)
-    assert design_effect(together, 64, 0.95) == pytest.approx(4, rel=0.2)
-    assert design_effect(np.ones(100, bool), 64, 0.95) == 1
-
-
 @pytest.mark.parametrize("texts", [12, 60])
 def test_of_few_texts_the_interval_covers_the_truth_nearly_as_often_as_it_says(texts: int) -> None:
     rng, hits = np.random.default_rng(4), 0
@@ -140,7 +84,7 @@ def test_few_tokens_without_a_discordant_pair_prove_little() -> None:
     every = np.ones(40, bool)
     (found,) = Accuracy().run(told(every, np.zeros(40, int)), told(every, np.zeros(40, int)))
     assert found.interval is not None
-    assert found.interval[0] == 1 + difference_interval(every, every, 0.95)[0]
+    assert found.interval[0] == 1 + bonett_price(every, every, 0.95)[0]
     assert 0.05 < 1 - found.interval[0] < 0.1
     assert found.alone is not None
     assert found.alone[0] < 0.95

@@ -11,7 +11,11 @@ import pytest
 from compressor.recipe import Gate
 from validators import advice, render
 from validators.base import Finding
-from validators.report import ExportReport, Report
+from validators.contest import winner
+from validators.export_report import ExportReport
+from validators.options import entered, options
+from validators.pareto import beats
+from validators.report import Report
 
 ACCURACY = Gate(type="max-degradation", value=0.01)
 GATES = {"accuracy": ACCURACY, "size": Gate(type="percent-min-improvement", value=30)}
@@ -137,7 +141,7 @@ def perplexed(report: ExportReport, perplexity: float, limit: float | None = Non
 def test_without_a_gate_perplexity_has_to_reach_dense_as_accuracy_has() -> None:
     lost = perplexed(export("int8", accuracy=0.929, size=10, latency=2), 32.0)
     assert "low-rank is not the answer here" in Report((lost,)).advice()
-    assert advice.winner((lost,)) is None
+    assert winner((lost,)) is None
     kept = perplexed(export("int8", accuracy=0.929, size=10, latency=2), 20.1)
     assert Report((kept,)).advice().startswith("Low-rank int8 is the best choice")
 
@@ -198,7 +202,7 @@ def test_exports_of_two_runtimes_are_held_against_each_other_by_what_they_take()
         timed("openvino-int8", "openvino", "candidate", 5.0, 3.0),
         timed("dense-openvino-int8", "openvino", "reference", 5.0, 2.8),
     )
-    found = {option.label: option for option in advice.options(exports)}
+    found = {option.label: option for option in options(exports)}
     taken = {label: 10 * option.costs["latency_p50"].value for label, option in found.items()}
     assert taken == pytest.approx(
         {
@@ -221,8 +225,8 @@ def test_between_runtimes_a_few_percent_are_nothing_to_choose_by() -> None:
     one = timed("onnx-int8", "onnx", "candidate", 10.0, 4.0)
     alike, apart = (timed("openvino-int8", "openvino", "candidate", 5.0, taken) for taken in (3.85, 3.7))
     for other, faster in ((alike, False), (apart, True), (replace(alike, runtime="onnx"), False)):
-        ours, theirs = advice.entered(advice.options((one, other)))
-        assert advice.beats(theirs, ours, "latency_p50") is faster
+        ours, theirs = entered(options((one, other)))
+        assert beats(theirs, ours, "latency_p50") is faster
 
 
 def test_noise_is_what_the_interval_of_the_difference_does_not_leave_out() -> None:
@@ -267,4 +271,19 @@ def test_an_accuracy_without_an_interval_is_judged_by_its_value() -> None:
     for accuracy, sound in ((0.92, False), (0.93, True)):
         one = export("int8", accuracy=accuracy)
         bare = replace(one, findings=tuple(replace(f, interval=None, confidence=None) for f in one.findings))
-        assert [option.sound for option in advice.options([bare]) if option.name == one.name] == [sound]
+        assert [option.sound for option in options([bare]) if option.name == one.name] == [sound]
+
+
+def test_what_is_alike_is_said_of_what_was_measured_alone() -> None:
+    alike = export("int8", size=100, latency=10)
+    bare = replace(alike, findings=tuple(f for f in alike.findings if f.quantity != "peak_memory"))
+    said = Report((bare,)).advice()
+    assert said.startswith("Dense fp32 is about as large and fast as low-rank int8 at the same accuracy")
+
+
+def test_what_cannot_be_chosen_takes_no_cost_from_the_choice() -> None:
+    """An export that lost the accuracy and whose costs are no numbers is no reason to choose by fewer of them."""
+    broken = export("int8", accuracy=0.5)
+    for quantity in ("size", "peak_memory", "latency_p50"):
+        broken = with_finding(broken, quantity, candidate=math.nan, interval=None)
+    assert Report((export("fp32", size=20), broken)).advice().startswith("Low-rank fp32 is the best choice here: small")

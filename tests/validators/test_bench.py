@@ -21,8 +21,9 @@ from exporters.base import Session
 from validators import entrants
 from validators.base import Finding
 from validators.bench import Bench, bench
+from validators.bench_inputs import read_inputs, synthetic_inputs
 from validators.child import tiled
-from validators.report import ExportReport
+from validators.export_report import ExportReport
 
 Folders = dict[str, tuple[Path, list[np.ndarray]]]
 ONE = Session(threads=1)
@@ -142,7 +143,7 @@ def test_made_up_inputs_are_what_every_export_takes(tmp_path: Path) -> None:
         value("position_ids", "int64", "batch_size", "sequence_length"),
         value("past_key_values.0.key", "float32", "batch_size", 2, "past_sequence_length", 4),
     )
-    alone = entrants.inputs([encoder], 2, 50)
+    alone = synthetic_inputs([encoder], 2, 50)
     assert {name: array.shape for name, array in alone.items()} == {
         "input_ids": (2, 50),
         "attention_mask": (2, 50),
@@ -154,7 +155,7 @@ def test_made_up_inputs_are_what_every_export_takes(tmp_path: Path) -> None:
     assert not alone["token_type_ids"].any()
     assert 7 < alone["input_ids"].max() < entrants.TOKENS
     assert alone["pixel_values"].std() == pytest.approx(1, abs=0.3)
-    both = entrants.inputs([encoder, decoder], 2, 50)
+    both = synthetic_inputs([encoder, decoder], 2, 50)
     assert both["input_ids"].max() < 7  # the fewest tokens that one of them knows
     assert not {"position_ids", "past_key_values.0.key"} & set(both)  # a runner starts with an empty cache
 
@@ -166,8 +167,8 @@ def test_axes_that_one_export_leaves_free_are_as_another_fixes_them(tmp_path: Pa
 
     free, fixed = one("batch", "channels", "height", "width"), one("batch", 3, 224, 224)
     for order in ([free, fixed], [fixed, free]):
-        assert entrants.inputs(order, 2, 64)["pixel_values"].shape == (2, 3, 224, 224)
-    assert entrants.inputs([fixed, one("batch", 3, 8, 8)], 2, 64)["pixel_values"].shape == (2, 3, 224, 224)
+        assert synthetic_inputs(order, 2, 64)["pixel_values"].shape == (2, 3, 224, 224)
+    assert synthetic_inputs([fixed, one("batch", 3, 8, 8)], 2, 64)["pixel_values"].shape == (2, 3, 224, 224)
 
 
 def test_an_export_that_does_not_list_its_inputs_is_given_some(files: dict[str, Path], tmp_path: Path) -> None:
@@ -198,13 +199,13 @@ def test_inputs_are_run_as_they_are(tmp_path: Path) -> None:
         "sr": np.array(16000),
     }
     np.savez(tmp_path / "real.npz", **arrays)
-    subject = entrants.Entrant("one", tmp_path, {"runtime": "onnx"}).subject(entrants.given(tmp_path / "real.npz"), ONE)
+    subject = entrants.Entrant("one", tmp_path, {"runtime": "onnx"}).subject(read_inputs(tmp_path / "real.npz"), ONE)
     found = tiled(subject.evaluation, 1, 64)
     assert list(found) == list(arrays)
     assert all(np.array_equal(found[name], array) for name, array in arrays.items())
     np.savez(tmp_path / "empty.npz")
     with pytest.raises(InputError, match=r"empty\.npz is empty"):
-        entrants.given(tmp_path / "empty.npz")
+        read_inputs(tmp_path / "empty.npz")
 
 
 def older(path: Path) -> Path:

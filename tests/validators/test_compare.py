@@ -24,7 +24,8 @@ from compressor.errors import ArtifactError, DataError, GateError, InputError
 from compressor.recipe import Gate
 from validators.base import Finding
 from validators.compare import compare, interval, percentages, read, tolerance
-from validators.report import ExportReport, Report
+from validators.export_report import ExportReport
+from validators.report import Report
 
 GATES: dict[str, Any] = {
     "accuracy": {"type": "max-degradation", "value": 0.02},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from compressor.packaging import proof
 from compressor.recipe import Gate
 from validators import advice
 from validators.base import Finding
-from validators.report import ExportReport, Report
+from validators.contest import crowned, front
+from validators.export_report import ExportReport
+from validators.report import Report
 
 GATES = {
     "accuracy": Gate(type="max-degradation", value=0.01),
@@ -43,7 +46,7 @@ def dense(precision: str, **figures: float) -> ExportReport:
 
 
 def contest(*exports: ExportReport) -> Report:
-    return Report(advice.crowned(exports), CONTEXT)
+    return Report(crowned(exports), CONTEXT)
 
 
 def test_the_best_export_wins_and_is_the_only_one_judged() -> None:
@@ -83,7 +86,7 @@ def test_without_a_winner_every_low_rank_export_fails() -> None:
 
 def test_the_front_has_what_nothing_beats_everywhere() -> None:
     exports = (low("fp32", size=60), low("int8", size=15, latency=3), dense("int8", accuracy=0.95, size=25))
-    assert advice.front(exports) == ("onnx-int8", "dense-onnx-int8")  # more accurate, but larger
+    assert front(exports) == ("onnx-int8", "dense-onnx-int8")  # more accurate, but larger
 
 
 def test_the_winner_stands_in_the_files_and_is_found_again(tmp_path: Path) -> None:
@@ -149,3 +152,22 @@ def test_where_no_export_keeps_accuracy_that_is_said_and_fails_everywhere(tmp_pa
     with pytest.raises(GateError, match=r"No export has won, so there is none to package: 2 of 2"):
         proof.choose(report, tmp_path)
     assert proof.choose(report, tmp_path, "onnx-int8").name == "onnx-int8"
+
+
+def test_an_export_that_holds_every_gate_and_loses_the_accuracy_is_not_said_to_fail_one() -> None:
+    said = contest(low("int8", size=15, latency=3), unsound("dense-onnx-int8", "reference")).advice()
+    assert said.endswith("No other dense export that holds every gate keeps accuracy and parity.")
+    said = contest(unsound("onnx-int8", "candidate"), dense("int8", size=25)).advice()
+    assert "No low-rank export that holds every gate keeps accuracy and parity." in said
+
+
+def test_a_winner_is_explained_beside_an_export_whose_costs_are_no_numbers() -> None:
+    lost = unsound("onnx-int4", "candidate")
+    bare = tuple(
+        replace(one, candidate=math.nan, interval=None, limit=None, verdict="ungated")
+        if one.quantity in ("size", "latency_p50")
+        else one
+        for one in lost.findings
+    )
+    said = contest(low("int8", size=15, latency=3), dense("int8", size=25), replace(lost, findings=bare)).advice()
+    assert said.startswith("Low-rank int8 wins: smaller (0.15x) and faster (0.30x) than dense fp32")

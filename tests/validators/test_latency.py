@@ -9,8 +9,8 @@ from compressor.recipe import Gate
 from exporters.base import Session
 from validators import latency, wording
 from validators.base import Subject
-from validators.latency import Latency, quantile_interval, ratio_intervals
-from validators.ways import BOUND, COPIED, PLAIN, REPLAYED
+from validators.latency import Latency, ratio_intervals
+from validators.timed_calls import BOUND, COPIED, PLAIN, REPLAYED
 
 
 def noisy(runs: int, ratio: float, seed: int) -> np.ndarray:
@@ -21,39 +21,6 @@ def noisy(runs: int, ratio: float, seed: int) -> np.ndarray:
         mood[i] = 0.7 * mood[i - 1] + rng.normal(scale=0.1)
     own = np.exp(rng.normal(scale=0.05, size=(runs, 2)))
     return np.exp(mood)[:, None] * own * [10.0, 10.0 * ratio]
-
-
-def brute_force(times: np.ndarray, resamples: int) -> np.ndarray:
-    """Moving blocks of round(runs ** (1/3)) rounds laid end to end, one resample at a time; (3, 2) ends at 90 %."""
-    rng, runs = np.random.default_rng(99), len(times)
-    length = round(runs ** (1 / 3))
-    ratios = []
-    for _ in range(resamples):
-        rows: list[int] = []
-        while len(rows) < runs:
-            start = int(rng.integers(0, runs - length + 1))
-            rows += range(start, start + length)
-        drawn = np.sort(times[rows[:runs]], axis=0)
-        ratios.append([np.percentile(drawn[:, 1], p) / np.percentile(drawn[:, 0], p) for p in (50, 90, 99)])
-    return np.quantile(ratios, (0.05, 0.95), axis=0).T
-
-
-def test_the_intervals_are_those_of_blocks_laid_end_to_end():
-    times = noisy(500, 0.8, seed=0)
-    assert np.allclose(ratio_intervals(times, 0.9, 2_000, 0), brute_force(times, 1_000), rtol=0.02)
-
-
-def test_chunks_change_nothing_and_no_more_rounds_are_held_at_once(monkeypatch: pytest.MonkeyPatch):
-    times = noisy(50, 0.8, seed=0)
-    whole = ratio_intervals(times, 0.9, 300, 0)
-    drawn, held = latency._drawn, list[int]()
-    monkeypatch.setattr(latency, "CHUNK", 1_000)
-    monkeypatch.setattr(
-        latency, "_drawn", lambda times, part, *more: held.append(len(part)) or drawn(times, part, *more)
-    )
-    assert np.array_equal(ratio_intervals(times, 0.9, 300, 0), whole)
-    assert sum(held) == 300
-    assert max(held) <= 1_000 / 50
 
 
 def test_the_interval_of_the_median_covers_the_truth_about_as_often_as_it_says():
@@ -75,7 +42,6 @@ def test_a_mood_shared_by_both_hardly_widens_the_interval():
 
 def test_equal_times_are_no_special_case():
     assert ratio_intervals(np.full((500, 2), 3.0), 0.95, 50, 0).tolist() == [[1.0, 1.0]] * 3
-    assert quantile_interval(np.full(500, 3.0), 0.99, 0.95) == (3.0, 3.0)
 
 
 @pytest.mark.parametrize(("runs", "known"), [(9, 0), (10, 1), (49, 1), (50, 2), (499, 2), (500, 3)])
@@ -85,33 +51,6 @@ def test_of_fewer_runs_than_five_lie_beyond_it_a_percentile_is_open_and_its_gate
     verdicts = [f.judged(Gate(type="percent-max-degradation", value=50)).verdict for f in found]
     assert verdicts == ["pass"] * known + ["unsure"] * (3 - known)
     assert all(f.interval == (0, np.inf) for f in found[known:])
-
-
-@pytest.mark.parametrize("runs", [10, 60, 200, 1000])
-def test_a_percentile_lies_where_the_sorted_runs_say_as_often_as_promised(runs: int):
-    """Independent times with an exponential tail; a bootstrap would miss the 99th percentile in most of few runs."""
-    rng, shares = np.random.default_rng(7), (0.5, 0.9, 0.99)
-    hits = np.zeros(3)
-    for _ in range(300):
-        times = rng.exponential(size=runs)
-        ends = [quantile_interval(times, share, 0.9) for share in shares]
-        hits += [low <= -np.log(1 - share) <= high for share, (low, high) in zip(shares, ends, strict=True)]
-    assert (hits / 300 >= 0.87).all()
-
-
-def test_a_percentile_is_open_above_where_no_run_reaches():
-    times = np.arange(1.0, 201)
-    assert quantile_interval(np.random.default_rng(0).permutation(times), 0.99, 0.95)[1] == np.inf
-    low, high = quantile_interval(np.random.default_rng(0).permutation(times), 0.5, 0.95)
-    assert (low, high) == pytest.approx((86, 115), abs=8)  # ranks of a binomial of 200 halves
-
-
-def test_runs_that_share_a_mood_count_for_fewer():
-    moody = noisy(400, 1.0, seed=3)[:, 0]
-    (low, high), (close, near) = (
-        quantile_interval(times, 0.5, 0.95) for times in (moody, np.random.default_rng(0).permutation(moody))
-    )
-    assert high - low > 1.3 * (near - close)
 
 
 def test_percentiles_are_those_of_the_childs_times(pair: tuple[Subject, Subject], monkeypatch: pytest.MonkeyPatch):

@@ -31,12 +31,6 @@ def subject(likelihoods: np.ndarray, reference: np.ndarray | None = None, task: 
     return found
 
 
-def correlated(n: int, seed: int, spread: float = 0.3) -> np.ndarray:
-    """Differences (n,) whose neighbors go together."""
-    rng = np.random.default_rng(seed)
-    return np.convolve(rng.normal(size=n + 15), np.full(16, 0.25), "valid") * spread
-
-
 def test_perplexity_is_the_inverse_geometric_mean_of_the_probabilities() -> None:
     p, q, r = (np.random.default_rng(seed).uniform(0.01, 1, 500) for seed in range(3))
     (finding,) = Perplexity().run(subject(np.log(p)), subject(np.log(q), np.log(r)))
@@ -49,37 +43,12 @@ def test_perplexity_is_the_inverse_geometric_mean_of_the_probabilities() -> None
     assert (finding.better, finding.verdict) == ("lower", "ungated")
 
 
-def test_the_interval_is_that_of_chunks_drawn_one_by_one() -> None:
-    found = correlated(4_000, 0)
-    rng = np.random.default_rng(1)
-    parts = [found[start : start + 64] for start in range(0, 4_000, 64)]
-    drawn = [np.concatenate([parts[n] for n in rng.integers(0, len(parts), len(parts))]).mean() for _ in range(2_000)]
-    low, high = np.exp(np.quantile(drawn, (0.025, 0.975)))
-    assert ratio_interval(found, 64, 0.95) == pytest.approx((low, high), abs=0.01)
-
-
-def test_neighbors_that_go_together_widen_the_interval() -> None:
-    found = correlated(4_000, 0)
-    (narrow_low, narrow_high), (low, high) = (ratio_interval(found, chunk, 0.95) for chunk in (1, 64))
-    assert high - low > 2 * (narrow_high - narrow_low)
-
-
 @pytest.mark.parametrize("tokens", [1, 2, 7])
 def test_of_a_handful_of_tokens_nothing_is_known_and_the_gate_is_unsure(tokens: int) -> None:
     (finding,) = Perplexity().run(subject(np.full(tokens, -2.0)), subject(np.full(tokens, -2.0)))
     assert finding.interval == finding.alone == (0, math.inf)
     for kind in ("percent-max-degradation", "threshold"):
         assert finding.judged(Gate(type=kind, value=50)).verdict == "unsure"  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("tokens", [8, 20, 640])
-def test_of_few_tokens_the_interval_covers_the_truth_as_often_as_it_says(tokens: int) -> None:
-    rng, hits = np.random.default_rng(2), 0
-    for _ in range(500):
-        texts = np.repeat(rng.normal(size=-(-tokens // 64)), 64)[:tokens] if tokens > 64 else 0.0
-        low, high = ratio_interval(rng.normal(size=tokens) + texts, 64, 0.9)
-        hits += low <= 1 <= high
-    assert 0.86 <= hits / 500 <= 0.94
 
 
 def test_pairing_makes_models_that_differ_little_tell_apart() -> None:
@@ -123,3 +92,8 @@ def test_a_gate_on_a_quality_that_the_task_has_not_is_refused() -> None:
 def test_one_log_probability_is_no_distribution_to_diverge_from() -> None:
     found = differences(subject(np.full(5, -1.0), np.full(5, -1.5)))
     assert found == {"mean_difference": 0.5, "median_difference": 0.5, "nonfinite_rows": 0}
+
+
+def test_where_an_interval_ends_beyond_all_numbers_it_is_infinite_and_nothing_is_warned_of() -> None:
+    low, high = ratio_interval(np.array([0.0, 1400.0] * 8), 1, 0.95)
+    assert 1 < low < high == math.inf

@@ -118,7 +118,7 @@ def test_a_system_that_does_not_tell_memory_is_told_before_any_work(
     def lacking() -> Any:
         raise DependencyError("Peak memory cannot be measured here.")
 
-    monkeypatch.setattr("validators.gauges.resident", lacking)
+    monkeypatch.setattr("validators.process_memory.resident", lacking)
     with pytest.raises(DependencyError, match="cannot be measured here"):
         pipeline.run(read(tiny_run[0]), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -21,7 +21,8 @@ from compressor.recipe import Gate
 from validators import facts, plots, render
 from validators.base import Finding
 from validators.compare import compare
-from validators.report import ExportReport, Report
+from validators.export_report import ExportReport
+from validators.report import Report
 
 HOSTILE = """<script>alert("x")</script>|`*$a_b$*`\x00&"""
 LAYERS = [
@@ -186,6 +187,18 @@ def test_what_is_no_number_is_null_in_json_and_fails_its_gate(tmp_path: Path) ->
     assert math.isnan(again.exports[0].findings[0].candidate)
     assert again.verdict == "fail"
     assert "not a number" in str(again)
+
+
+def test_a_limit_that_is_no_number_is_one_again_when_it_is_read(tmp_path: Path) -> None:
+    """Infinite perplexity of the dense model sets a limit; without one the gate that fails would have none to show."""
+    infinite = Finding("perplexity", "perplexity", "lower", math.inf, math.inf)
+    judged = infinite.judged(Gate(type="percent-max-degradation", value=10))
+    Report((replace(export("int8"), findings=(judged, *export("fp32").findings)),)).save(tmp_path)
+    found = Report.read(tmp_path).exports[0].findings
+    assert found[0].verdict == "fail"
+    assert found[0].limit is not None
+    assert not found[0].within
+    assert found[1].limit is None
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from compressor.errors import RuntimeFailure
 from compressor.recipe import Gate
 from compressor.tasks.text_classification import TextClassification
-from validators.accuracy import difference_interval
-from validators.base import Finding, Subject, limit_of, wilson
+from validators.base import Finding, Subject, limit_of
+from validators.intervals import bonett_price, wilson
 
 LIMITS = [  # gate type, value, dense, better, the worst value allowed (by hand)
     ("threshold", 0.9, 0.5, "higher", 0.9),
@@ -57,11 +57,11 @@ def test_only_an_interval_across_the_limit_is_unsure(kind: str, value: float, de
 def test_a_threshold_asks_where_the_value_lies_alone_and_all_else_where_it_lies_beside_dense():
     finding = Finding("accuracy", "share", "higher", 0.91, 0.905, (0.901, 0.909), alone=(0.89, 0.92))
     absolute = finding.judged(Gate(type="threshold", value=0.9))
-    assert (absolute.verdict, absolute.lies) == ("unsure", (0.89, 0.92))
+    assert (absolute.verdict, absolute.verdict_interval) == ("unsure", (0.89, 0.92))
     relative = finding.judged(Gate(type="max-degradation", value=0.01))
-    assert (relative.verdict, relative.lies) == ("pass", (0.901, 0.909))
+    assert (relative.verdict, relative.verdict_interval) == ("pass", (0.901, 0.909))
     without = replace(finding, alone=None).judged(Gate(type="threshold", value=0.9))
-    assert (without.verdict, without.lies) == ("pass", (0.901, 0.909))
+    assert (without.verdict, without.verdict_interval) == ("pass", (0.901, 0.909))
 
 
 @pytest.mark.parametrize(("rows", "most"), [(500, 0.05), (2000, 0.05)])
@@ -72,7 +72,7 @@ def test_a_threshold_on_accuracy_is_passed_by_chance_as_seldom_as_the_confidence
         base = generator.random(rows) < 0.9
         ours = np.where(generator.random(rows) < 0.01, ~base, base)
         right = int(ours.sum())
-        near = tuple(base.mean() + end for end in difference_interval(base, ours, 0.95))
+        near = tuple(base.mean() + end for end in bonett_price(base, ours, 0.95))
         finding = Finding("accuracy", "share", "higher", base.mean(), right / rows, near, 0.95)
         judged = replace(finding, alone=wilson(right, rows, 0.95)).judged(Gate(type="threshold", value=0.9))
         passed += judged.verdict == "pass"

@@ -30,7 +30,8 @@ from compressor.packaging.assemble import package
 from compressor.recipe import Recipe, dump
 from exporters.onnx import OnnxExporter
 from validators.base import Finding
-from validators.report import ExportReport, Report
+from validators.export_report import ExportReport
+from validators.report import Report
 
 WORDS = ["[CLS]", "[SEP]", "[UNK]", "[PAD]", "one", "two", "three", "four", "red", "blue", "Question", ":", "Answer"]
 LABELS = ["calm", "glad", "sad|<b>odd</b>"]

@@ -233,6 +233,25 @@ def test_a_process_that_unpacks_the_same_at_the_same_time_is_not_disturbed(
     assert sorted(path.name for path in there.iterdir()) == [".half.partial", "half"]
 
 
+@pytest.mark.parametrize("top", ["half", "other"])
+def test_an_archive_that_is_replaced_while_it_is_unpacked_is_not_taken_for_the_one_that_was_checked(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top: str
+) -> None:
+    (tmp_path / "new" / top).mkdir(parents=True)
+    (tmp_path / "new" / top / "a.txt").write_bytes(b"two")
+    check = archive.check
+
+    def overtaken(path: Path, **limit: int) -> archive.Contents:
+        found = check(path, **limit)
+        archive.write(tmp_path / "new" / top, path)
+        return found
+
+    monkeypatch.setattr(archive, "check", overtaken)
+    with pytest.raises(IntegrityError, match=r"'model/b\.bin' is missing"):
+        archive.unpack(packed, tmp_path / "there")
+    assert [*(tmp_path / "there").iterdir()] == []
+
+
 @pytest.mark.parametrize(("name", "said"), [("none.tar.gz", "does not exist"), ("half", "is a folder")])
 def test_what_is_no_file_is_not_unpacked(packed: Path, tmp_path: Path, name: str, said: str) -> None:
     with pytest.raises(ArtifactError, match=f"{said}: name a package's archive"):
@@ -327,8 +346,8 @@ def test_a_manifest_that_is_none_is_one_sentence(packed: Path, text: bytes) -> N
         archive.check(hostile)
 
 
-def test_a_manifest_of_another_schema_is_refused(packed: Path) -> None:
-    listed = {"a.txt": {"size": 3, "sha256": sha256(b"one").hexdigest()}}
+@pytest.mark.parametrize("listed", [{"a.txt": {"size": 3, "sha256": sha256(b"one").hexdigest()}}, ["a.txt"]])
+def test_a_manifest_of_another_schema_is_refused(packed: Path, listed: Any) -> None:
     text = json.dumps({"schema_version": 9, "files": listed}).encode()
     with pytest.raises(ArtifactError, match="schema version 9; this version reads 1"):
         archive.check(rewritten(packed, drop="half/manifest.json", add=member("half/manifest.json", text)))

@@ -17,6 +17,7 @@ import yaml
 from compressor.packaging import base_model
 from compressor.packaging import bom as bom_module
 from compressor.packaging.archive import unpack
+from compressor.packaging.tasks import PACKAGED
 from validators import render
 
 
@@ -107,8 +108,9 @@ def test_a_stated_license_and_its_text_are_found(tmp_path: Path) -> None:
         ("license: other", "other"),
     ],
 )
-def test_every_license_that_is_stated_is_told(tmp_path: Path, front: str, license: str) -> None:
-    (tmp_path / "README.md").write_text(f"\ufeff---\n{front}\n---\ntext", encoding="utf-8")
+@pytest.mark.parametrize("end", ["\ntext", "\n", ""])
+def test_every_license_that_is_stated_is_told(tmp_path: Path, front: str, license: str, end: str) -> None:
+    (tmp_path / "README.md").write_text(f"\ufeff---\n{front}\n---{end}", encoding="utf-8")
     assert base_model.find(str(tmp_path)).license == license
 
 
@@ -181,7 +183,7 @@ def bom(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "bom.cdx.json").read_text()))
 
 
-@pytest.mark.parametrize("task", ["text-classification", "image-classification", "text-generation", "multiple-choice"])
+@pytest.mark.parametrize("task", PACKAGED)
 def test_the_bill_of_materials_holds_cyclonedxs_schema(
     packaged: Callable[[str], Path], tmp_path: Path, task: str
 ) -> None:

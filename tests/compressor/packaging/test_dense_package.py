@@ -19,7 +19,8 @@ from compressor.packaging import assemble, rehearsal
 from compressor.packaging.archive import unpack
 from compressor.packaging.verification import verify
 from validators.base import Finding
-from validators.report import ExportReport, Report
+from validators.export_report import ExportReport
+from validators.report import Report
 
 GATES = {"accuracy": {"type": "max-degradation", "value": 0.02}, "size": {"type": "threshold", "value": 4}}
 

@@ -124,6 +124,24 @@ def test_an_archive_is_not_overwritten_unasked(run: Path, tmp_path: Path) -> Non
     assert target.read_bytes()[:2] == b"\x1f\x8b"
 
 
+@unrehearsed
+def test_a_folder_is_not_taken_for_an_archive_to_overwrite(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "half.tar.gz").mkdir()
+    with pytest.raises(ArtifactError, match=r"half\.tar\.gz is a folder: name a file with --out\.$"):
+        assemble.package(run, tmp_path / "half.tar.gz", overwrite=True)
+
+
+def test_an_archive_that_appears_meanwhile_is_not_overwritten_either(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "half.tar.gz"
+    monkeypatch.setattr(rehearsal, "rehearse", lambda folder, **trust: target.write_text("another's"))
+    with pytest.raises(ArtifactError, match=r"exists already\. Add --overwrite"):
+        assemble.package(run, target)
+    assert target.read_text() == "another's"
+    assert assemble.package(run, target, overwrite=True).bytes > 1000
+
+
 @pytest.mark.parametrize(
     ("out", "said"), [("half.zip", r"must end in \.tar\.gz or \.tgz"), ("copy/half.tar.gz", "lies in the run folder")]
 )
@@ -234,16 +252,6 @@ def test_a_text_model_without_a_fast_tokenizer_is_refused(run: Path, reported: R
     reported(run).save(run)
     with pytest.raises(InputError, match=rf"^{run}/exports/onnx-int8 has no tokenizer\.json"):
         assemble.package(run)
-
-
-def test_a_task_that_predict_does_not_know_is_refused(run: Path) -> None:
-    manifest = json.loads((run / "artifact.json").read_text())
-    (run / "artifact.json").write_text(json.dumps(manifest | {"task": "feature-extraction"}))
-    with pytest.raises(
-        InputError, match=r"Packages are made for text-classification, .* not for feature-extraction"
-    ) as e:
-        assemble.package(run)
-    assert f"deploy {run}/exports/onnx-int8 with code" in str(e.value)
 
 
 # ---- the rehearsal ----

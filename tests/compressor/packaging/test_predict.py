@@ -16,8 +16,9 @@ from PIL import Image
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, ConvNextImageProcessorPil, ViTImageProcessorPil
 
 from compressor import data, registry
-from compressor.packaging import facts, predict, rehearsal
+from compressor.packaging import predict, rehearsal
 from compressor.packaging.archive import unpack
+from compressor.packaging.inputs import Texts
 from compressor.tasks.image import samples
 from exporters.base import Session
 from exporters.generate import text
@@ -59,9 +60,10 @@ def test_texts_are_not_cut_behind_what_model_and_tokenizer_take(tmp_path: Path, 
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 510}))
-    assert facts._length({"model": {"max_length": trained}}, tmp_path) == length
+    recipe = {"model": {"max_length": trained}, "data": {"train": {}}}
+    assert Texts().facts(recipe, tmp_path)["max_length"] == length
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 10**30}))
-    assert facts._length({"model": {"max_length": trained}}, tmp_path) == min(trained, 512)
+    assert Texts().facts(recipe, tmp_path)["max_length"] == min(trained, 512)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ PLAIN, COPIED = "arrays in, arrays out", "arrays in, arrays out, copied to the G
 BOUND, REPLAYED = "inputs and outputs on the GPU", "inputs and outputs on the GPU, replayed as CUDA graphs"
 
 
-def ways(runners: Sequence[Any], inputs: Arrays, *, on_gpu: bool) -> tuple[str, Sequence[Call]]:
+def timed_calls(runners: Sequence[Any], inputs: Arrays, *, on_gpu: bool) -> tuple[str, Sequence[Call]]:
     """How a run is timed, and the runs: on a GPU the first of three ways that all of the runners can go.
 
     These are one CUDA graph without copies, a run without copies, and a run with them.

@@ -96,7 +96,7 @@ def _points(trial: Mapping[str, Any]) -> Iterator[Point]:
         if quantity is not None and trial.get("dense_parameters"):
             measured = findings[quantity]
             yield Point(
-                trial["budget"],
+                float(trial["budget"]),
                 trial["parameters"] / trial["dense_parameters"],
                 export["name"],
                 quantity,
@@ -129,7 +129,7 @@ def hint(context: Mapping[str, Any], failed: Collection[str]) -> str:
     enough = any if look(context, "recipe", "export") == "auto" else all
     larger = sorted({point.budget for point in points(context) if point.budget > chosen})
     held = [budget for budget in larger if enough(p.holds for p in points(context) if p.budget == budget)]
-    untried = [budget for budget in bisection.grid() if budget > chosen and budget not in larger]
+    untried = [budget for budget in _budgets(context) if budget > chosen and budget not in larger]
     said = f"Budget {chosen:.3f} held its gates on the validation rows, but not on the evaluation data. "
     if not held and not untried:
         return f"{said}No larger one is left to try: the dense model is what to ship, or other gates."
@@ -141,6 +141,13 @@ def hint(context: Mapping[str, Any], failed: Collection[str]) -> str:
         "another --out. Evaluation data that has turned a budget down has helped to choose: prove the next one on data "
         "that has not."
     )
+
+
+def _budgets(context: Mapping[str, Any]) -> Sequence[float]:
+    """Those that give this model a plan of its own, ascending; the whole grid where the search does not say."""
+    found = look(context, "search", "budgets")
+    known = found if isinstance(found, list | tuple) else bisection.grid()
+    return sorted(budget for budget in known if isinstance(budget, int | float))
 
 
 def draw(context: Mapping[str, Any]) -> Plot | None:

@@ -29,7 +29,7 @@ class Cost(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Whole:
+class EndToEnd:
     """Costs of exports of one runtime.
 
     Attributes:

@@ -11,25 +11,27 @@ import pytest
 
 from compressor.recipe import ValidateSection
 from validators.base import Evaluation, Finding
+from validators.end_to_end import EndToEnd
 from validators.latency import Latency
 from validators.memory import Memory
-from validators.whole import Whole
 
 VALIDATION = ValidateSection(threads=1, sequence_length=6, runs=10)
 
 
 @pytest.fixture
-def whole(runtimes: None, export: Callable[..., Path], evaluation: Evaluation, tmp_path: Path) -> Whole:
+def whole(runtimes: None, export: Callable[..., Path], evaluation: Evaluation, tmp_path: Path) -> EndToEnd:
     dense = export(tmp_path / "dense", np.ones((900, 8), np.float32), np.ones((8, 4), np.float32))
-    return Whole("tiny", evaluation.task, evaluation.batches, VALIDATION, dense)
+    return EndToEnd("tiny", evaluation.task, evaluation.batches, VALIDATION, dense)
 
 
-def test_models_are_measured_on_one_shape(whole: Whole) -> None:
+def test_models_are_measured_on_one_shape(whole: EndToEnd) -> None:
     assert {name: array.shape for name, array in whole.inputs().items()}["input_ids"] == (1, 6)
 
 
 @pytest.mark.parametrize("quantity", ["latency", "memory"])
-def test_a_larger_export_costs_more(whole: Whole, export: Callable[..., Path], tmp_path: Path, quantity: str) -> None:
+def test_a_larger_export_costs_more(
+    whole: EndToEnd, export: Callable[..., Path], tmp_path: Path, quantity: str
+) -> None:
     wide = np.ones((2_000, 2_000), np.float32)  # 16 MB
     larger = export(tmp_path / "larger", np.ones((900, 2_000), np.float32), wide, wide, np.ones((2_000, 4), np.float32))
     found = whole.cost(quantity, larger)
@@ -39,7 +41,7 @@ def test_a_larger_export_costs_more(whole: Whole, export: Callable[..., Path], t
 
 
 def test_latency_is_the_median_and_memory_the_peak_over_the_floor(
-    whole: Whole, monkeypatch: pytest.MonkeyPatch
+    whole: EndToEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     details = {
         "dense_peak": 140.0,

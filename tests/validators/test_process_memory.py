@@ -12,8 +12,8 @@ import pytest
 
 from compressor import nvidia
 from compressor.errors import DependencyError
-from validators import gauges
-from validators.gauges import MIB, gauge
+from validators import process_memory
+from validators.process_memory import MIB, gauge
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -35,9 +35,9 @@ def test_a_system_without_a_peak_is_refused_by_name(tmp_path: Path):
     status = tmp_path / "status"
     status.write_text("Name:\tpython\nVmRSS:\t   1024 kB\n")
     with pytest.raises(DependencyError, match=r"VmHWM.*Measure on Linux or Windows"):
-        gauges._status(status)
+        process_memory._status(status)
     with pytest.raises(DependencyError, match="absent"):
-        gauges._status(tmp_path / "absent")
+        process_memory._status(tmp_path / "absent")
 
 
 class Driver:
@@ -77,10 +77,10 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_what_exports_run_on_names_the_gpu_that_is_seen_and_the_threads_that_are_allowed(
     driver: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(gauges, "usable_threads", lambda: 3)
+    monkeypatch.setattr(process_memory, "usable_threads", lambda: 3)
     driver((0, {}))
-    assert gauges.used("cuda", 0) == {"threads": 3, "gpu": "a card, CUDA's first"}
-    assert gauges.used("cpu", 2) == {"threads": 2}
+    assert process_memory.used("cuda", 0) == {"threads": 3, "gpu": "a card, CUDA's first"}
+    assert process_memory.used("cpu", 2) == {"threads": 2}
 
 
 def refuse() -> None:
@@ -90,7 +90,7 @@ def refuse() -> None:
 def test_a_gpu_without_a_driver_has_no_name(driver: Any, monkeypatch: pytest.MonkeyPatch):
     driver((0, {}))
     monkeypatch.setattr(nvidia, "handle", refuse)
-    assert gauges.used("cuda", 1) == {"threads": 1, "gpu": None}
+    assert process_memory.used("cuda", 1) == {"threads": 1, "gpu": None}
 
 
 def test_gpu_memory_is_that_of_this_process_where_the_driver_lists_it(driver: Any):

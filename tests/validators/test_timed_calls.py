@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compressor.errors import RankfoldError, ResourceError, RuntimeFailure
-from validators.ways import BOUND, COPIED, PLAIN, REPLAYED, ways
+from validators.timed_calls import BOUND, COPIED, PLAIN, REPLAYED, timed_calls
 
 
 class Plain:
@@ -31,15 +31,15 @@ class Bound(Plain):
 
 
 def test_on_the_cpu_arrays_go_in_and_come_out() -> None:
-    way, calls = ways([Bound("a", recorded=True)], {}, on_gpu=False)
+    way, calls = timed_calls([Bound("a", recorded=True)], {}, on_gpu=False)
     assert (way, calls[0]()) == (PLAIN, "plain")
 
 
 def test_on_a_gpu_nothing_is_copied_and_all_are_replayed_or_none() -> None:
     both, one = [Bound("a", recorded=True), Bound("b", recorded=True)], Bound("c", recorded=False)
-    way, calls = ways(both, {}, on_gpu=True)
+    way, calls = timed_calls(both, {}, on_gpu=True)
     assert (way, [call() for call in calls]) == (REPLAYED, ["a replayed", "b replayed"])
-    way, calls = ways([both[0], one], {}, on_gpu=True)
+    way, calls = timed_calls([both[0], one], {}, on_gpu=True)
     assert (way, [call() for call in calls]) == (BOUND, ["a bound", "c bound"])
 
 
@@ -49,10 +49,10 @@ def test_where_binding_fails_the_runs_are_timed_with_their_copies(error: Rankfol
         def bound(self, inputs: Mapping[str, np.ndarray], *, replayed: bool = False) -> Callable[[], str]:
             raise error
 
-    way, calls = ways([Bound("a", recorded=True), Unbound()], {}, on_gpu=True)
+    way, calls = timed_calls([Bound("a", recorded=True), Unbound()], {}, on_gpu=True)
     assert (way, [call() for call in calls]) == (COPIED, ["plain", "plain"])
 
 
 def test_a_runner_that_cannot_bind_is_timed_with_its_copies_and_so_is_the_other() -> None:
-    way, calls = ways([Bound("a", recorded=True), Plain()], {}, on_gpu=True)
+    way, calls = timed_calls([Bound("a", recorded=True), Plain()], {}, on_gpu=True)
     assert (way, [call() for call in calls]) == (COPIED, ["plain", "plain"])
