@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +26,13 @@ from bench import DISTILLATION, Bench
 from comparison import record
 from results import Row, Rows, exit_code
 from suites import SUITES, Suite, located
+from torch import nn
 
 from compressor import adapt, data, devices, models, progress
 from compressor.allocation import Spectrum
+from compressor.cores import FreeCore, OrthogonalCore
 from compressor.distillation import prediction_loss
-from compressor.layers import CoreLinear, FreeCore
+from compressor.layers import CoreLinear
 from compressor.methods.base import Moments
 from compressor.planning import Plan
 from compressor.recipe import Distillation
@@ -57,6 +59,7 @@ class Candidate:
     rotated: bool = False  # bases are turned to the principal axes of the moments, as `axes: moments` does
     whitened: bool = False  # the core is trained between inputs, and gradients, of one variance
     distillation: Distillation = DISTILLATION
+    core: Callable[[torch.Tensor], nn.Module] | None = None  # another core that starts at the same matrix (r, r)
     rate: float = 1.0  # times the arm's
     strategy: Literal["gain", "energy", "uniform"] | None = None  # by which a plan buys; None: the arm's
     power: float = 1.0  # of the gains that a plan compares: below 1, ranks are more alike
@@ -71,6 +74,25 @@ class Candidate:
         return replace(base, name=name, method=method, strategy=self.strategy or base.strategy)
 
 
+class DiagonalCore(nn.Module):
+    """A frozen core (r, r) plus a trained diagonal: with the thin updates a low-rank-plus-diagonal change."""
+
+    initial: torch.Tensor
+
+    def __init__(self, initial: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("initial", initial.clone())
+        self.diagonal = nn.Parameter(initial.new_zeros(len(initial)))
+
+    def forward(self) -> torch.Tensor:
+        """The core (r, r)."""
+        return self.initial + torch.diag(self.diagonal)
+
+
+CORES: dict[str, Callable[[torch.Tensor], nn.Module]] = {
+    "orthogonal core": partial(OrthogonalCore, strict=False),
+    "diagonal core": DiagonalCore,
+}
 CANDIDATES = {
     (one.of, one.name): one
     for one in (
@@ -86,6 +108,11 @@ CANDIDATES = {
         *(
             Candidate("predictions 0.9", of, distillation=Distillation(predictions=0.9))
             for of in ("jactus", "svdllm-lora")
+        ),
+        *(
+            Candidate(name + told, "jactus-corrected", core=core, rate=rate)
+            for name, core in CORES.items()
+            for told, rate in (("", 1.0), (", thrice the rate", 3.0))
         ),
         *(Candidate(f"hidden {weight:g}", distillation=Distillation(hidden=weight)) for weight in (0, 3)),
         *(
@@ -188,6 +215,10 @@ class Trial(Bench):
         for name, layer in model.named_modules() if self.candidate.whitened else ():
             if isinstance(layer, CoreLinear):
                 whiten_(layer, self.moments(adapted=arm.taught)[name])
+        for layer in model.modules() if self.candidate.core else ():
+            if isinstance(layer, CoreLinear):
+                assert self.candidate.core is not None
+                layer.core = self.candidate.core(layer.core().detach())
         for parameter in model.parameters() if self.candidate.vectors else ():
             if parameter.ndim == 1:
                 parameter.requires_grad_(True)

@@ -27,7 +27,8 @@ def trial(tiny_suite: Callable[..., Suite], tmp_path: Path) -> Trial:
 
 
 def started(trial: Trial, name: str) -> torch.nn.Module:
-    trial.candidate = CANDIDATES["jactus", name]
+    of, _, short = name.rpartition(":")
+    trial.candidate = CANDIDATES[of or "jactus", short]
     model = trial.start(trial.candidate.arm, 0.5)[0]
     assert isinstance(model, torch.nn.Module)
     return model
@@ -67,6 +68,18 @@ def test_vectors_add_all_parameters_with_one_dimension_and_nothing_else(trial: T
     model = started(trial, "default")
     assert after - before
     assert after == before | {name for name, one in model.named_parameters() if one.ndim == 1}
+
+
+@pytest.mark.parametrize("name", ["orthogonal core", "diagonal core"])
+def test_another_core_starts_at_the_same_matrix_and_trains_less(trial: Trial, name: str) -> None:
+    default, changed = (started(trial, f"jactus-corrected:{which}") for which in ("default", name))
+    pairs = [(default.get_submodule(path), one) for path, one in changed.named_modules() if isinstance(one, CoreLinear)]
+    assert pairs
+    for before, after in pairs:
+        assert isinstance(before, CoreLinear)
+        torch.testing.assert_close(after.core(), before.core())
+        trained = [sum(one.numel() for one in layer.core.parameters()) for layer in (after, before)]
+        assert 0 < trained[0] < trained[1]
 
 
 def test_ranks_are_bought_by_roots_of_gains_where_a_candidate_says_so(trial: Trial) -> None:
