@@ -15,6 +15,7 @@ from tables import ablations as table
 
 from compressor import factorize, linalg
 from compressor.methods.jactus import Jactus
+from compressor.targets import find_targets
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +91,7 @@ def test_layers_without_an_output_metric_are_truncated_by_their_inputs_alone(
 ) -> None:
     bench = Bench(tiny_suite(), 0, 0.1, tmp_path)
     found = ablations.blinded(bench, ablations.Variation("output metric", "", blind=("query", "key")))
-    names = [target.name for target in ablations.models.find_targets(bench.probed)]
+    names = [target.name for target in find_targets(bench.probed)]
     assert list(found) == [name for name in names if name.endswith(("query", "key"))]
     name, subspace = next(iter(found.items()))
     weight, moment = bench.probed.get_parameter(f"{name}.weight").detach().double(), bench.moments(adapted=False)[name]

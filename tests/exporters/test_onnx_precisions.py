@@ -22,8 +22,9 @@ from compressor.factorize import factorize_, fold_, plan
 from compressor.methods.spectral import Spectral
 from exporters.base import Exported
 from exporters.generate import continuation
-from exporters.onnx import OnnxExporter, Precision
+from exporters.onnx import OnnxExporter
 from exporters.onnx import fp16 as onnx_fp16
+from exporters.onnx.exporter import Precision
 from exporters.onnx.precisions import PRECISIONS
 from exporters.record import EXPORT_FILE
 

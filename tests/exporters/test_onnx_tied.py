@@ -15,8 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from exporters.base import Exported
 from exporters.generate import continuation
-from exporters.onnx import OnnxExporter, Precision
+from exporters.onnx import OnnxExporter
 from exporters.onnx import tied as onnx_tied
+from exporters.onnx.exporter import Precision
 from exporters.ort import OrtExporter
 
 WORDS, WIDTH = 200, 64
