@@ -215,10 +215,9 @@ class Trial(Bench):
         for name, layer in model.named_modules() if self.candidate.whitened else ():
             if isinstance(layer, CoreLinear):
                 whiten_(layer, self.moments(adapted=arm.taught)[name])
-        for layer in model.modules() if self.candidate.core else ():
-            if isinstance(layer, CoreLinear):
-                assert self.candidate.core is not None
-                layer.core = self.candidate.core(layer.core().detach())
+        if (core := self.candidate.core) is not None:
+            for layer in [one for one in model.modules() if isinstance(one, CoreLinear)]:
+                layer.core = core(layer.core().detach())
         for parameter in model.parameters() if self.candidate.vectors else ():
             if parameter.ndim == 1:
                 parameter.requires_grad_(True)

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from compressor import adapt, data, targets, tensors
+from compressor.cores import FreeCore
 from compressor.files import read_json
-from compressor.layers import CoreLinear, FreeCore
+from compressor.layers import CoreLinear
 from compressor.line import Line
 from compressor.machine import versions
 from compressor.recipe import Recipe

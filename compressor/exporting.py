@@ -16,6 +16,7 @@ from compressor.files import changed_files
 from compressor.line import Line
 from compressor.recipe import ExportSection, Recipe
 from compressor.run_folder import Run, alone, recorded
+from compressor.sources import Sources
 from exporters.base import Session, write
 from validators import process_memory
 
@@ -205,5 +206,6 @@ def _folded(path: Artifact | Path | str, factory: Factory | None, *, trusted: bo
         require_given(recipe.model.path, folder, factory)
         if recipe.model.trust_remote_code and not trusted:
             raise unasked_code(folder)
-        return Line(recipe, Run(folder, state["recipe"], resume=True), factory).fold()
+        run = Run(folder, state["recipe"], resume=True)
+        return Line(recipe, run, Sources(recipe, run, factory)).fold()
     return Artifact.open(folder)

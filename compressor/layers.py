@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from compressor import lean, linalg
-from compressor.cores import FreeCore as FreeCore
-from compressor.cores import OrthogonalCore as OrthogonalCore
 from compressor.devices import wide
 from compressor.forms import ROWS, Dense, Form, Rows, form_of, matrix
 

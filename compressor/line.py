@@ -35,7 +35,7 @@ from compressor.allocation import Spectrum
 from compressor.artifact import MANIFEST, Artifact, seal
 from compressor.calibration import Statistics, calibrate, model_loss, own_label_loss
 from compressor.correction import correct_
-from compressor.factory import RECORD, Factory
+from compressor.factory import RECORD
 from compressor.files import read_json, write_json
 from compressor.machine import versions
 from compressor.methods.base import Subspace
@@ -54,12 +54,10 @@ PROBED = 4096  # training rows that the head is probed on: enough for its gradie
 class Line:
     """The line over one run folder."""
 
-    def __init__(
-        self, recipe: Recipe, run: Run, factory: Factory | None = None, sources: Sources | None = None
-    ) -> None:
-        """`factory`: see `Sources`; `sources`: what another line reads, where it is the same."""
+    def __init__(self, recipe: Recipe, run: Run, sources: Sources | None = None) -> None:
+        """`sources`: what the line reads, where it is another's too or code of the caller's makes the model."""
         self.recipe, self.run, self.folder = recipe, run, run.folder
-        self.sources = sources or Sources(recipe, run, factory)
+        self.sources = sources or Sources(recipe, run)
         models.quiet_libraries()
 
     # ---- the stages ----

@@ -39,7 +39,7 @@ class TrialLine(Line):
     """The line at one budget; what does not depend on the budget is the search's."""
 
     def __init__(self, search: Line, recipe: Recipe, run: Run) -> None:
-        super().__init__(recipe, run, sources=search.sources)
+        super().__init__(recipe, run, search.sources)
         self.search = search
         for stage in SHARED:
             run.adopt(stage, search.run)

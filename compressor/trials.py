@@ -104,7 +104,8 @@ def _reasons(search: Search) -> Iterator[str]:
     if always:
         yield f"Whatever the budget, the gate on {', '.join(always)} does not hold."
     torn = ((one, among) for one in search.trials for among, wants in one.wants.items() if len(wants) == 2)
-    yield from (_torn(one, among) for one, among in list(torn)[:1])
+    if first := next(torn, None):
+        yield _torn(*first)
 
 
 def _always(search: Search) -> list[tuple[str, str]]:

@@ -46,7 +46,7 @@ class Cersa:
 
     def core(self, subspace: Subspace) -> nn.Module:
         """S (k, k) trained from diag(s_1..s_k), then the frozen singular values k+1..r."""
-        from compressor.layers import FreeCore
+        from compressor.cores import FreeCore
 
         energy = subspace.gains / subspace.total
         free = 1 + int((energy.cumsum(0) < self.beta - 1e-12).sum())

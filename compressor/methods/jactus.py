@@ -99,7 +99,7 @@ class Jactus:
 
     def core(self, subspace: Subspace) -> nn.Module:
         """A dense core, all of it trained."""
-        from compressor.layers import FreeCore
+        from compressor.cores import FreeCore
 
         return FreeCore(subspace.core, free=len(subspace.core))
 

@@ -35,6 +35,6 @@ class Psoft:
 
     def core(self, subspace: Subspace) -> nn.Module:
         """A Cayley core that starts at the singular values."""
-        from compressor.layers import OrthogonalCore
+        from compressor.cores import OrthogonalCore
 
         return OrthogonalCore(subspace.core, strict=self.strict)

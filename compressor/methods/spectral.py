@@ -54,6 +54,6 @@ class Spectral:
 
     def core(self, subspace: Subspace) -> nn.Module:
         """A free core, or a frozen one."""
-        from compressor.layers import FreeCore
+        from compressor.cores import FreeCore
 
         return FreeCore(subspace.core, free=len(subspace.core) if self.train == "core" else 0)

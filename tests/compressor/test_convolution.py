@@ -25,10 +25,11 @@ from transformers import (
 
 from compressor import linalg
 from compressor.calibration import Statistics, calibrate
+from compressor.cores import FreeCore
 from compressor.errors import ModelError
 from compressor.factorize import factorize_, fold_, plan, restructure_
 from compressor.forms import form_of, matrix
-from compressor.layers import LAYOUTS, CoreLinear, FactorizedLinear, FreeCore, KeptLinear, PivotedLinear
+from compressor.layers import LAYOUTS, CoreLinear, FactorizedLinear, KeptLinear, PivotedLinear
 from compressor.methods.base import Moment
 from compressor.methods.jactus import Jactus
 from compressor.methods.spectral import Spectral

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor import linalg
-from compressor.layers import LAYOUTS, CoreLinear, FactorizedLinear, FreeCore, OrthogonalCore, PivotedLinear
+from compressor.cores import FreeCore, OrthogonalCore
+from compressor.layers import LAYOUTS, CoreLinear, FactorizedLinear, PivotedLinear
 from compressor.metrics import SpectralMetric
 
 SHAPES = [(9, 6, 3), (6, 9, 3), (8, 8, 1), (10, 7, 6)]  # m, n, r

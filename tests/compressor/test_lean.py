@@ -12,7 +12,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from compressor import lean
-from compressor.layers import CoreLinear, FreeCore, KeptLinear
+from compressor.cores import FreeCore
+from compressor.layers import CoreLinear, KeptLinear
 
 Layer = CoreLinear | KeptLinear
 Trained = TypeVar("Trained", CoreLinear, KeptLinear)
